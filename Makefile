@@ -1,0 +1,29 @@
+# Everything runs in a virtual environment of its own; nothing else is asked of a machine with Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench clean
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -n auto
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .demo .bench .hypothesis .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,39 @@
+"""Bytes in flight: turns a locator and a range into bytes, and says what went wrong. Knows no digest and no store."""
+
+from .base import Body, Listed, Listing, Source, join, read_all
+from .errors import (
+    Denied,
+    EndedEarly,
+    Misbehaved,
+    NotFound,
+    NotListable,
+    Offline,
+    SourceError,
+    Throttled,
+    TimedOut,
+    Unreachable,
+    redact,
+)
+from .registry import Registry, open_source
+
+__all__ = [
+    "Body",
+    "Denied",
+    "EndedEarly",
+    "Listed",
+    "Listing",
+    "Misbehaved",
+    "NotFound",
+    "NotListable",
+    "Offline",
+    "Registry",
+    "Source",
+    "SourceError",
+    "Throttled",
+    "TimedOut",
+    "Unreachable",
+    "join",
+    "open_source",
+    "read_all",
+    "redact",
+]

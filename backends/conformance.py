@@ -1,0 +1,113 @@
+"""The contract of ``Source`` as code: subclass it, say how your source is made, and every test must pass."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from .base import Source, join
+from .errors import NotFound
+
+TEN = b"0123456789"
+BIG = bytes(range(251)) * 8_000  # two megabytes that are nowhere alike
+
+
+class SourceContract:
+    """Set up ``make`` to serve ``OBJECTS`` below the folder that ``folder`` names."""
+
+    OBJECTS = {"ten": TEN, "empty": b"", "deep/er/big.bin": BIG, "with space +%.txt": b"quoted"}  # noqa: RUF012
+
+    def make(self) -> Source:
+        """A source that serves OBJECTS."""
+        raise NotImplementedError
+
+    def folder(self) -> str:
+        """The locator below which OBJECTS are."""
+        raise NotImplementedError
+
+    def read(self, source: Source, path: str, start: int = 0, stop: int | None = None, step: int = 1 << 16) -> bytes:
+        body = source.open(join(self.folder(), path), start=start, stop=stop)
+        try:
+            assert body.start in (0, start)
+            data, view = bytearray(), memoryview(bytearray(step))
+            while count := body.read_into(view):
+                data += view[:count]
+        finally:
+            body.close()
+            body.close()
+        wanted = bytes(data[start - body.start :])
+        return wanted if stop is None else wanted[: stop - start]
+
+    def test_reading_from_every_offset_gives_the_tail(self) -> None:
+        """A body begins where it was asked to, or at 0 and says so."""
+        source = self.make()
+        for start in range(10):
+            assert self.read(source, "ten", start) == TEN[start:]
+
+    def test_a_range_gives_exactly_its_bytes(self) -> None:
+        """First byte included, last excluded."""
+        source = self.make()
+        for start, stop in ((0, 1), (3, 7), (9, 10), (0, 10)):
+            assert self.read(source, "ten", start, stop) == TEN[start:stop]
+
+    def test_a_large_object_arrives_whole_by_small_steps(self) -> None:
+        """However the reader cuts it, the bytes are the same."""
+        source = self.make()
+        assert self.read(source, "deep/er/big.bin", step=1000) == BIG
+        assert self.read(source, "deep/er/big.bin", 1_000_001, step=1 << 20) == BIG[1_000_001:]
+
+    def test_an_empty_object_has_no_bytes(self) -> None:
+        """Its body ends at once and its size is 0."""
+        source = self.make()
+        assert self.read(source, "empty") == b""
+        assert source.size(join(self.folder(), "empty")) == 0
+
+    def test_names_are_quoted_where_the_locator_needs_it(self) -> None:
+        """Spaces, plus and percent in a name are the name's."""
+        source = self.make()
+        assert self.read(source, "with space +%.txt") == b"quoted"
+
+    def test_the_size_and_the_total_agree_with_the_object(self) -> None:
+        """What is told without reading is true."""
+        source = self.make()
+        locator = join(self.folder(), "deep/er/big.bin")
+        body = source.open(locator, start=5)
+        body.close()
+        assert source.size(locator) == len(BIG)
+        assert body.total in (None, len(BIG))
+
+    def test_the_listing_names_every_object(self) -> None:
+        """Paths are relative to the folder, with or without the last slash; known sizes are right."""
+        source = self.make()
+        for folder in (self.folder(), self.folder().rstrip("/") + "/"):
+            files = {listed.path: listed.size for listed in source.listing(folder).files}
+            assert set(files) == set(self.OBJECTS)
+            assert all(size in (None, len(self.OBJECTS[path])) for path, size in files.items())
+
+    def test_a_missing_object_is_a_permanent_error_that_names_it(self) -> None:
+        """Asking again cannot help, and the message says where."""
+        source = self.make()
+        locator = join(self.folder(), "nowhere")
+        for ask in (lambda: source.open(locator), lambda: source.size(locator)):
+            try:
+                ask()
+            except NotFound as error:
+                assert not error.transient
+                assert "nowhere" in str(error)
+            else:
+                raise AssertionError("a missing object was found")
+
+    def test_threads_may_share_a_source(self) -> None:
+        """Sixteen readers at once each get their own bytes."""
+        source = self.make()
+        with ThreadPoolExecutor(16) as pool:
+            parts = list(pool.map(lambda n: self.read(source, "deep/er/big.bin", n * 1000, n * 1000 + 5000), range(64)))
+        assert parts == [BIG[n * 1000 : n * 1000 + 5000] for n in range(64)]
+
+    def test_closing_early_leaves_the_source_usable(self) -> None:
+        """A body that nobody reads to its end costs nothing later."""
+        source = self.make()
+        for _ in range(20):
+            body = source.open(join(self.folder(), "deep/er/big.bin"))
+            body.read_into(memoryview(bytearray(10)))
+            body.close()
+        assert self.read(source, "ten") == TEN

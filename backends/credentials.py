@@ -1,0 +1,58 @@
+"""Proxies and passwords, read from the environment by us and bound to the host they are for.
+
+``requests`` would do this by itself (``trust_env``), but hands a ``.netrc`` password to the target of a redirect and
+lets it override an explicit token. So sessions trust nothing, and each request is given what its own host may have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+
+def proxies(url: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """The proxy for one URL, by ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` (lower case wins, as everywhere)."""
+
+    def get(name: str) -> str:
+        return environ.get(name.lower()) or environ.get(name.upper()) or ""
+
+    parts = urlsplit(url)
+    proxy = get(f"{parts.scheme}_proxy") or get("all_proxy")
+    if not proxy or _exempt(parts.hostname or "", get("no_proxy")):
+        return {}
+    return {parts.scheme: proxy}
+
+
+def _exempt(host: str, no_proxy: str) -> bool:
+    for name in filter(None, (part.strip().lstrip(".").partition(":")[0] for part in no_proxy.split(","))):
+        if name == "*" or host == name or host.endswith("." + name):
+            return True
+    return False
+
+
+def netrc_auth(url: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """Login and password that ``NETRC`` or ``~/.netrc`` keeps for the URL's host."""
+    import netrc
+    import os
+
+    home = environ.get("HOME")
+    path = environ.get("NETRC") or (os.path.join(home, ".netrc") if home else "")
+    if not path:
+        return None
+    host = urlsplit(url).hostname or ""
+    try:
+        found = netrc.netrc(path).hosts.get(host)  # not the default entry: it is for no host in particular
+    except (OSError, netrc.NetrcParseError):
+        return None
+    return (found[0], found[2] or "") if found else None
+
+
+def ca_bundle(environ: Mapping[str, str]) -> str | bool:
+    """What to verify TLS against: ``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, or the default."""
+    return environ.get("REQUESTS_CA_BUNDLE") or environ.get("CURL_CA_BUNDLE") or True
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port: what a credential is bound to. Raises ValueError for a port that is none."""
+    parts = urlsplit(url)
+    return parts.scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)

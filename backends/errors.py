@@ -1,0 +1,75 @@
+"""What a source can complain about: one base; whether asking again can help is data, not a guess by the caller."""
+
+from __future__ import annotations
+
+import re
+
+
+class SourceError(Exception):
+    """A source could not give the bytes. ``transient`` says whether asking the same again can help."""
+
+    transient = False
+    code = "SOURCE_UNAVAILABLE"
+
+    def __init__(self, what: str, *, locator: str, hint: str = "", retry_after: float | None = None) -> None:
+        self.what, self.locator, self.hint = what, redact(locator), hint
+        self.retry_after = retry_after  # seconds the source asks to be left alone
+        super().__init__(f"{what}: {self.locator}")
+
+
+class NotFound(SourceError):
+    """There is nothing at the locator: the source may have the rest of the model, not this file."""
+
+    code = "INCOMPLETE_DOWNLOAD"
+
+
+class Denied(SourceError):
+    """The source wants credentials, or others."""
+
+    code = "AUTH_FAIL"
+
+
+class Misbehaved(SourceError):
+    """The answer makes no sense: a wrong range, an encoding nobody asked for, a redirect that must not be followed."""
+
+
+class NotListable(SourceError):
+    """The source has the files but cannot say which."""
+
+
+class Offline(SourceError):
+    """The source needs a network and networks are forbidden."""
+
+
+class Unreachable(SourceError):
+    """The connection could not be made or broke."""
+
+    transient = True
+
+
+class EndedEarly(Unreachable):
+    """The body stopped before its end."""
+
+    code = "INCOMPLETE_DOWNLOAD"
+
+
+class TimedOut(SourceError):
+    """Nothing came for too long."""
+
+    transient = True
+    code = "NETWORK_TIMEOUT"
+
+
+class Throttled(SourceError):
+    """The source asks to be left alone for a while."""
+
+    transient = True
+    code = "RATE_LIMIT"
+
+
+def redact(locator: str) -> str:
+    """Drop userinfo and query (signed URLs carry secrets); keep scheme, host and path."""
+    scheme, separator, rest = locator.partition("://")
+    if not separator:
+        return locator  # a path
+    return scheme + separator + re.sub(r"^[^/@]*@", "", rest).split("?", 1)[0].split("#", 1)[0]

@@ -1,0 +1,52 @@
+"""A source that misbehaves on request, around any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from threading import Lock
+
+from .base import Body, Source, Wrapper
+from .errors import SourceError, Unreachable
+
+
+class FaultySource(Wrapper):
+    """Wraps a source. Each of ``cuts`` breaks one body after so many bytes, each of ``failures`` refuses one opening, in
+    order; ``corrupt`` may change bytes (it gets locator, offset, bytes). With all used up it behaves."""
+
+    def __init__(
+        self,
+        inner: Source,
+        *,
+        cuts: Iterable[int] = (),
+        failures: Iterable[SourceError] = (),
+        corrupt: Callable[[str, int, memoryview], None] | None = None,
+        ignore_ranges: bool = False,
+    ) -> None:
+        super().__init__(inner)
+        self._cuts, self._failures = list(cuts), list(failures)
+        self._corrupt, self._ignore_ranges = corrupt, ignore_ranges
+        self._mutex = Lock()
+        self.opened_at: list[tuple[str, int]] = []
+
+    def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
+        with self._mutex:
+            self.opened_at.append((locator, start))
+            failure = self._failures.pop(0) if self._failures else None
+            left = self._cuts.pop(0) if self._cuts and failure is None else None
+        if failure is not None:
+            raise failure
+        body = self._inner.open(locator) if self._ignore_ranges else self._inner.open(locator, start=start, stop=stop)
+        at = body.start
+
+        def read_into(view: memoryview) -> int:
+            nonlocal left, at
+            if left == 0:
+                raise Unreachable("connection dropped", locator=locator)
+            count = body.read_into(view if left is None else view[:left])
+            if self._corrupt is not None and count:
+                self._corrupt(locator, at, view[:count])
+            at += count
+            left = None if left is None else left - count
+            return count
+
+        return Body(start=body.start, total=body.total, read_into=read_into, close=body.close)

@@ -1,0 +1,92 @@
+"""Folders and ``file://``: paths on this machine or on a mounted network file system."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from urllib.parse import unquote, urlsplit
+
+from .base import Body, Listed, Listing
+from .errors import Denied, NotFound, SourceError, Unreachable
+
+
+class FileSource:
+    """Plain paths and ``file:///…``. Files are read, never linked: the source is the user's."""
+
+    network = False
+
+    def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
+        try:
+            fd = os.open(_path(locator), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
+        except OSError as error:
+            raise _translated(error, locator) from error
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(fd)
+            raise NotFound("not a regular file", locator=locator)
+        at, end, closed = start, found.st_size if stop is None else min(stop, found.st_size), False
+
+        def read_into(view: memoryview) -> int:
+            nonlocal at
+            try:
+                count = os.preadv(fd, [view[: max(0, min(len(view), end - at))]], at)
+            except OSError as error:
+                raise _translated(error, locator) from error
+            at += count
+            return count
+
+        def close() -> None:
+            nonlocal closed
+            if not closed:
+                closed = True
+                os.close(fd)
+
+        return Body(start=start, total=found.st_size, read_into=read_into, close=close, fd=fd)
+
+    def size(self, locator: str) -> int | None:
+        try:
+            return os.stat(_path(locator)).st_size
+        except OSError as error:
+            raise _translated(error, locator) from error
+
+    def listing(self, locator: str) -> Listing:
+        root = _path(locator)
+        if not os.path.isdir(root):
+            raise NotFound("no such folder", locator=locator, hint="a relative source is relative to models.toml")
+        files = []
+        for folder, folders, names in os.walk(root, onerror=lambda error: _raise(error, locator)):
+            folders.sort()
+            for name in sorted(names):
+                path = os.path.join(folder, name)
+                try:
+                    found = os.stat(path)
+                except OSError as error:
+                    raise _translated(error, path) from error
+                if stat.S_ISREG(found.st_mode):
+                    files.append(Listed(path=os.path.relpath(path, root), size=found.st_size))
+        return Listing(locator=locator, files=tuple(files))
+
+    def origin(self, locator: str) -> str:
+        return os.path.dirname(_path(locator))
+
+
+def _path(locator: str) -> str:
+    if not locator.startswith("file://"):
+        return locator
+    parts = urlsplit(locator)
+    if parts.netloc not in ("", "localhost"):
+        raise SourceError("a file URL names no host", locator=locator, hint="write file:///path")
+    return unquote(parts.path)
+
+
+def _raise(error: OSError, locator: str) -> None:
+    raise _translated(error, locator) from error
+
+
+def _translated(error: OSError, locator: str) -> SourceError:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+        return NotFound("no such file", locator=locator)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return Denied("permission denied", locator=locator, hint="check who may read the source folder")
+    return Unreachable(error.strerror or str(error), locator=locator)

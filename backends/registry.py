@@ -1,0 +1,78 @@
+"""Which source serves which locator: one row a scheme. A factory runs when its first locator is met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from threading import Lock
+
+from .base import Source
+from .errors import Offline, SourceError
+
+
+def _file() -> Source:
+    from .file import FileSource
+
+    return FileSource()
+
+
+def _http() -> Source:
+    from .http import HttpSource  # requests takes 70 ms to import; a command without a transfer does not pay it
+
+    return HttpSource()
+
+
+def _s3() -> Source:
+    from .s3 import S3Source
+
+    return S3Source()
+
+
+FACTORIES: Mapping[str, Callable[[], Source]] = {
+    "": _file,
+    "file": _file,
+    "http": _http,
+    "https": _http,
+    "s3": _s3,
+}
+
+
+def scheme_of(locator: str) -> str:
+    """The scheme of a locator; empty for a path."""
+    scheme, separator, _ = locator.partition("://")
+    return scheme.lower() if separator else ""
+
+
+class Registry:
+    """Finds the source for a locator. Safe for threads; each factory is called once."""
+
+    def __init__(
+        self,
+        factories: Mapping[str, Callable[[], Source]] = FACTORIES,
+        *,
+        offline: bool = False,
+        wrap: Callable[[Source], Source] = lambda source: source,
+    ) -> None:
+        """*wrap* is put around every source (a throttle, a counter); *offline* refuses those that need a network."""
+        self._factories, self._offline, self._wrap = dict(factories), offline, wrap
+        self._made: dict[Callable[[], Source], Source] = {}
+        self._mutex = Lock()
+
+    def find(self, locator: str) -> Source:
+        """The source for *locator*. Raises SourceError for an unknown scheme, Offline."""
+        scheme = scheme_of(locator)
+        factory = self._factories.get(scheme)
+        if factory is None:
+            known = ", ".join(sorted(f"{name}://" for name in self._factories if name))
+            raise SourceError(f"{scheme}:// is not supported; supported are paths, {known}", locator=locator)
+        with self._mutex:
+            source = self._made.get(factory)
+            if source is None:
+                source = self._made[factory] = self._wrap(factory())
+        if self._offline and source.network:
+            raise Offline("not asked, because of --offline", locator=locator)
+        return source
+
+
+def open_source(locator: str) -> Source:
+    """A source that serves *locator*, with settings from the environment. Raises SourceError."""
+    return Registry().find(locator)

@@ -1,0 +1,56 @@
+"""A cap on bytes a second, around any source; one budget may be shared by all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from threading import Lock
+
+from .base import Body, Source, Wrapper
+
+_SLICE_S = 0.05  # how much of a second's budget may be taken at once, so that a cap is smooth
+
+
+class RateBudget:
+    """Hands out bytes at ``bytes_per_s``, to any number of threads. Clock and sleep are injected for tests."""
+
+    def __init__(
+        self,
+        bytes_per_s: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.bytes_per_s = bytes_per_s
+        self._clock, self._sleep, self._free_at, self._mutex = clock, sleep, clock(), Lock()
+
+    @property
+    def slice(self) -> int:
+        """Bytes to read at once under this budget."""
+        return max(1, int(self.bytes_per_s * _SLICE_S))
+
+    def spend(self, count: int) -> None:
+        """Wait until *count* bytes, just received, have been paid for."""
+        with self._mutex:
+            self._free_at = max(self._free_at, self._clock()) + count / self.bytes_per_s
+            wait = self._free_at - self._clock()
+        if wait > 0:
+            self._sleep(wait)
+
+
+class ThrottledSource(Wrapper):
+    """A source read no faster than its budget allows."""
+
+    def __init__(self, inner: Source, budget: RateBudget) -> None:
+        super().__init__(inner)
+        self._budget = budget
+
+    def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
+        body = self._inner.open(locator, start=start, stop=stop)
+
+        def read_into(view: memoryview) -> int:
+            count = body.read_into(view[: self._budget.slice])
+            self._budget.spend(count)
+            return count
+
+        return Body(start=body.start, total=body.total, read_into=read_into, close=body.close)

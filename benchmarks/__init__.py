@@ -1,0 +1,11 @@
+"""Questions about speed and memory, each asked of modelstow and of its peers side by side in one run.
+
+``python -m benchmarks`` asks all of them. Rules that every question keeps:
+
+* peers stand beside modelstow in the same run, and the order of contenders rotates from repeat to repeat, so that no row
+  always inherits the write-back or the deletes of the one before it;
+* ratios are paired within a repeat, then the median is taken; absolute figures belong to one machine and one hour;
+* every repeat writes into a fresh folder and nothing is deleted before the question ends: on ext4, making files soon
+  after mass deletes is up to 20 times slower;
+* a peer that is not there prints "not available" and why, never a figure.
+"""

@@ -1,0 +1,37 @@
+"""Bytes at rest: digests, blobs, piece tables, partials, links, trees, locks, leases. Knows no URL and no lockfile."""
+
+from .digest import EMPTY, Digest
+from .errors import (
+    CasError,
+    ChecksumError,
+    LinkError,
+    LockTimeoutError,
+    NoSpaceError,
+    SizeMismatchError,
+    Stopped,
+    StoreFormatError,
+    StoreStateError,
+)
+from .layout import Layout
+from .linking import LinkKind, LinkMode
+from .store import BlobState, BlobStore, Look
+
+__all__ = [
+    "EMPTY",
+    "BlobState",
+    "BlobStore",
+    "CasError",
+    "ChecksumError",
+    "Digest",
+    "Layout",
+    "LinkError",
+    "LinkKind",
+    "LinkMode",
+    "LockTimeoutError",
+    "Look",
+    "NoSpaceError",
+    "SizeMismatchError",
+    "Stopped",
+    "StoreFormatError",
+    "StoreStateError",
+]

@@ -1,0 +1,68 @@
+"""The few system calls that Python does not offer, through libc. Loaded only when bytes move or a tree changes."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+import sys
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2  # linux/fs.h; macOS calls it RENAME_SWAP, with the same value
+_SYNC_FILE_RANGE_WRITE = 2
+_F_SETSIG = 10  # linux/fcntl.h
+_FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def exchange(one: str, other: str) -> None:
+    """Swap two paths in one step, so that both names exist at every moment.
+
+    Raises OSError: ENOSYS or EINVAL where the kernel or file system cannot, EXDEV or EBUSY for mount points.
+    Source: renameat2(2), renamex_np(2).
+    """
+    a, b = os.fsencode(one), os.fsencode(other)
+    if sys.platform == "darwin":
+        result = _libc.renamex_np(a, b, ctypes.c_uint(_RENAME_EXCHANGE))
+    elif hasattr(_libc, "renameat2"):
+        result = _libc.renameat2(_AT_FDCWD, a, _AT_FDCWD, b, ctypes.c_uint(_RENAME_EXCHANGE))
+    else:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), one, None, other)
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), one, None, other)
+
+
+def clone(source_fd: int, target_fd: int) -> None:
+    """Make the empty target share the source's extents (a reflink). Raises OSError where the file system cannot."""
+    fcntl.ioctl(target_fd, _FICLONE, source_fd)
+
+
+def start_writeback(fd: int, offset: int, count: int) -> None:
+    """Ask the kernel to begin writing a range to disk, so that the fsync at the end is short. Never waits, never fails."""
+    if hasattr(_libc, "sync_file_range"):
+        _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(count), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
+
+
+def in_use(path: str) -> bool:
+    """Whether somebody has the file open or mapped: Linux refuses a write lease then. False where it cannot be told."""
+    if not hasattr(fcntl, "F_SETLEASE"):
+        return False
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        # Who opens the file while we hold the lease makes the kernel send us SIGIO, which ends a process that does not
+        # expect it. SIGURG is ignored by default.
+        fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EBUSY)
+    finally:
+        os.close(fd)
+    return False

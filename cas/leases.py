@@ -1,0 +1,191 @@
+"""Leases: work in flight, or a program that uses a tree, keeps its blobs from being swept.
+
+A lease names every digest before the first of them is relied on. It is made under the store's shared lock, so that no
+sweep runs between looking and being seen. Its held lock proves that its holder lives; elsewhere (another host, another
+boot) its mtime does, which a holder renews. Work that ended badly leaves its lease behind, without a lock: it keeps its
+blobs for another week, because an interrupted fetch of 400 GB is not garbage that night.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Thread
+from threading import Lock as Mutex
+
+from . import locks
+from .digest import Digest
+from .durable import fsync_folder
+from .errors import StoreStateError
+from .store import BlobStore
+
+UNFINISHED_S = 7 * 86_400
+"""How long unfinished work keeps its blobs after its process died."""
+HEARTBEAT_S = 600.0
+_SUFFIX = ".lease"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRecord:
+    """What a lease file says."""
+
+    doing: str
+    digests: frozenset[Digest]
+    reserved: Mapping[Digest, int] = field(default_factory=dict)  # bytes of blobs still to be fetched
+
+
+class Lease:
+    """A held lease. ``finish`` removes it; ``close`` leaves it behind as unfinished work."""
+
+    def __init__(self, store: BlobStore, record: LeaseRecord) -> None:
+        """Write and hold the lease; durable on return. Hold the store's shared lock. Raises OSError."""
+        self._store, self._record, self._mutex = store, record, Mutex()
+        self._path, self._fd = self._create()
+        self._ended = Event()
+        Thread(target=self._beat, name="lease-heartbeat", daemon=True).start()
+
+    def renew(self) -> bool:
+        """Make sure that the lease still stands (a process may have slept for a week); False if it had to be made anew.
+
+        Raises OSError, LockTimeoutError.
+        """
+        with self._mutex:  # every thread of a fetch renews before its commit
+            try:
+                if os.path.samestat(os.stat(self._path), os.fstat(self._fd)):
+                    return True
+            except FileNotFoundError:
+                pass
+            with shared_store_lock(self._store, doing="renewing a lease"):
+                path, fd = self._create()
+            os.close(self._fd)
+            self._path, self._fd = path, fd
+            return False
+
+    def finish(self) -> None:
+        """The work is done: what it needed is kept by roots now."""
+        self._path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Let go, leaving the file behind as the root of unfinished work."""
+        self._ended.set()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _create(self) -> tuple[Path, int]:
+        folder = self._store.layout.leases
+        path = folder / f"{secrets.token_hex(8)}{_SUFFIX}"
+        beside = folder / f".tmp-{secrets.token_hex(8)}"
+        held = locks.acquire(beside, doing=self._record.doing, timeout_s=0, mode=self._store.lock_mode)
+        try:
+            held.write_note(
+                digests=[digest.hex for digest in sorted(self._record.digests)],
+                reserved={digest.hex: size for digest, size in self._record.reserved.items()},
+            )
+            os.fsync(held.fd)
+            os.rename(beside, path)
+            fsync_folder(folder)
+            return path, os.dup(held.fd)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        finally:
+            held.close()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            with suppress(OSError):  # it may be gone for now; the next commit renews it
+                os.utime(self._path)
+
+
+def shared_store_lock(store: BlobStore, *, doing: str, timeout_s: float = 300.0, stop: Event | None = None) -> locks.Lock:
+    """The store's lock for those who add, held for moments. They pass a gate that a waiting sweep holds, so that it
+    is not starved by a stream of them."""
+    with store.lock("gate", doing=doing, shared=True, timeout_s=timeout_s, stop=stop):
+        return store.lock("store", doing=doing, shared=True, timeout_s=timeout_s, stop=stop)
+
+
+def exclusive_store_lock(
+    store: BlobStore, *, doing: str, timeout_s: float = 300.0, stop: Event | None = None
+) -> locks.Lock:
+    """The store's lock for those who delete."""
+    with store.lock("gate", doing=doing, timeout_s=timeout_s, stop=stop):
+        return store.lock("store", doing=doing, timeout_s=timeout_s, stop=stop)
+
+
+def take(store: BlobStore, *, doing: str, digests: Iterable[Digest], reserved: Mapping[Digest, int] | None = None,
+         timeout_s: float = 300.0, stop: Event | None = None) -> Lease:  # fmt: skip
+    """Lease *digests*. *reserved* are the sizes of blobs that the holder is going to fetch.
+
+    Raises LockTimeoutError, Stopped, OSError.
+    """
+    record = LeaseRecord(doing=doing, digests=frozenset(digests), reserved=dict(reserved or {}))
+    with shared_store_lock(store, doing=doing, timeout_s=timeout_s, stop=stop):
+        return Lease(store, record)
+
+
+def standing(store: BlobStore, *, remove_expired: bool = False) -> list[tuple[Path, LeaseRecord, bool]]:
+    """Every lease that counts, and whether its holder lives. Raises StoreStateError for one that cannot be read."""
+    folder = store.layout.leases
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    result = []
+    for name in names:
+        path = folder / name
+        if name.startswith(".tmp-"):
+            if remove_expired and _age(path) > 3600:
+                path.unlink(missing_ok=True)
+            continue
+        held = locks.is_held(path)
+        if not held and _age(path) > UNFINISHED_S:
+            if remove_expired:
+                path.unlink(missing_ok=True)
+            continue
+        record = _read(path)
+        if record is not None:
+            result.append((path, record, held))
+    return result
+
+
+def drop_superseded(store: BlobStore, digests: frozenset[Digest]) -> None:
+    """Remove leases of dead work all of whose blobs the caller has just brought home.
+
+    One that cannot be read stops gc, not those who fetch.
+    """
+    with suppress(StoreStateError):
+        for path, record, held in standing(store):
+            if not held and record.digests <= digests:
+                path.unlink(missing_ok=True)
+
+
+def _age(path: Path) -> float:
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)  # a clock that was set back makes things young, never old
+    except FileNotFoundError:
+        return 0.0
+
+
+def _read(path: Path) -> LeaseRecord | None:
+    try:
+        note = json.loads(path.read_bytes())
+        return LeaseRecord(
+            doing=str(note.get("holder", {}).get("doing", "")),
+            digests=frozenset(Digest.parse("sha256:" + hex_) for hex_ in note["digests"]),
+            reserved={Digest.parse("sha256:" + hex_): int(size) for hex_, size in note["reserved"].items()},
+        )
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreStateError(
+            f"lease {path} cannot be read ({error}), so nothing may be deleted",
+            hint="if nothing uses the store, remove this file",
+        ) from error

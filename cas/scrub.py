@@ -1,0 +1,200 @@
+"""Re-reading bytes at rest: against the piece table (fast, all cores on one file) or against sha256 (full)."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from threading import local
+
+from .digest import EMPTY, Digest
+from .durable import write_file
+from .layout import TABLE_FROM
+from .pieces import PieceTable, TableMaker, hash_piece_of, open_regular, piece_count, piece_range, proven_table
+
+_STEP = 1 << 20
+_RUN = 16  # pieces a thread takes at a time: 128 MiB, so that one file of any size keeps every core busy
+
+
+class Level(enum.StrEnum):
+    """How deep to look: by stat; against the piece table; against sha256."""
+
+    QUICK = "quick"
+    FAST = "fast"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A file that should hold a blob's bytes. ``table`` is where the blob's piece table would be."""
+
+    path: str
+    digest: Digest
+    size: int  # bytes
+    table: str
+    makes_table: bool = False  # a blob in the store without a table gets one from a pass whose sha256 matched
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What reading one file showed. ``bad_pieces`` is empty where the whole is wrong but no table tells which part."""
+
+    target: Target
+    intact: bool
+    bad_pieces: tuple[int, ...] = ()
+    bytes_read: int = 0
+    problem: str = ""
+
+
+def scrub(
+    targets: Iterable[Target],
+    level: Level,
+    *,
+    threads: int | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> Iterator[Verdict]:
+    """Read every target's bytes once and yield a verdict each, in order. Level FAST or FULL.
+
+    Where a fast look finds no table that can be believed, it becomes a full one. A file that cannot be read (EIO,
+    truncated) is not intact and the problem is told; nothing is raised for content.
+    """
+    from concurrent.futures import ThreadPoolExecutor  # 4 ms that a command without reading does not pay
+
+    workers = threads or os.cpu_count() or 1
+    buffers = local()
+
+    def buffer() -> memoryview:
+        if not hasattr(buffers, "view"):
+            buffers.view = memoryview(bytearray(_STEP))
+        view: memoryview = buffers.view
+        return view
+
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = []
+        for target in targets:
+            table = proven_table(target.table, target.digest, target.size) if target.size > TABLE_FROM else None
+            if level is Level.FAST and table is not None:
+                starts = range(0, piece_count(target.size), _RUN)
+                runs = [pool.submit(_check_run, target, table, start, buffer, on_bytes) for start in starts]
+            else:
+                runs = [pool.submit(_check_whole, target, table, buffer, on_bytes)]
+            waiting.append((target, runs))
+            # Keep a bounded number in flight, so that a million files are not a million futures.
+            while len(waiting) > 64:
+                done, futures = waiting.pop(0)
+                yield _join(done, [future.result() for future in futures])
+        for target, futures in waiting:
+            yield _join(target, [future.result() for future in futures])
+
+
+def name_file(fd: int, size: int) -> PieceTable:
+    """What an open file of *size* bytes is called: its digest and its pieces, read once. Raises OSError."""
+    hasher, maker, read = hashlib.sha256(), TableMaker(EMPTY, size), 0
+    buffer = memoryview(bytearray(_STEP))
+    while read < size:
+        count = os.preadv(fd, [buffer[: size - read]], read)
+        if count == 0:
+            raise OSError(errno.EIO, f"the file ended at {read:,} of {size:,} bytes while it was read")
+        hasher.update(buffer[:count])
+        maker.update(buffer[:count])
+        read += count
+    return maker.named(Digest.of_hex(hasher.hexdigest()))
+
+
+def _join(target: Target, verdicts: list[Verdict]) -> Verdict:
+    if len(verdicts) == 1:
+        return verdicts[0]
+    return Verdict(
+        target=target,
+        intact=all(v.intact for v in verdicts),
+        bad_pieces=tuple(piece for v in verdicts for piece in v.bad_pieces),
+        bytes_read=sum(v.bytes_read for v in verdicts),
+        problem=next((v.problem for v in verdicts if v.problem), ""),
+    )
+
+
+def _open(target: Target) -> int:
+    fd = open_regular(target.path)
+    if os.fstat(fd).st_size == target.size:
+        return fd
+    # One that is too long has every piece right and is wrong all the same; one that is too short fails by the piece.
+    if os.fstat(fd).st_size > target.size:
+        os.close(fd)
+        raise OSError(f"it is longer than {target.size:,} bytes")
+    return fd
+
+
+def _check_run(
+    target: Target, table: PieceTable, first: int, buffer: Callable[[], memoryview], on_bytes: Callable[[int], None] | None
+) -> Verdict:
+    last = min(first + _RUN, len(table.slots))
+    try:
+        fd = _open(target)
+    except OSError as error:
+        pieces = tuple(range(first, last)) if isinstance(error, FileNotFoundError) else ()
+        return Verdict(target=target, intact=False, bad_pieces=pieces, problem=error.strerror or str(error))
+    bad, read, problem = [], 0, ""
+    try:
+        for index in range(first, last):
+            start, stop = piece_range(index, target.size)
+            slot = table.slots[index]
+            try:
+                found = hash_piece_of(fd, start, stop, buffer())
+            except OSError as error:  # a bad sector costs its piece, not the file
+                found, problem = None, error.strerror or str(error)
+            read += stop - start
+            if slot is None or found != slot.hash:
+                bad.append(index)
+            if on_bytes is not None:
+                on_bytes(stop - start)
+    finally:
+        os.close(fd)
+    return Verdict(target=target, intact=not bad, bad_pieces=tuple(bad), bytes_read=read, problem=problem)
+
+
+def _check_whole(
+    target: Target, table: PieceTable | None, buffer: Callable[[], memoryview], on_bytes: Callable[[int], None] | None
+) -> Verdict:
+    """By sha256. Which pieces are bad is looked up in a second pass, only where the first one failed."""
+    try:
+        fd = _open(target)
+    except OSError as error:
+        return Verdict(target=target, intact=False, problem=error.strerror or str(error))
+    hasher, read, problem = hashlib.sha256(), 0, ""
+    # In the same pass, or a bit that rots between the two would be certified for ever.
+    maker = TableMaker(target.digest, target.size) if table is None and target.makes_table else None
+    try:
+        while read < target.size:
+            count = os.preadv(fd, [buffer()[: target.size - read]], read)
+            if count == 0:
+                break
+            hasher.update(buffer()[:count])
+            if maker is not None:
+                maker.update(buffer()[:count])
+            read += count
+            if on_bytes is not None:
+                on_bytes(count)
+        intact = hasher.hexdigest() == target.digest.hex
+        if intact and maker is not None and target.size > TABLE_FROM:
+            _keep_table(target.table, maker.proven())
+    except OSError as error:
+        intact, problem = False, error.strerror or str(error)
+    finally:
+        os.close(fd)
+    bad: tuple[int, ...] = ()
+    if not intact and table is not None:
+        runs = (_check_run(target, table, first, buffer, None) for first in range(0, len(table.slots), _RUN))
+        bad = tuple(piece for run in runs for piece in run.bad_pieces)
+    return Verdict(target=target, intact=intact, bad_pieces=bad, bytes_read=read, problem=problem)
+
+
+def _keep_table(path: str, table: PieceTable) -> None:
+    from pathlib import Path
+
+    try:
+        write_file(Path(path), table.encode())
+    except OSError:
+        pass  # a read-only store: the table only saves time

@@ -1,0 +1,380 @@
+"""The blob store. A blob's life:
+
+1. Its lock is taken (per digest; others wait and find it done).
+2. A partial is opened: what an earlier run left there counts as far as it proves good.
+3. Pieces are written and put on record in any order; the sha256 follows the front.
+4. ``commit``: the sha256 of the whole must equal the name. The partial is marked, made read-only, given the mtime that
+   is computed from its digest, fsynced, linked under the blob's name, unlinked from its own; the folder is fsynced.
+
+A name under ``blobs/`` therefore always stands for bytes that were proven. A good blob is never overwritten; a damaged
+one is moved to ``quarantine/`` first. An fsync that failed is never repeated on that file: it is thrown away.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+from . import layout as layouts
+from . import locks
+from .digest import Digest
+from .durable import fsync_folder, write_file
+from .errors import ChecksumError, StoreFormatError
+from .layout import TABLE_FROM, Layout, StoreConfig
+from .partial import Partial, read_fully
+from .pieces import PIECE, PieceTable, TableState, piece_count, piece_hash, piece_range
+
+_STRIPES_HEX = 3  # 4096 lock files for all blobs, for ever; two digests that share one merely wait for each other
+
+
+class BlobState(enum.Enum):
+    """What a stat tells of a blob."""
+
+    ABSENT = "absent"
+    INTACT = "intact"  # size and mtime are those of its digest
+    SUSPECT = "suspect"  # something is there that needs a re-proof
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A blob as one stat saw it. ``ino`` is 0 where nothing is."""
+
+    state: BlobState
+    ino: int = 0
+    links: int = 0
+    size: int = 0  # bytes
+
+
+ABSENT = Look(BlobState.ABSENT)
+
+
+class BlobStore:
+    """Blobs under their digests in ``ROOT/blobs``. Any number of threads, processes and hosts may share one ROOT."""
+
+    def __init__(self, root: Path, config: StoreConfig) -> None:
+        self.layout, self.config = Layout(root), config
+        self._suspects: frozenset[str] | None = None
+
+    @classmethod
+    def open(cls, root: Path, *, create: bool = True, shared: bool = False) -> BlobStore:
+        """Open the store at *root*, making it where none is (unless *create* is false).
+
+        Raises StoreFormatError for a store of another format, FileNotFoundError, OSError.
+        """
+        layout = Layout(Path(os.path.abspath(root)))
+        config = layouts.read_config(layout)
+        if config is None:
+            if not create:
+                raise FileNotFoundError(errno.ENOENT, "there is no store", str(root))
+            config = _create(layout, shared=shared)
+        return cls(layout.root, config)
+
+    @classmethod
+    def at(cls, root: Path) -> BlobStore | None:
+        """The store at *root* for reading, or None where there is none yet. Writes nothing."""
+        layout = Layout(Path(os.path.abspath(root)))
+        config = layouts.read_config(layout)
+        return None if config is None else cls(layout.root, config)
+
+    @classmethod
+    def looking_at(cls, root: Path) -> BlobStore:
+        """The store at *root*, or where one would be; for looking. Writes nothing. Raises StoreFormatError, OSError."""
+        return cls.at(root) or cls(Path(os.path.abspath(root)), StoreConfig())
+
+    def prepare(self) -> None:
+        """Make the folders that are missing; called before the first write. Raises StoreFormatError, OSError."""
+        if self.config.ro_compat:
+            raise StoreFormatError(
+                f"{self.layout.config} asks for {list(self.config.ro_compat)}, which this modelstow cannot write",
+                hint="use the newer modelstow that made this store",
+            )
+        layouts.make_folders(self.layout, self.config)
+
+    # ---- looking
+
+    def look(self, digest: Digest, size: int) -> Look:
+        """What one stat tells of a blob of *size* bytes; reads no content. Raises OSError other than absence."""
+        try:
+            found = os.lstat(self.layout.blob(digest))
+        except (FileNotFoundError, NotADirectoryError):
+            return ABSENT
+        intact = (
+            stat.S_ISREG(found.st_mode)
+            and found.st_size == size
+            and found.st_mtime_ns == digest.mtime * 1_000_000_000
+            and digest.hex not in self.suspects()
+        )
+        state = BlobState.INTACT if intact else BlobState.SUSPECT
+        return Look(state, found.st_ino, found.st_nlink, found.st_size)
+
+    def suspects(self) -> frozenset[str]:
+        """Hex digests that a verification found damaged and nobody has repaired; read once for each store object."""
+        if self._suspects is None:
+            self.refresh()
+        assert self._suspects is not None
+        return self._suspects
+
+    def refresh(self) -> None:
+        """Read anew what verifications left on record."""
+        try:
+            self._suspects = frozenset(os.listdir(self.layout.suspects))
+        except OSError:
+            self._suspects = frozenset()
+
+    def blobs(self) -> Iterator[tuple[Digest, os.DirEntry[str]]]:
+        """Every committed blob with its directory entry, in no order. Foreign names are passed over."""
+        for fan in range(256):
+            folder = f"{self.layout.blobs}/{fan:02x}"
+            try:
+                entries = os.scandir(folder)
+            except FileNotFoundError:
+                continue
+            with entries:
+                for entry in entries:
+                    name = entry.name
+                    if len(name) == 64 and name.startswith(f"{fan:02x}"):
+                        try:
+                            yield Digest.parse("sha256:" + name), entry
+                        except ValueError:
+                            continue
+
+    def held_in_partial(self, digest: Digest, size: int) -> int:
+        """Bytes that a partial has on record, without proving them; for figures shown to people."""
+        from .pieces import read_table
+
+        table = read_table(self.layout.partial(digest) + ".pieces", digest)
+        if table is None or table.size != size or table.state is not TableState.UNFINISHED:
+            return 0
+        ranges = (piece_range(i, size) for i, slot in enumerate(table.slots) if slot is not None)
+        return sum(stop - start for start, stop in ranges)
+
+    # ---- locking
+
+    def blob_lock_path(self, digest: Digest) -> Path:
+        return self.layout.locks / f"blob-{digest.hex[:_STRIPES_HEX]}"
+
+    def lock_blob(
+        self,
+        digest: Digest,
+        *,
+        doing: str,
+        timeout_s: float = 300.0,
+        stop: Event | None = None,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> locks.Lock:
+        """The exclusive right to write this blob. Raises LockTimeoutError, Stopped."""
+        path = self.blob_lock_path(digest)
+        return locks.acquire(path, doing=doing, timeout_s=timeout_s, stop=stop, on_wait=on_wait, mode=self.lock_mode)
+
+    def commits_seen(self, digest: Digest) -> str:
+        """A token that changes when somebody commits this very blob; for those who ask for a fetch at the same time."""
+        return _commit_token(locks.peek(self.blob_lock_path(digest)), digest)
+
+    def note_commit(self, lock: locks.Lock, digest: Digest) -> None:
+        """Leave word in the held lock that this blob was just committed."""
+        lock.write_note(committed=digest.hex, token=secrets.token_hex(8))
+
+    @property
+    def lock_mode(self) -> int:
+        return 0o664 if self.config.shared else 0o600
+
+    def lock(self, name: str, *, doing: str, shared: bool = False, timeout_s: float = 300.0, stop: Event | None = None,
+             on_wait: Callable[[str], None] | None = None) -> locks.Lock:  # fmt: skip
+        """One of the store's named locks (``store``, ``gate``, ``space``, ``tree-…``)."""
+        path = self.layout.locks / name
+        return locks.acquire(
+            path, doing=doing, shared=shared, timeout_s=timeout_s, stop=stop, on_wait=on_wait, mode=self.lock_mode
+        )
+
+    # ---- writing
+
+    def partial(self, digest: Digest, size: int) -> Partial:
+        """Open or adopt the partial of a blob; hold the blob's lock. Raises OSError."""
+        return Partial(self.layout, digest, size)
+
+    def commit(self, partial: Partial, *, replace: bool = False) -> None:
+        """Make a partial a blob, if and only if its sha256 is its name. Durable on return.
+
+        A blob that is already there and looks intact is kept, unless *replace* is set; a damaged one, or with
+        *replace* any, goes to quarantine first. On ChecksumError the partial is left as it is, for the caller to
+        judge its pieces. Once it is marked, any OSError discards it: what could not be synced is never trusted again.
+        """
+        actual = partial.proof()
+        if actual != partial.digest:
+            raise ChecksumError(
+                f"blob {partial.digest.short}… failed verification (got {actual.short}…, {partial.size:,} bytes)",
+                expected=str(partial.digest),
+                actual=str(actual),
+            )
+        try:
+            partial.mark(TableState.COMMITTING)
+            os.fchmod(partial.fd, 0o444)
+            os.utime(partial.fd, (partial.digest.mtime, partial.digest.mtime))
+            os.fsync(partial.fd)
+            self._publish(partial, replace=replace)
+        except BaseException:
+            partial.discard()
+            raise
+        partial.close()
+
+    def _publish(self, partial: Partial, *, replace: bool) -> None:
+        target = self.layout.blob(partial.digest)
+        mine = os.fstat(partial.fd).st_ino
+        while True:
+            try:
+                os.link(partial.path, target, follow_symlinks=False)
+            except FileExistsError:
+                look = self.look(partial.digest, partial.size)
+                if (replace or look.state is not BlobState.INTACT) and look.ino != mine:
+                    # Damaged, to be replaced, or swept since link(2) refused.
+                    if self._give_way(partial):
+                        break
+                    continue
+            break
+        if os.path.lexists(partial.path):
+            os.unlink(partial.path)
+        fsync_folder(os.path.dirname(target))
+        if partial.size > TABLE_FROM:
+            partial.mark(TableState.PROVEN)
+            os.chmod(partial.table_path, 0o444)
+            os.replace(partial.table_path, target + ".pieces")
+        self.clear_suspect(partial.digest)
+
+    def _give_way(self, partial: Partial) -> bool:
+        """Put the new inode where a damaged one stands, in one step: others link this blob at any moment. False where
+        what stood there was no file and was moved away, or is gone."""
+        target = self.layout.blob(partial.digest)
+        try:
+            os.link(target, self._quarantine_name(partial.digest), follow_symlinks=False)
+        except OSError:  # a folder, a file system that links no further, or nothing any more
+            self.quarantine_blob(partial.digest)
+            return False
+        os.rename(partial.path, target)
+        return True
+
+    def add_bytes(self, data: bytes) -> Digest:
+        """Commit bytes that are in memory; returns their name. Raises OSError."""
+        digest = Digest.of(data)
+        if not data:
+            return digest
+        with self.lock_blob(digest, doing=f"adding {digest.short}"):
+            if self.look(digest, len(data)).state is not BlobState.INTACT:
+                partial = self.partial(digest, len(data))
+                try:
+                    partial.write(0, data)
+                    view = memoryview(data)
+                    for index in range(piece_count(len(data))):
+                        start, stop = piece_range(index, len(data))
+                        partial.finish(index, piece_hash(view[start:stop]))
+                    self.commit(partial)
+                finally:
+                    partial.leave()
+        return digest
+
+    def copy_in(self, source_fd: int, digest: Digest, size: int) -> None:
+        """Commit a copy of an open file believed to be this blob. Hold the blob's lock.
+
+        Raises ChecksumError if it is not (what an earlier run had fetched stays), OSError.
+        """
+        partial = self.partial(digest, size)
+        took = list(partial.table.missing())
+        try:
+            buffer = memoryview(bytearray(min(PIECE, size)))
+            for index in took:
+                start, stop = piece_range(index, size)
+                view = buffer[: stop - start]
+                if not read_fully(source_fd, view, start):
+                    raise ChecksumError(f"the file ended early while it was copied as {digest.short}…")
+                partial.write(start, view)
+                partial.finish(index, piece_hash(view))
+            self.commit(partial)
+        except ChecksumError:
+            partial.forget(took)
+            raise
+        finally:
+            partial.leave()
+
+    def take_in(self, spool: str, table: PieceTable) -> None:
+        """Commit a spooled file of the store's own disk, without a copy; *table* was made by reading it. Hold the blob's
+        lock. The spool is gone then. Raises ChecksumError if it was changed since, OSError.
+        """
+        digest, size = table.digest, table.size
+        if size <= TABLE_FROM:
+            fd = os.open(spool, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                self.copy_in(fd, digest, size)
+            finally:
+                os.close(fd)
+            os.unlink(spool)
+            return
+        path = self.layout.partial(digest)
+        with open(path + ".pieces", "wb") as file:
+            file.write(table.encode())
+        os.rename(spool, path)
+        partial = self.partial(digest, size)
+        try:
+            self.commit(partial)
+        finally:
+            partial.leave()
+
+    def note_suspect(self, digest: Digest) -> None:
+        """Put on record that a verification found this blob damaged, until it is repaired."""
+        (self.layout.suspects / digest.hex).touch()
+        self._suspects = None
+
+    def clear_suspect(self, digest: Digest) -> None:
+        """Strike a blob off the record of damaged ones."""
+        try:
+            os.unlink(self.layout.suspects / digest.hex)
+        except FileNotFoundError:
+            return
+        self._suspects = None
+
+    def certify(self, digest: Digest) -> None:
+        """Give a blob that was just proven in place its mode and mtime back. Hold its lock. Raises OSError."""
+        path = self.layout.blob(digest)
+        os.chmod(path, 0o444)
+        os.utime(path, (digest.mtime, digest.mtime))
+        self.clear_suspect(digest)
+
+    def _quarantine_name(self, digest: Digest) -> Path:
+        return self.layout.quarantine / f"{digest.hex}-{int(time.time())}-{secrets.token_hex(4)}"
+
+    def quarantine_blob(self, digest: Digest) -> Path | None:
+        """Move whatever carries a blob's name out of the way, with its table; where it went. Raises OSError."""
+        target = self._quarantine_name(digest)
+        try:
+            os.rename(self.layout.blob(digest), target)
+        except FileNotFoundError:
+            return None
+        try:
+            os.unlink(self.layout.table(digest))
+        except FileNotFoundError:
+            pass
+        return target
+
+
+def _create(layout: Layout, *, shared: bool) -> StoreConfig:
+    config = StoreConfig(shared=shared)
+    layouts.make_folders(layout, config)
+    mode = 0o664 if shared else 0o600
+    with locks.acquire(layout.locks / "store", doing="making the store", mode=mode):
+        existing = layouts.read_config(layout)
+        if existing is not None:
+            return existing
+        # The epoch first: were the order reversed, a crash here would look like a lost state/.
+        write_file(layout.epoch, config.epoch.encode())
+        write_file(layout.config, config.text().encode())
+    return config
+
+
+def _commit_token(note: dict[str, object], digest: Digest) -> str:
+    return str(note.get("token", "")) if note.get("committed") == digest.hex else ""

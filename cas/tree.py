@@ -1,0 +1,364 @@
+"""Folders of linked blobs: stage beside, publish in one step, drain what was there; or mend file by file.
+
+No step follows a symlink inside a tree: folders are opened one by one from the tree's top with ``O_NOFOLLOW`` and files
+are named relative to them. A file is removed only if the inventory lists it with the inode that stands there; whatever
+else is found is the user's and is moved, never deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from . import linking
+from .digest import Digest
+from .durable import fsync_folder
+from .inventory import Placed
+from .linking import LinkKind, Placer
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MANY = 2_000  # from so many files on a second thread pays: link(2) releases the GIL
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What a path of a tree should hold."""
+
+    digest: Digest
+    size: int  # bytes
+    ino: int = 0  # the blob's inode as it was last seen; 0: a stat after linking tells
+
+
+@dataclass(slots=True)
+class Scan:
+    """What stands in a folder: every non-folder with its inode, and every folder. Paths are POSIX and relative."""
+
+    files: dict[str, int] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=set)
+
+
+def scan(root: Path | str) -> Scan | None:
+    """Walk a folder without a stat per file; None where no folder is. Raises OSError."""
+    found = Scan()
+    if os.path.islink(root):
+        return None  # whatever it leads to is not ours
+    try:
+        _scan_into(found, str(root), "")
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.isdir(root) and not os.path.islink(root):
+            return scan(root)  # something inside vanished while we looked
+        return None
+    return found
+
+
+def _scan_into(found: Scan, path: str, prefix: str) -> None:
+    with os.scandir(path) as entries:
+        for entry in entries:
+            name = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                found.folders.add(name)
+                _scan_into(found, f"{path}/{entry.name}", name + "/")
+            else:
+                found.files[name] = entry.inode()
+
+
+# ---- building
+
+
+def populate(
+    root: Path,
+    items: Mapping[str, Item],
+    blob: Callable[[Digest], str],
+    placer: Placer,
+    *,
+    replace: bool = False,
+    target: Callable[[str, Digest], str] | None = None,
+    folder_mode: int = 0o755,
+) -> dict[str, Placed]:
+    """Place *items* below the existing folder *root*; names and copies are durable on return.
+
+    With *replace* a name that is taken gives way in one step; what stood there must have been displaced or be ours.
+    *target* says what a symlink at a path should hold. Raises LinkError, FileExistsError, OSError.
+    """
+    groups: dict[str, list[tuple[str, str, Item]]] = {}
+    for path, item in items.items():
+        folder, _, name = path.rpartition("/")
+        groups.setdefault(folder, []).append((name, path, item))
+    top = os.open(root, _DIRECTORY)
+    try:
+        made = _make_folders(top, groups, folder_mode)
+
+        def one(group: tuple[str, list[tuple[str, str, Item]]]) -> list[tuple[str, Placed]]:
+            folder, rows = group
+            fd = _open_below(top, folder)
+            try:
+                placed = []
+                for name, path, item in rows:
+                    say = target(path, item.digest) if target else ""
+                    how = linking.replace if replace else Placer.place
+                    kind = how(placer, blob(item.digest), item.digest, item.size, fd, name, target=say)
+                    linked = kind is LinkKind.HARDLINK and item.ino
+                    ino = item.ino if linked else os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino
+                    placed.append((path, Placed(item.digest, kind, ino)))
+                os.fsync(fd)
+                return placed
+            finally:
+                os.close(fd)
+
+        if len(items) < _MANY:
+            rows = [row for group in groups.items() for row in one(group)]
+        else:
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(2) as pool:
+                rows = [row for batch in pool.map(one, groups.items()) for row in batch]
+        for folder in made - groups.keys():
+            fd = _open_below(top, folder)
+            os.fsync(fd)
+            os.close(fd)
+        os.fsync(top)
+    finally:
+        os.close(top)
+    result = dict(rows)
+    return {path: result[path] for path in items}
+
+
+def _make_folders(top: int, folders: Iterable[str], mode: int) -> set[str]:
+    made: set[str] = set()
+    for folder in sorted(folders):
+        walked = ""
+        for part in PurePosixPath(folder).parts:
+            walked = f"{walked}/{part}" if walked else part
+            if walked in made:
+                continue
+            fd = _open_below(top, walked.rpartition("/")[0])
+            try:
+                os.mkdir(part, dir_fd=fd)
+                os.chmod(part, mode, dir_fd=fd)
+            except FileExistsError:
+                pass
+            finally:
+                os.close(fd)
+            made.add(walked)
+    return made
+
+
+def _open_below(top: int, folder: str) -> int:
+    """Open a folder below an open one, following no symlink on the way. The caller closes it."""
+    fd = os.dup(top)
+    for part in PurePosixPath(folder).parts:
+        try:
+            inner = os.open(part, _DIRECTORY, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = inner
+    return fd
+
+
+@contextlib.contextmanager
+def below(root: Path | str, path: str) -> Iterator[tuple[int, str]]:
+    """The open folder that holds *path*, and its name there, following no symlink on the way. Raises OSError."""
+    top = os.open(root, _DIRECTORY)
+    try:
+        folder, _, name = path.rpartition("/")
+        fd = _open_below(top, folder)
+    finally:
+        os.close(top)
+    try:
+        yield fd, name
+    finally:
+        os.close(fd)
+
+
+def unlink(root: Path | str, path: str) -> None:
+    """Remove one file below *root*, wherever somebody may have led its folders meanwhile. Raises OSError."""
+    with below(root, path) as (fd, name):
+        os.unlink(name, dir_fd=fd)
+
+
+def new_staging(live: Path) -> Path:
+    """A free name beside a tree for the folder that will replace it; never a legal variant name."""
+    return live.parent / f".{live.name}.{secrets.token_hex(6)}.modelstow"
+
+
+def publish(staging: Path, live: Path) -> bool:
+    """Let the staged folder appear under the tree's name in one step; durable on return.
+
+    True: the old folder now stands under the staging name and is to be drained. False: there was none.
+    Raises OSError: EXDEV, EBUSY, EINVAL or ENOSYS where a folder cannot be exchanged here.
+    """
+    try:
+        there = os.lstat(live)
+    except FileNotFoundError:
+        os.rename(staging, live)
+        fsync_folder(live.parent)
+        return False
+    if not stat.S_ISDIR(there.st_mode):
+        raise OSError(errno.ENOTDIR, "not a folder", str(live))
+    os.chmod(staging, stat.S_IMODE(there.st_mode))
+    from . import kernel
+
+    kernel.exchange(str(staging), str(live))
+    fsync_folder(live.parent)
+    return True
+
+
+EXCHANGE_IMPOSSIBLE = {errno.EXDEV, errno.EBUSY, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EACCES}
+"""What says that a tree must be changed file by file."""
+
+
+# ---- taking apart
+
+
+@dataclass(slots=True)
+class Sorted:
+    """The content of a folder by owner."""
+
+    ours: list[str] = field(default_factory=list)  # as we placed it
+    edited: list[str] = field(default_factory=list)  # stands where we placed something, with other bytes
+    theirs: list[str] = field(default_factory=list)  # the user's
+    folders: set[str] = field(default_factory=set)
+
+
+def sort_out(root: Path, placed: Mapping[str, Placed]) -> Sorted:
+    """Say of each file below *root* whose it is, by the inventory and one stat. Raises OSError."""
+    found = scan(root) or Scan()
+    result = Sorted(folders=found.folders)
+    for path in found.files:
+        ours = placed.get(path)
+        if ours is None:
+            result.theirs.append(path)
+        elif as_placed(f"{root}/{path}", ours):
+            result.ours.append(path)
+        else:
+            result.edited.append(path)
+    return result
+
+
+def as_placed(path: str, placed: Placed) -> bool:
+    """Whether a path still holds what the inventory says we put there, as far as a stat can tell."""
+    try:
+        there = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    same = there.st_ino == placed.ino or not placed.ino  # 0: recorded before it was made
+    if placed.kind is LinkKind.SYMLINK:
+        return same and stat.S_ISLNK(there.st_mode)
+    if placed.kind is LinkKind.EMPTY:
+        return same and there.st_size == 0
+    # In a restored store every inode is another; the proof came along, and no edit carries it.
+    return stat.S_ISREG(there.st_mode) and there.st_mtime_ns == placed.digest.mtime * 1_000_000_000
+
+
+@dataclass(slots=True)
+class Displaced:
+    """What was moved out of the way: path in the tree -> where it is now."""
+
+    quarantined: dict[str, str] = field(default_factory=dict)
+    moved: list[str] = field(default_factory=list)  # the user's files that went into the new tree
+
+
+class Quarantine:
+    """A fresh folder below ``quarantine/``, made when first needed, for what is displaced from one tree."""
+
+    def __init__(self, folder: Path, label: str) -> None:
+        self._base = folder / f"{int(time.time())}-{secrets.token_hex(4)}-{label}"
+        self.displaced = Displaced()
+
+    def take(self, root: Path, path: str) -> None:
+        """Move *path* of the tree at *root* here, on whatever file system it is. Raises OSError."""
+        target = self._base / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with below(root, path) as (fd, name):
+            _move(fd, name, f"{root}/{path}", str(target))
+        self.displaced.quarantined[path] = str(target)
+
+
+def _move(folder_fd: int, name: str, source: str, target: str) -> None:
+    try:
+        os.rename(name, target, src_dir_fd=folder_fd)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.move(source, target)
+
+
+def drain(old: Path, live: Path, placed: Mapping[str, Placed], quarantine: Quarantine) -> None:
+    """Empty an exchanged folder of everything that is not ours: the user's files go into the live tree, edited ones to
+    quarantine. Idempotent: after a crash it continues. Our own links stay for readers that are inside. Raises OSError.
+    """
+    sorted_ = sort_out(old, placed)
+    for path in sorted_.edited:
+        quarantine.take(old, path)
+    for path in sorted_.theirs:
+        target = live / path
+        if os.path.lexists(target) or not _folders_are_real(live, path):
+            quarantine.take(old, path)
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with below(old, path) as (fd, name):
+            _move(fd, name, f"{old}/{path}", str(target))
+        quarantine.displaced.moved.append(path)
+    listed = {str(parent) for path in placed for parent in PurePosixPath(path).parents}
+    for folder in sorted(sorted_.folders - listed, reverse=True):  # the user's, and empty by now
+        if not os.path.lexists(live / folder) and _folders_are_real(live, folder):
+            (live / folder).mkdir(parents=True, exist_ok=True)
+        remove_folder(old / folder)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder stands there, and not a symlink to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def _folders_are_real(root: Path, path: str) -> bool:
+    """Whether no folder on the way to *path* is a file or a symlink."""
+    walked = str(root)
+    for part in path.split("/")[:-1]:
+        walked = f"{walked}/{part}"
+        try:
+            if not stat.S_ISDIR(os.lstat(walked).st_mode):
+                return False
+        except FileNotFoundError:
+            return True
+    return True
+
+
+def strip(root: Path, placed: Mapping[str, Placed], quarantine: Quarantine | None) -> bool:
+    """Take our files out of a folder; True if the folder itself could go too.
+
+    Edited files go to *quarantine*; the user's stay, with the folders that hold them. Without a quarantine (a folder
+    whose name is ours alone: staging, trash) edited files stay too. Raises OSError.
+    """
+    sorted_ = sort_out(root, placed)
+    for path in sorted_.ours:
+        with contextlib.suppress(FileNotFoundError):
+            unlink(root, path)
+    if quarantine is not None:
+        for path in sorted_.edited:
+            quarantine.take(root, path)
+    listed = {str(parent) for path in placed for parent in PurePosixPath(path).parents}
+    for folder in sorted(sorted_.folders & listed, reverse=True):
+        remove_folder(f"{root}/{folder}")
+    return remove_folder(root)
+
+
+def remove_folder(path: str | Path) -> bool:
+    """rmdir; False where the folder is not empty or in use. Raises OSError."""
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.ENOTDIR):
+            return False
+        raise
+    return True

@@ -1,0 +1,5 @@
+"""``python -m reconcile``: the same as ``modelstow``."""
+
+from .cli.main import console
+
+console()

@@ -1,0 +1,177 @@
+"""`bench`: how fast verification is on this machine and this disk, beside plain reading of the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from cas import BlobState, BlobStore, Digest, NoSpaceError
+from cas.partial import read_fully
+from cas.pieces import PIECE, piece_count, piece_range
+from cas.scrub import Level, Target, scrub
+
+from .. import config
+from ..errors import IntegrityError, InvalidConfigError
+from ..retention.space import disk
+from .session import Answer, Session
+from .text import count, size, table
+
+_READ = "read"
+_SAID = {
+    _READ: "plain reading, one thread: the limit",
+    Level.QUICK: "one stat a blob, reads no content",
+    Level.FAST: "xxh3-128 of every piece",
+    Level.FULL: "sha256 of the whole",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One row: medians over the repeats. ``share`` is of the speed of plain reading; None where no content is read."""
+
+    level: str
+    seconds: float
+    bytes: int  # read
+    share: float | None
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes a second."""
+        return self.bytes / self.seconds if self.bytes else None
+
+
+def run_bench(session: Session) -> Answer:
+    """Measure in a folder beside the store, which is removed whatever happens."""
+    total = config.parse_size(session.args.size, "--size")
+    repeats = config.parse_count(session.args.repeats, "--repeats")
+    if total == 0:
+        raise InvalidConfigError("--size 0 leaves nothing to read")
+    here = disk(session.settings.root)
+    _check_space(here, total)
+    folder = Path(tempfile.mkdtemp(prefix=".modelstow-bench-", dir=here))
+    try:
+        session.say(f"measuring with {size(total)} in {folder}, {count(repeats, 'time')} each")
+        rows = _measure(*_stowed(folder, total), repeats)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Answer(document={"rows": [_row(row) for row in rows]}, lines=tuple(_lines(rows)))
+
+
+def _check_space(here: Path, total: int) -> None:
+    needed, free = 2 * total, shutil.disk_usage(here).free
+    if needed > free:
+        raise NoSpaceError(
+            f"{needed:,} bytes are needed in {here} for a while, {free:,} are free",
+            hint="measure with a smaller --size",
+            bytes_needed=needed,
+            bytes_available=free,
+            path=str(here),
+        )
+
+
+# ---- the file
+
+
+def _stowed(folder: Path, total: int) -> tuple[BlobStore, Target]:
+    """A store of its own in *folder* with one blob of *total* bytes, ingested as any other."""
+    store = BlobStore.open(folder / "store")
+    store.prepare()
+    path = folder / "file"
+    digest = _write(path, total)
+    with open(path, "rb") as file, store.lock_blob(digest, doing="bench"):
+        store.copy_in(file.fileno(), digest, total)
+    path.unlink()
+    layout = store.layout
+    return store, Target(path=layout.blob(digest), digest=digest, size=total, table=layout.table(digest))
+
+
+def _write(path: Path, total: int) -> Digest:
+    """Random bytes of which no two pieces are alike."""
+    noise, hasher = os.urandom(min(PIECE, total)), hashlib.sha256()
+    with open(path, "wb") as file:
+        for index in range(piece_count(total)):
+            start, stop = piece_range(index, total)
+            piece = (index.to_bytes(8, "little") + noise[8:])[: stop - start]
+            hasher.update(piece)
+            file.write(piece)
+    return Digest.of_hex(hasher.hexdigest())
+
+
+# ---- the clock
+
+
+def _measure(store: BlobStore, target: Target, repeats: int) -> list[Measured]:
+    """Every level so many times, in an order that rotates, after one round that does not count."""
+    levels: dict[str, Callable[[], int]] = {
+        _READ: lambda: _read(target),
+        Level.QUICK: lambda: _look(store, target),
+        Level.FAST: lambda: _scrub(target, Level.FAST),
+        Level.FULL: lambda: _scrub(target, Level.FULL),
+    }
+    times: dict[str, list[float]] = {name: [] for name in levels}
+    bytes_read: dict[str, int] = {}
+    names = list(levels)
+    for repeat in range(-1, repeats):
+        shift = repeat % len(names)
+        for name in (*names[shift:], *names[:shift]):
+            began = time.perf_counter()
+            bytes_read[name] = levels[name]()
+            if repeat >= 0:
+                times[name].append(time.perf_counter() - began)
+    return [_measured(name, bytes_read[name], times[name], times[_READ]) for name in names]
+
+
+def _measured(level: str, read: int, mine: Sequence[float], limit: Sequence[float]) -> Measured:
+    shares = [a / b for a, b in zip(limit, mine, strict=True)]
+    return Measured(level=level, seconds=median(mine), bytes=read, share=median(shares) if read else None)
+
+
+def _read(target: Target) -> int:
+    view = memoryview(bytearray(min(PIECE, target.size, 1 << 20)))
+    with open(target.path, "rb", buffering=0) as file:
+        for start in range(0, target.size, len(view)):
+            read_fully(file.fileno(), view[: target.size - start], start)
+    return target.size
+
+
+def _look(store: BlobStore, target: Target) -> int:
+    if store.look(target.digest, target.size).state is not BlobState.INTACT:
+        raise IntegrityError("a blob that was just stowed does not look intact", hint="run `modelstow doctor`")
+    return 0
+
+
+def _scrub(target: Target, level: Level) -> int:
+    verdict = next(scrub([target], level))
+    if not verdict.intact:
+        raise IntegrityError("a blob that was just stowed reads back damaged", hint="check this disk and its memory")
+    return verdict.bytes_read
+
+
+# ---- what is said
+
+
+def _row(row: Measured) -> dict[str, str | float | None]:
+    rate, share = row.rate, row.share
+    return {
+        "level": row.level,
+        "seconds": row.seconds,
+        "bytes": row.bytes,
+        "bytes_per_second": None if rate is None else round(rate),
+        "share": None if share is None else round(share, 4),
+    }
+
+
+def _lines(rows: Sequence[Measured]) -> list[str]:
+    cells = [("level", "seconds", "GB/s", "of reading", "")]
+    for row in rows:
+        rate = "-" if row.rate is None else f"{row.rate / 1e9:.2f}"
+        share = "-" if row.share is None else f"{row.share:.0%}"
+        cells.append((row.level, f"{row.seconds:.6f}", rate, share, _SAID[row.level]))
+    return table(cells, right=frozenset({1, 2, 3}))

@@ -1,0 +1,143 @@
+"""`doctor`: checks this machine and installation, by doing small things for real."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cas import BlobStore, CasError, Digest, LinkMode, locks
+from cas.linking import LinkKind, Placer
+
+from ..retention.space import disk
+from .session import Answer, Session
+from .text import size
+
+_PACKAGES = ("cas", "backends", "reconcile")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was tried."""
+
+    name: str
+    ok: bool
+    message: str
+    hint: str = ""
+
+
+def run_doctor(session: Session) -> Answer:
+    root = session.settings.root
+    checks = [_python(), _packages(), _store(root), *_disk(root), _free(root)]
+    rows = [{"name": c.name, "ok": c.ok, "message": c.message, "hint": c.hint} for c in checks]
+    lines = []
+    for check in checks:
+        lines.append(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.message}")
+        lines += [f"      hint: {check.hint}"] if check.hint and not check.ok else []
+    return Answer(document={"checks": rows}, lines=tuple(lines), code=0 if all(c.ok for c in checks) else 1)
+
+
+def _python() -> Check:
+    return Check("python", sys.version_info >= (3, 11), sys.version.split()[0], "modelstow needs Python 3.11 or later")
+
+
+def _packages() -> Check:
+    """Whether another distribution owns one of the names that this one imports."""
+    import importlib.metadata
+
+    owners = importlib.metadata.packages_distributions()
+    others = {name: [d for d in owners.get(name, []) if d != "modelstow"] for name in _PACKAGES}
+    clash = {name: found for name, found in others.items() if found}
+    if clash:
+        text = "; ".join(f"{name} also belongs to {', '.join(found)}" for name, found in clash.items())
+        return Check("packages", False, text, "install modelstow into an environment of its own")
+    return Check("packages", True, ", ".join(_PACKAGES))
+
+
+def _store(root: Path) -> Check:
+    try:
+        store = BlobStore.at(root)
+    except (CasError, OSError) as error:
+        return Check("store", False, str(error), getattr(error, "hint", ""))
+    if store is None:
+        return Check("store", True, f"{root} is not there yet; the first reconcile makes it")
+    kind = "shared with its group" if store.config.shared else "private"
+    return Check("store", True, f"{root}, {kind}")
+
+
+def _disk(root: Path) -> Iterator[Check]:
+    """What the file system of ROOT can do, tried in a folder that is removed again."""
+    here = disk(root)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".modelstow-doctor-", dir=here))
+    except OSError as error:
+        hint = "choose another --root; a read-only store still serves status, plan, verify and a no-op ensure"
+        yield Check("writable", False, f"{here}: {error.strerror}", hint)
+        return
+    try:
+        yield Check("writable", True, str(here))
+        yield _locks(folder)
+        yield _links(folder)
+        yield _try("exchange of folders", lambda: _exchange(folder), "changed trees are mended file by file here")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locks(folder: Path) -> Check:
+    path = folder / "lock"
+    try:
+        with locks.acquire(path, doing="doctor", timeout_s=0):
+            honest = locks.is_held(path)
+    except (OSError, CasError) as error:
+        return Check("locks", False, str(error), "work may be done twice here; gc asks for --exclusive")
+    if honest:
+        return Check("locks", True, "a second holder is kept out")
+    return Check("locks", False, "two processes can hold one lock", "work may be done twice; run gc with --exclusive")
+
+
+def _links(folder: Path) -> Check:
+    """Which kinds of link work, with real data: an empty file can be 'cloned' where nothing else can."""
+    data = secrets.token_bytes(64 << 10)
+    digest, blob = Digest.of(data), folder / "blob"
+    blob.write_bytes(data)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    works = []
+    try:
+        for mode in (LinkMode.HARDLINK, LinkMode.REFLINK, LinkMode.SYMLINK, LinkMode.COPY):
+            try:
+                works.append(Placer(mode, strict=True).place(str(blob), digest, len(data), fd, mode.value))
+            except (CasError, OSError):
+                continue
+    finally:
+        os.close(fd)
+    message = f"can {', '.join(works)}" if works else "no kind of link works"
+    hint = "every tree will hold a copy of its own; put the store on a file system with hardlinks"
+    return Check("links", LinkKind.HARDLINK in works or LinkKind.REFLINK in works, message, hint)
+
+
+def _exchange(folder: Path) -> None:
+    from cas import kernel
+
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+    kernel.exchange(str(folder / "a"), str(folder / "b"))
+
+
+def _try(name: str, action: Callable[[], None], otherwise: str) -> Check:
+    try:
+        action()
+    except OSError as error:
+        return Check(name, True, f"{error.strerror}: {otherwise}")
+    return Check(name, True, "in one step")
+
+
+def _free(root: Path) -> Check:
+    usage = shutil.disk_usage(disk(root))
+    enough = usage.free > 1 << 30
+    hint = "`modelstow gc` removes what nothing keeps"
+    return Check("space", enough, f"{size(usage.free)} of {size(usage.total)} free", hint)

@@ -1,0 +1,172 @@
+"""`init`, `add`, `remove`, `lock`: the commands about models.toml and models.lock."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+import tomlkit
+import tomlkit.exceptions
+
+from backends import redact
+from cas import BlobStore
+from cas.durable import write_file
+
+from .. import locker
+from ..desired import manifest as manifests
+from ..desired.lockfile import locator_problem
+from ..desired.names import name_problem
+from ..errors import InvalidConfigError, ManifestValidationError, ModelNotFoundError, Problem, listing
+from .session import Answer, Session
+from .text import count, size
+
+_TEMPLATE = """\
+# Models of this project. `modelstow lock` pins them to models.lock; `modelstow reconcile` makes the disk equal it.
+schema = 1
+
+# [models."minilm"]
+# version = "1.0.0"
+# sources = ["https://models.example.org/minilm/"]   # tried in order; a folder, http(s):// or s3://
+# default = "fp32"                                    # the variant meant when none is named
+#
+# [models."minilm".variants.fp32]
+# include = ["*.json", "model.safetensors"]           # gitignore-style globs; default ["**"]
+#
+# [models."minilm".variants.fp16]
+# include = ["*.json", "model.fp16.safetensors"]
+# rename = { "model.fp16.safetensors" = "model.safetensors" }
+"""
+
+
+def run_init(session: Session) -> Answer:
+    path = session.settings.manifest if session.args.manifest else Path.cwd() / "models.toml"
+    assert path is not None
+    there = path.exists()
+    if there and not session.args.shared:
+        raise InvalidConfigError(f"{path} is there already", hint="edit it, or `modelstow add LOCATOR`")
+    lines = []
+    if not there:
+        write_file(path, _TEMPLATE.encode())
+        lines.append(f"wrote {path}")
+    if session.args.shared:
+        store = BlobStore.open(session.settings.root, shared=True)
+        if not store.config.shared:
+            raise InvalidConfigError(f"{session.settings.root} is a private store already", hint="choose another --root")
+        lines.append(f"the store at {session.settings.root} is shared with its group")
+    return Answer(document={"changed": not there, "manifest": str(path)}, lines=tuple(lines))
+
+
+def run_add(session: Session) -> Answer:
+    args = session.args
+    locator = args.locator.rstrip("/") or args.locator
+    if what := locator_problem(locator):
+        raise InvalidConfigError(f"{redact(locator)!r} {what}")
+    path = session.settings.manifest or Path.cwd() / "models.toml"
+    if "://" not in locator and not os.path.isabs(locator):  # typed here, read from the manifest's folder
+        locator = os.path.relpath(os.path.abspath(locator), path.parent)
+    document = _parse(path) if path.exists() else tomlkit.parse(_TEMPLATE)
+    name = args.name or _name_of(locator)
+    for kind, part in (("name", name), ("version", args.model_version), ("variant", args.variant)):
+        if what := name_problem(kind, part):
+            raise InvalidConfigError(what, hint="choose another with --name, --model-version or --variant")
+    models = document.setdefault("models", tomlkit.table(is_super_table=True))
+    key = _key_of(models, name, args.model_version)
+    changed = True
+    if key is not None:
+        sources = models[key].setdefault("sources", tomlkit.array())
+        changed = locator not in list(sources)
+        if changed:
+            sources.append(locator)
+    else:
+        taken = name in models
+        models[f"{name}@{args.model_version}" if taken else name] = _new_model(args, locator, versioned=not taken)
+    text = tomlkit.dumps(document)
+    manifests.parse(text.encode(), path)  # what is written can be read
+    if changed:
+        write_file(path, text.encode())
+    line = f"{name}@{args.model_version}: {locator}" + ("" if changed else " (was there)")
+    return Answer(document={"changed": changed, "model": f"{name}@{args.model_version}"}, lines=(line,))
+
+
+def run_remove(session: Session) -> Answer:
+    path = locker.find_manifest(session.settings)
+    document = _parse(path)
+    models = document.get("models", {})
+    keys = {f"{key.partition('@')[0]}@{key.partition('@')[2] or models[key].get('version', '')}": key for key in models}
+    wanted = session.args.name
+    found = [id_ for id_ in keys if wanted in (id_, id_.partition("@")[0])]
+    if not found:
+        raise ModelNotFoundError(
+            f"{wanted} is not in {path}; there: {listing(sorted(keys)) or 'nothing'}", available_models=sorted(keys)
+        )
+    if len(found) > 1:
+        raise InvalidConfigError(
+            f"{wanted} is there in several versions: {listing(found)}", hint=f"say which, e.g. {found[0]}"
+        )
+    del models[keys[found[0]]]
+    write_file(path, tomlkit.dumps(document).encode())
+    return Answer(document={"changed": True, "model": found[0]}, lines=(f"removed {found[0]}; run `modelstow lock`",))
+
+
+def run_lock(session: Session) -> Answer:
+    args = session.args
+    if args.check and args.upgrade is None:
+        stale = locker.is_stale(session.settings)
+        found = locker.locked_as_it_is(session.settings)
+    else:
+        found = locker.lock(session.settings, upgrade=args.upgrade, write=not args.check, emit=session.tell)
+        stale = args.check and found.changed
+    document = {
+        "lock": str(found.path),
+        "changed": stale or found.changed,
+        "models": len(found.lock.models),
+        "files": found.files,
+        "blobs": len(found.lock.blobs),
+        "bytes": found.bytes,
+    }
+    if args.check:
+        line = f"{found.path} is stale: run `modelstow lock`" if stale else f"{found.path} is up to date"
+        return Answer(document=document, lines=(line,), code=7 if stale else 0)
+    did = "locked" if found.changed else "unchanged:"
+    what = f"{count(len(found.lock.models), 'model')}, {count(found.files, 'file')}, {count(len(found.lock.blobs), 'blob')}"
+    return Answer(document=document, lines=(f"{did} {what}, {size(found.bytes)} in {found.path}",))
+
+
+def _parse(path: Path) -> tomlkit.TOMLDocument:
+    try:
+        return tomlkit.parse(path.read_text("utf-8"))
+    except (tomlkit.exceptions.TOMLKitError, UnicodeDecodeError) as error:
+        raise ManifestValidationError(str(path), [Problem("", f"it is not TOML: {error}")]) from error
+
+
+def _name_of(locator: str) -> str:
+    last = re.sub(r"^[a-z0-9+]+://", "", locator).rstrip("/").rpartition("/")[2].partition("@")[0]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(last)).strip("-._").lower()
+    if not name:
+        raise InvalidConfigError(f"{locator!r} gives the model no name", hint="choose one with --name")
+    return name
+
+
+def _key_of(models: dict[str, dict[str, str]], name: str, version: str) -> str | None:
+    for key, table in models.items():
+        in_key_name, _, in_key = key.partition("@")
+        if in_key_name == name and (in_key or table.get("version")) == version:
+            return key
+    return None
+
+
+def _new_model(args: argparse.Namespace, locator: str, *, versioned: bool) -> tomlkit.items.Table:
+    model = tomlkit.table()
+    if versioned:
+        model["version"] = args.model_version
+    model["sources"] = [locator]
+    variant = tomlkit.table()
+    variant["include"] = args.include or ["**"]
+    if exclude := args.exclude:
+        variant["exclude"] = exclude
+    variants = tomlkit.table(is_super_table=True)
+    variants[args.variant] = variant
+    model["variants"] = variants
+    return model

@@ -1,0 +1,178 @@
+"""One invocation: its options as settings, what it says on stderr, and its answer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import config
+from ..config import Settings
+from ..desired import lockfile as lockfiles
+from ..desired.lockfile import Lockfile
+from ..ensurer import ModelEnsurer
+from ..errors import InvalidConfigError, LockfileMissingError, LockfileStaleError
+
+if TYPE_CHECKING:
+    from ..telemetry.events import Event, Sink
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a command found: a JSON document, the same for people, and how it ends."""
+
+    document: Mapping[str, Any] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+    code: int = 0
+    error: Exception | None = None
+
+
+class Session:
+    """One command line in one environment."""
+
+    def __init__(self, args: argparse.Namespace, environ: Mapping[str, str]) -> None:
+        """Raises InvalidConfigError for values that make no sense."""
+        self.args, self.environ = args, environ
+        self.settings = self._settings()
+
+    # ---- settings
+
+    def _settings(self) -> Settings:
+        args = self.args
+        lockfile, manifest = self._files()
+        mode = getattr(args, "link_mode", None)
+        given: dict[str, object] = {
+            "root": _path(args.root),
+            "lockfile": lockfile,
+            "manifest": manifest,
+            "locked": args.locked or None,
+            "offline": args.offline or None,
+            "link_mode": config.parse_link_mode(mode) if mode else None,
+            "strict_links": getattr(args, "strict_links", False) or None,
+            "connections": config.parse_count(args.connections, "--connections") if args.connections else None,
+            "limit_rate": config.parse_size(args.limit_rate, "--limit-rate") if args.limit_rate else None,
+            "lock_timeout_s": config.parse_seconds(args.lock_timeout, "--lock-timeout") if args.lock_timeout else None,
+        }
+        if given["limit_rate"] == 0:
+            raise InvalidConfigError("--limit-rate 0 would never end")
+        return config.from_environment(self.environ, **given)
+
+    def _files(self) -> tuple[Path | None, Path | None]:
+        """Lockfile and manifest: as said, else side by side, else here or in a folder above."""
+        lockfile = _path(self.args.lock or self.environ.get("MODELSTOW_LOCK"))
+        manifest = _path(self.args.manifest or self.environ.get("MODELSTOW_MANIFEST"))
+        if lockfile is None and manifest is None:
+            lockfile, manifest = _find("models.lock"), _find("models.toml")
+            if manifest is not None and (lockfile is None or len(lockfile.parts) < len(manifest.parts)):
+                lockfile = manifest.with_suffix(".lock")  # a lockfile further up belongs to another manifest
+            elif lockfile is not None and (manifest is None or manifest.parent != lockfile.parent):
+                manifest = lockfile.with_suffix(".toml")
+        elif lockfile is None and manifest is not None:
+            lockfile = manifest.with_suffix(".lock")
+        elif manifest is None and lockfile is not None:
+            manifest = lockfile.with_suffix(".toml")
+        return lockfile, manifest
+
+    # ---- the lockfile
+
+    def ensurer(self, *, events: Sink | None = None) -> ModelEnsurer:
+        """The lockfile and the store. Raises LockfileMissingError, LockfileStaleError, the errors of reading."""
+        settings = self.settings
+        if settings.lockfile is None:
+            raise LockfileMissingError(
+                "there is no models.lock here or in a folder above", hint="make one with `modelstow lock`"
+            )
+        ensurer = ModelEnsurer.open(settings=settings, events=events or self.tell)
+        self._read_manifest(ensurer.lock)
+        ensurer.settings = replace(ensurer.settings, mirrors=self.settings.mirrors)
+        return ensurer
+
+    def ensurer_with_or_without_lock(self) -> ModelEnsurer:
+        """For commands about the store as it stands: a lockfile is used where there is one."""
+        if self.settings.lockfile is not None and self.settings.lockfile.exists():
+            return self.ensurer()
+        if self.args.lock:
+            return self.ensurer()  # what was named must be there
+        return ModelEnsurer(settings=self.settings, lock=Lockfile(manifest="", models={}, blobs={}), events=self.tell)
+
+    def _read_manifest(self, lock: Lockfile) -> None:
+        """The manifest, where there is one, tells whether the lockfile is stale, and names mirrors."""
+        path = self.settings.manifest
+        if path is None or not path.is_file():
+            return
+        from ..desired import manifest as manifests
+
+        try:
+            manifest = manifests.read(path)
+        except Exception as error:
+            if self.settings.locked:
+                raise
+            self.say(f"warning: {path} cannot be read, so nobody knows whether the lockfile is stale ({error})")
+            return
+        self.settings = replace(self.settings, mirrors=(*self.settings.mirrors, *manifest.mirrors))
+        stale = manifest.meaning != lock.manifest
+        if stale and self.settings.locked:
+            raise LockfileStaleError(f"{self.settings.lockfile} was not made from {path}", hint="run `modelstow lock`")
+        if stale:
+            self.say(f"warning: {self.settings.lockfile} was not made from {path}; run `modelstow lock`")
+
+    # ---- talk
+
+    @property
+    def quiet(self) -> bool:
+        return bool(self.args.quiet)
+
+    @property
+    def draws(self) -> bool:
+        """Whether progress bars may be drawn."""
+        off = self.args.no_progress or self.quiet or config.flag(self.environ, "MODELSTOW_NO_PROGRESS")
+        return not off and self.args.progress == "auto" and sys.stderr.isatty()
+
+    def say(self, text: str) -> None:
+        """Talk to people."""
+        if not self.quiet:
+            print(text, file=sys.stderr)
+
+    def tell(self, event: Event) -> None:
+        """Talk about what happens."""
+        from ..telemetry.events import Note, SourceFailed, Waiting
+
+        match event:
+            case Note(text=text):
+                self.say(f"note: {text}")
+            case Waiting(for_whom=whom):
+                self.say(f"waiting for {whom}")
+            case SourceFailed(locator=locator, what=what) if self.args.verbose:
+                self.say(f"source failed: {locator}: {what}")
+            case _:
+                pass
+
+
+def read_lock(path: str) -> Lockfile:
+    """A lockfile named on the command line. Raises LockfileMissingError and the errors of reading."""
+    try:
+        return lockfiles.read(Path(path))[0]
+    except FileNotFoundError:
+        raise LockfileMissingError(f"there is no lockfile at {path}") from None
+
+
+def dump(document: Mapping[str, Any]) -> str:
+    """One JSON document of one line. Paths become text; what is no Unicode is escaped."""
+    return json.dumps(document, default=str, separators=(", ", ": "))
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(os.path.abspath(text)) if text else None
+
+
+def _find(name: str) -> Path | None:
+    folder = Path.cwd()
+    return next((above / name for above in (folder, *folder.parents) if (above / name).is_file()), None)
+
+
+__all__ = ["Answer", "Session", "dump", "read_lock"]

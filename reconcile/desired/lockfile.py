@@ -1,0 +1,377 @@
+"""models.lock: every file's digest and size, and where its bytes can be had.
+
+A text is read once, checked whole and believed from then on. Whatever is wrong is reported together, each with its
+place, before anything is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+
+from cas import Digest
+
+from ..errors import LockfileInvalidError, Problem, SchemaVersionError
+from . import names
+
+LOCK_VERSION = 1
+_MOST_BYTES = 64 << 20  # before anything is parsed; 100,000 files are 40 MB
+MOST_SIZE = 1 << 53
+_MOST_NESTING = 100
+_MOST_PROBLEMS = 200
+_HINT = "restore it from git, or delete it and run `modelstow lock`"
+_BRACKETS = re.compile(r"[\[\]{}]")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedBlob:
+    """One blob: its size in bytes and its locators, in the order of sources."""
+
+    size: int
+    urls: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedVariant:
+    """One tree's content. ``components`` name parts; those in ``optional`` are there only when asked for."""
+
+    files: Mapping[str, Digest]
+    components: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+
+    def chosen(self, with_: Iterable[str] = (), without: Iterable[str] = ()) -> dict[str, Digest]:
+        """The files of this variant with some optional components added and some components left out."""
+        out = (set(self.optional) - set(with_)) | set(without)
+        dropped = {path for name in out for path in self.components.get(name, ())}
+        # What a component that stays also names is kept.
+        kept = {path for name, paths in self.components.items() if name not in out for path in paths}
+        return {path: digest for path, digest in self.files.items() if path not in dropped or path in kept}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedModel:
+    """One ``name@version``. ``entry`` is the digest of the manifest's table that it was made from."""
+
+    variants: Mapping[str, LockedVariant]
+    default: str | None = None
+    entry: str = ""
+    pin: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lockfile:
+    """A whole lockfile. ``manifest`` is the digest of the meaning of the manifest that it was made from."""
+
+    manifest: str
+    models: Mapping[str, LockedModel]
+    blobs: Mapping[Digest, LockedBlob]
+
+    def format(self) -> str:
+        """The one text form: the same lockfile gives the same bytes on every machine."""
+        lines = ["{", f' "lock_version": {LOCK_VERSION},', f' "manifest": {_json(self.manifest)},', ' "models": {']
+        lines += _joined(_model_lines(key, self.models[key]) for key in sorted(self.models))
+        lines += [" },", ' "blobs": {']
+        lines += _joined(
+            [f'  {_json(d)}: {{"size": {blob.size}, "urls": {_json(list(blob.urls))}}}']
+            for d, blob in sorted(self.blobs.items())
+        )
+        return "\n".join([*lines, " }", "}", ""])
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _joined(groups: Iterable[list[str]]) -> list[str]:
+    """Groups of lines with a comma after each but the last."""
+    lines: list[str] = []
+    for group in groups:
+        if lines:
+            lines[-1] += ","
+        lines += group
+    return lines
+
+
+def _model_lines(key: str, model: LockedModel) -> list[str]:
+    parts = []
+    if model.default is not None:
+        parts.append([f'   "default": {_json(model.default)}'])
+    if model.entry:
+        parts.append([f'   "entry": {_json(model.entry)}'])
+    if model.pin:
+        parts.append(['   "pin": true'])
+    variants = _joined(_variant_lines(name, model.variants[name]) for name in sorted(model.variants))
+    parts.append(['   "variants": {', *variants, "   }"])
+    return [f"  {_json(key)}: {{", *_joined(parts), "  }"]
+
+
+def _variant_lines(name: str, variant: LockedVariant) -> list[str]:
+    parts = []
+    if variant.components:
+        rows = [[f"      {_json(c)}: {_json(sorted(paths))}"] for c, paths in sorted(variant.components.items())]
+        parts.append(['     "components": {', *_joined(rows), "     }"])
+    files = [[f"      {_json(path)}: {_json(digest)}"] for path, digest in sorted(variant.files.items())]
+    parts.append(['     "files": {', *_joined(files), "     }"])
+    if variant.optional:
+        parts.append([f'     "optional": {_json(sorted(variant.optional))}'])
+    return [f"    {_json(name)}: {{", *_joined(parts), "    }"]
+
+
+# ---- reading
+
+
+def read(path: Path) -> tuple[Lockfile, bytes]:
+    """Read and check a lockfile once; also its bytes, since the file may change meanwhile.
+
+    Raises LockfileInvalidError, SchemaVersionError, OSError.
+    """
+    with open(path, "rb") as file:
+        raw = file.read(_MOST_BYTES + 1)
+    return parse(raw, str(path)), raw
+
+
+def parse(raw: bytes, name: str = "models.lock") -> Lockfile:
+    """Check a lockfile's text and make it a value. Raises LockfileInvalidError with every problem, SchemaVersionError."""
+    document = _load(raw, name)
+    problems: list[Problem] = []
+    version = document.get("lock_version")
+    if type(version) is int and version > LOCK_VERSION:
+        raise SchemaVersionError(
+            f"{name} has lock_version {version}; this modelstow reads {LOCK_VERSION}",
+            hint="upgrade modelstow, or lock again with this one",
+            found_version=version,
+            supported_versions=[LOCK_VERSION],
+        )
+    if type(version) is not int or version != LOCK_VERSION:
+        problems.append(Problem("lock_version", f"expected {LOCK_VERSION}, got {_shown(version)}"))
+    manifest = document.get("manifest", "")
+    if not isinstance(manifest, str):
+        problems.append(Problem("manifest", f"expected a digest, got {_shown(manifest)}"))
+    blobs = _blobs(_table(document, "blobs", "blobs", problems), problems)
+    known = {str(digest): digest for digest in blobs}  # one Digest object for all paths that share it
+    models = _models(_table(document, "models", "models", problems), known, problems)
+    if problems:
+        if len(problems) > _MOST_PROBLEMS:
+            rest = len(problems) - _MOST_PROBLEMS
+            problems = [*problems[:_MOST_PROBLEMS], Problem("", f"and {rest} more")]
+        raise LockfileInvalidError(name, problems, hint=_HINT)
+    return Lockfile(manifest=str(manifest), models=models, blobs=blobs)
+
+
+class _Refused(ValueError):
+    """JSON that parses and is refused all the same."""
+
+
+def _load(raw: bytes, name: str) -> dict[str, object]:
+    def refuse(what: str) -> LockfileInvalidError:
+        return LockfileInvalidError(name, [Problem("", what)], hint=_HINT)
+
+    if len(raw) > _MOST_BYTES:
+        raise refuse(f"it is larger than {_MOST_BYTES:,} bytes")
+    if raw.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        raise refuse("it begins with a byte-order mark")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise refuse(f"it is not UTF-8 (byte {error.start:,})") from error
+    try:
+        document = json.loads(text, object_pairs_hook=_no_duplicates, parse_float=_finite, parse_constant=_finite)
+    except _Refused as error:
+        raise refuse(str(error)) from error
+    except RecursionError as error:
+        raise refuse(f"it is nested more than {_MOST_NESTING} deep") from error
+    except ValueError as error:  # bad JSON, or a number of more digits than Python converts
+        raise refuse(f"it is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise refuse(f"expected an object, got {_shown(document)}")
+    if _brackets(text) > _MOST_NESTING and _too_deep(document, _MOST_NESTING - 1):
+        raise refuse(f"it is nested more than {_MOST_NESTING} deep")
+    return document
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _Refused(f"the key {key[:80]!a} is there twice")
+            seen.add(key)
+    return table
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):  # NaN, Infinity, or a literal like 1e999 that JSON's grammar allows
+        raise _Refused(f"a number is not finite ({text[:20]})")
+    return number
+
+
+def _brackets(text: str) -> int:
+    """How deep brackets nest at most, those in strings counted too: an upper bound, mostly computed in C."""
+    return max(accumulate(1 if bracket in "[{" else -1 for bracket in _BRACKETS.findall(text)), default=0)
+
+
+def _too_deep(value: object, left: int) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return left < 0 or any(_too_deep(child, left - 1) for child in children if type(child) in (dict, list))
+
+
+def _shown(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _table(parent: Mapping[str, object], key: str, place: str, problems: list[Problem]) -> dict[str, object]:
+    value = parent.get(key)
+    if isinstance(value, dict):
+        return value
+    what = "is missing" if key not in parent else f"expected an object, got {_shown(value)}"
+    problems.append(Problem(place, what))
+    return {}
+
+
+def _blobs(table: Mapping[str, object], problems: list[Problem]) -> dict[Digest, LockedBlob]:
+    blobs: dict[Digest, LockedBlob] = {}
+    for key, value in table.items():
+        # The place is put into words only for what is wrong: there may be 100,000 that are right.
+        found = list(_blob_problems(key, value))
+        if found:
+            place = f"blobs[{key[:80]!a}]"
+            problems += [Problem(place + where, what) for where, what in found]
+        elif isinstance(value, dict):
+            blobs[Digest(key)] = LockedBlob(size=value["size"], urls=tuple(value.get("urls", ())))
+    return blobs
+
+
+def _blob_problems(key: str, value: object) -> Iterator[tuple[str, str]]:
+    """Where below its place a blob's entry is wrong, and how."""
+    try:
+        Digest.parse(key)
+    except ValueError as error:
+        yield "", str(error)
+    if not isinstance(value, dict):
+        yield "", f"expected an object, got {_shown(value)}"
+        return
+    size, urls = value.get("size"), value.get("urls", [])
+    if type(size) is not int or not 0 <= size <= MOST_SIZE:
+        yield ".size", f"expected a whole number from 0 to 2^53, got {_shown(size)}"
+    if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
+        yield ".urls", f"expected a list of locators, got {_shown(urls)}"
+        return
+    for number, url in enumerate(urls):
+        if what := locator_problem(url):
+            yield f".urls[{number}]", what
+
+
+def absolute(locator: str, base: Path) -> str:
+    """Where a locator points when read: relative paths are relative to the manifest's folder."""
+    return locator if "://" in locator else os.path.normpath(base / locator)
+
+
+def locator_problem(url: str) -> str:
+    """Why a locator may not stand in a manifest or lockfile: it holds a secret or is malformed; empty for a good one."""
+    if not url or _UNPRINTABLE.search(url):
+        return "a locator is text without control characters"
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return ""
+    authority = rest.partition("/")[0].partition("?")[0]
+    if "@" in authority and scheme.lower() in ("http", "https", "ftp", "s3"):
+        return "holds credentials; put them into ~/.netrc and the locator without them"
+    if "\\" in authority:
+        return "has a backslash in its host"
+    query = rest.partition("?")[2]
+    pinned = scheme.lower() == "s3" and re.fullmatch(r"versionId=[^&]+", query)  # an S3 version, as `lock` writes it
+    if query and not pinned and scheme.lower() in ("http", "https", "s3", "hf"):
+        return "holds a query, which may be a signature that expires or a secret; give the address without it"
+    return ""
+
+
+def _models(table: Mapping[str, object], known: Mapping[str, Digest], problems: list[Problem]) -> dict[str, LockedModel]:
+    models = {}
+    for key, value in table.items():
+        place = f"models[{key[:80]!a}]"
+        try:
+            names.ModelId.parse(key)
+        except ValueError as error:
+            problems.append(Problem(place, str(error)))
+        if not isinstance(value, dict):
+            problems.append(Problem(place, f"expected an object, got {_shown(value)}"))
+            continue
+        models[key] = _model(value, place, known, problems)
+    problems += [Problem(f"models[{key!a}]", what) for key, what in names.collisions(table)]
+    return models
+
+
+def _model(value: Mapping[str, object], place: str, known: Mapping[str, Digest], problems: list[Problem]) -> LockedModel:
+    variants = {}
+    for name, variant in _table(value, "variants", f"{place}.variants", problems).items():
+        inner = f"{place}.variants[{name[:80]!a}]"
+        if what := names.name_problem("variant", name):
+            problems.append(Problem(inner, what))
+        if isinstance(variant, dict):
+            variants[name] = _variant(variant, inner, known, problems)
+        else:
+            problems.append(Problem(inner, f"expected an object, got {_shown(variant)}"))
+    problems += [Problem(f"{place}.variants[{name!a}]", what) for name, what in names.collisions(variants)]
+    default, entry, pin = value.get("default"), value.get("entry", ""), value.get("pin", False)
+    if default is not None and (not isinstance(default, str) or default not in variants):
+        problems.append(Problem(f"{place}.default", f"{_shown(default)} is not one of its variants"))
+        default = None
+    if not isinstance(entry, str):
+        problems.append(Problem(f"{place}.entry", f"expected a digest, got {_shown(entry)}"))
+    if not isinstance(pin, bool):
+        problems.append(Problem(f"{place}.pin", f"expected true or false, got {_shown(pin)}"))
+    return LockedModel(variants=variants, default=default, entry=str(entry), pin=bool(pin))
+
+
+def _variant(
+    value: Mapping[str, object], place: str, known: Mapping[str, Digest], problems: list[Problem]
+) -> LockedVariant:
+    raw_files = _table(value, "files", f"{place}.files", problems)
+    files: dict[str, Digest] = {}
+    for path, text in raw_files.items():
+        digest = known.get(text) if isinstance(text, str) else None
+        if digest is None:
+            digest = _file_digest(text, f"{place}.files[{path[:80]!a}]", known, problems)
+        if digest is not None:
+            files[path] = digest
+    names.check_paths(f"{place}.files", raw_files, problems)
+    components: dict[str, tuple[str, ...]] = {}
+    raw_components = value.get("components", {})
+    if not isinstance(raw_components, dict):
+        problems.append(Problem(f"{place}.components", f"expected an object, got {_shown(raw_components)}"))
+        raw_components = {}
+    for name, paths in raw_components.items():
+        inner = f"{place}.components[{name[:80]!a}]"
+        if what := names.name_problem("variant", name):
+            problems.append(Problem(inner, what))
+        if not isinstance(paths, list) or not all(isinstance(path, str) and path in raw_files for path in paths):
+            problems.append(Problem(inner, "expected a list of paths of this variant's files"))
+            continue
+        components[name] = tuple(paths)
+    optional = value.get("optional", [])
+    if not isinstance(optional, list) or not all(isinstance(name, str) and name in components for name in optional):
+        problems.append(Problem(f"{place}.optional", "expected a list of names of this variant's components"))
+        optional = []
+    return LockedVariant(files=files, components=components, optional=tuple(optional))
+
+
+def _file_digest(text: object, place: str, known: Mapping[str, Digest], problems: list[Problem]) -> Digest | None:
+    try:
+        digest = Digest.parse(text)
+    except ValueError as error:
+        problems.append(Problem(place, str(error)))
+        return None
+    if digest not in known:
+        problems.append(Problem(place, f"{digest} has no entry in blobs"))
+        return None
+    return known[digest]

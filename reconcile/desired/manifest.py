@@ -1,0 +1,394 @@
+"""models.toml: what people write. Read once, checked whole; every problem is reported with its place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cas import Digest
+
+from ..errors import ManifestValidationError, Problem, SchemaVersionError
+from . import names
+from .lockfile import MOST_SIZE, locator_problem
+
+SCHEMA = 1
+_MOST_BYTES = 64 << 20
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEMES = ("http", "https", "hf", "s3", "file")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedFile:
+    """A file that the manifest lists outright. ``source_path`` is where it is at the source."""
+
+    path: str
+    source_path: str
+    size: int  # bytes
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One variant as wanted: globs over a source's listing, or files listed outright, or another's files and more."""
+
+    include: tuple[str, ...] = ()  # gitignore-style; empty where files are listed outright or only extended
+    exclude: tuple[str, ...] = ()
+    rename: Mapping[str, str] = field(default_factory=dict)  # path at the source -> path in the tree
+    files: tuple[ListedFile, ...] = ()
+    index: str | None = None
+    extends: tuple[str, ...] = ()
+    components: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name -> globs over paths in the tree
+    optional: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One ``name@version`` as wanted. ``entry`` is the digest of the table's meaning."""
+
+    id: names.ModelId
+    key: str  # as the manifest writes it: with the version or without
+    sources: tuple[str, ...]
+    variants: Mapping[str, Variant]
+    default: str | None
+    pin: bool
+    entry: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A whole manifest. ``meaning`` is the digest of all that a lockfile depends on."""
+
+    path: Path
+    models: Mapping[str, Model]  # by name@version
+    mirrors: tuple[str, ...]
+    meaning: str
+
+
+def read(path: Path) -> Manifest:
+    """Read and check a manifest. Raises ManifestValidationError with every problem, SchemaVersionError, OSError."""
+    with open(path, "rb") as file:
+        return parse(file.read(_MOST_BYTES + 1), path)
+
+
+def parse(raw: bytes, path: Path) -> Manifest:
+    """Check a manifest's text and make it a value. Raises as ``read``."""
+
+    def refuse(what: str) -> ManifestValidationError:
+        return ManifestValidationError(str(path), [Problem("", what)])
+
+    if len(raw) > _MOST_BYTES:
+        raise refuse(f"it is larger than {_MOST_BYTES:,} bytes")
+    try:
+        document = tomllib.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise refuse(f"it is not UTF-8 (byte {error.start:,})") from error
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+        raise refuse(f"it is not TOML: {str(error) or 'nested too deep'}") from error
+    schema = document.get("schema")
+    if type(schema) is int and schema != SCHEMA:
+        raise SchemaVersionError(
+            f"{path} has schema {_shown(schema)}; this modelstow reads {SCHEMA}",
+            hint=f"upgrade modelstow, or write the manifest for schema = {SCHEMA}",
+            found_version=schema if abs(schema) < 1 << 53 else _shown(schema),
+            supported_versions=[SCHEMA],
+        )
+    problems: list[Problem] = []
+    manifest = _manifest(_Table(document, "", problems), path)
+    if problems:
+        raise ManifestValidationError(str(path), problems)
+    return manifest
+
+
+class _Table:
+    """A TOML table being read: takes its keys one by one, notes what is wrong, and at the end what nobody asked for."""
+
+    def __init__(self, values: Mapping[str, Any], place: str, problems: list[Problem]) -> None:
+        self._values, self.place, self.problems = dict(values), place, problems
+
+    def at(self, key: str) -> str:
+        # A model's key is always quoted, as people write it; others only where TOML asks for it.
+        bare = self.place != "models" and re.fullmatch(r"[A-Za-z0-9_-]+(\[\d+\](\.[a-z0-9]+)?)?", key)
+        text = key if bare else json.dumps(key)
+        return f"{self.place}.{text}" if self.place else text
+
+    def wrong(self, key: str, what: str) -> None:
+        self.problems.append(Problem(self.at(key), what))
+
+    def take(self, key: str, kind: type, default: Any, what: str) -> Any:
+        if key not in self._values:
+            return default
+        value = self._values.pop(key)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            self.wrong(key, f"expected {what}, got {_shown(value)}")
+            return default
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str | None:
+        value: str | None = self.take(key, str, default, "text")
+        return value
+
+    def flag(self, key: str) -> bool:
+        return bool(self.take(key, bool, False, "true or false"))
+
+    def texts(self, key: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
+        values = self.take(key, list, None, "a list of texts")
+        if values is None:
+            return default
+        good = [value for value in values if isinstance(value, str)]
+        if len(good) != len(values):
+            self.wrong(key, f"expected a list of texts, got {_shown(values)}")
+        return tuple(good)
+
+    def table(self, key: str) -> _Table:
+        return _Table(self.take(key, dict, {}, "a table"), self.at(key), self.problems)
+
+    def tables(self) -> Iterable[tuple[str, _Table]]:
+        """Every value as a table of its own, by key."""
+        for key in list(self._values):
+            value = self._values.pop(key)
+            if isinstance(value, dict):
+                yield key, _Table(value, self.at(key), self.problems)
+            else:
+                self.wrong(key, f"expected a table, got {_shown(value)}")
+
+    def done(self, known: str) -> None:
+        for key in self._values:
+            self.wrong(key, f"is not a key that is known here; known: {known}")
+
+
+def _shown(value: object) -> str:
+    try:
+        text = ascii(value)
+    except (ValueError, RecursionError):  # a number of more digits than Python writes, or a table nested too deep
+        return f"a {type(value).__name__} that is too large to show"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _manifest(top: _Table, path: Path) -> Manifest:
+    if top.take("schema", int, None, "a whole number") is None:
+        top.wrong("schema", f"is missing; write schema = {SCHEMA}")
+    mirrors_table = top.table("mirrors")
+    mirrors = mirrors_table.texts("urls")
+    for number, url in enumerate(mirrors):
+        if what := locator_problem(url) or _scheme_problem(url):
+            mirrors_table.wrong(f"urls[{number}]", what)
+    mirrors_table.done("urls")
+    for key, _ in list(top.table("policy").tables()):
+        top.wrong("policy", f"{key} cannot be enforced by this version, so the manifest is refused rather than trusted")
+    models_table = top.table("models")
+    models: dict[str, Model] = {}
+    for key, table in models_table.tables():
+        model = _model(key, table)
+        if model is None:
+            continue
+        if str(model.id) in models:
+            models_table.wrong(key, f"{model.id} is defined twice")
+        models[str(model.id)] = model
+    for key, what in names.collisions(models):
+        models_table.wrong(models[key].key, what)
+    top.done("schema, models, mirrors, policy")
+    _check_extends(models, models_table)
+    meaning = {key: model.entry for key, model in models.items()}
+    return Manifest(path=path, models=models, mirrors=mirrors, meaning=_digest(meaning))
+
+
+def _model(key: str, table: _Table) -> Model | None:
+    name, at, in_key = key.partition("@")
+    version = table.text("version", in_key if at else None)
+    if version is None:
+        table.wrong("version", 'is missing; write version = "1.0.0", or put it into the key: name@1.0.0')
+        version = "0"
+    elif at and version != in_key:
+        table.wrong("version", f"{version!r} is not the version in the key, {in_key!r}")
+    for kind, part in (("name", name), ("version", version)):
+        if what := names.name_problem(kind, part):
+            table.problems.append(Problem(table.place, what))
+    sources = tuple(_without_slash(source) for source in table.texts("sources"))
+    for number, source in enumerate(sources):
+        if what := locator_problem(source) or _scheme_problem(source):
+            table.wrong(f"sources[{number}]", what)
+    default, pin = table.text("default"), table.flag("pin")
+    variants_table = table.table("variants")
+    variants = {variant: _variant(variant, inner, bool(sources)) for variant, inner in variants_table.tables()}
+    for variant, what in names.collisions(variants):
+        variants_table.wrong(variant, what)
+    if not variants:
+        table.wrong("variants", f"is missing; write [models.{json.dumps(key)}.variants.NAME]")
+    if default is not None and default not in variants:
+        table.wrong("default", f"{default!r} is not one of its variants: {', '.join(variants) or 'none'}")
+    if default is None and len(variants) == 1:
+        default = next(iter(variants))
+    table.done("version, sources, default, pin, variants")
+    meaning = {
+        "sources": sources,
+        "default": default,
+        "pin": pin,
+        "variants": {variant: _meaning(value) for variant, value in variants.items()},
+    }
+    id_ = names.ModelId(name, version)
+    return Model(id=id_, key=key, sources=sources, variants=variants, default=default, pin=pin, entry=_digest(meaning))
+
+
+def _without_slash(source: str) -> str:
+    """A folder is one with or without the last slash; what is only a scheme or a root stays as it is."""
+    bare = source.rstrip("/")
+    return source if not bare or bare.endswith(":") else bare
+
+
+def _variant(name: str, table: _Table, has_sources: bool) -> Variant:
+    if what := names.name_problem("variant", name):
+        table.problems.append(Problem(table.place, what))
+    files = tuple(_files(table))
+    extends = table.texts("extends")
+    listed = bool(files) or (bool(extends) and not has_sources)
+    include = table.texts("include", () if listed else ("**",))
+    exclude = table.texts("exclude")
+    rename_table = table.table("rename")
+    rename = {key: rename_table.text(key) or "" for key in list(rename_table._values)}
+    for source_path, path in rename.items():
+        for what in names.path_problems(path):
+            rename_table.wrong(source_path, what)
+    for key, patterns in (("include", include), ("exclude", exclude)):
+        _check_globs(table, key, patterns)
+    if not has_sources and include:
+        table.wrong("include", "there is no source to take files from; give the model `sources`, or list `files`")
+    for number, text in enumerate(extends):
+        if not re.fullmatch(r"[^@#]+@[^@#]+#[^@#]+", text):
+            table.wrong(f"extends[{number}]", f"expected name@version#variant, got {_shown(text)}")
+    index = table.text("index")
+    components_table = table.table("components")
+    components = {key: components_table.texts(key) for key in list(components_table._values)}
+    for key, patterns in components.items():
+        if what := names.name_problem("variant", key):
+            components_table.wrong(key, what)
+        _check_globs(components_table, key, patterns)
+    optional = table.texts("optional")
+    for number, component in enumerate(optional):
+        if component not in components:
+            table.wrong(f"optional[{number}]", f"{component!r} is not one of its components")
+    table.done("include, exclude, rename, files, index, extends, components, optional")
+    return Variant(
+        include=include,
+        exclude=exclude,
+        rename=rename,
+        files=files,
+        index=index,
+        extends=extends,
+        components=components,
+        optional=optional,
+    )
+
+
+def _files(table: _Table) -> Iterable[ListedFile]:
+    rows = table.take("files", list, [], "a list of tables")
+    paths: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        key = f"files[{number}]"
+        if not isinstance(row, dict):
+            table.wrong(key, f"expected a table, got {_shown(row)}")
+            continue
+        inner = _Table(row, f"{table.place}.{key}", table.problems)
+        path, size, sha256 = inner.text("path"), inner.take("size", int, None, "a whole number"), inner.text("sha256")
+        source_path = inner.text("from", path)
+        for field_, value in (("path", path), ("size", size), ("sha256", sha256)):
+            if value is None and field_ not in row:
+                inner.wrong(field_, "is missing")
+        inner.done("path, size, sha256, from")
+        if size is not None and not 0 <= size <= MOST_SIZE:
+            inner.wrong("size", f"expected a whole number from 0 to 2^53, got {_shown(size)}")
+            size = None
+        for what in names.path_problems(path) if path is not None else ():
+            inner.wrong("path", what)
+        for what in names.path_problems(source_path) if source_path is not None and source_path != path else ():
+            inner.wrong("from", what)
+        digest = _digest_of(inner, sha256)
+        if path is None or source_path is None or size is None or digest is None:
+            continue
+        if (first := paths.setdefault(names.folded(path), number)) != number:
+            inner.wrong("path", f"is the same file as files[{first}].path")
+        yield ListedFile(path=path, source_path=source_path, size=size, digest=digest)
+    for path, what in names.collisions(row["path"] for row in rows if _has_path(row)):
+        if "folder" in what:
+            table.wrong(f"files[{paths[names.folded(path)]}].path", what)
+
+
+def _digest_of(row: _Table, sha256: str | None) -> Digest | None:
+    if sha256 is None:
+        return None
+    try:
+        return Digest.parse("sha256:" + sha256.lower().removeprefix("sha256:"))
+    except ValueError as error:
+        row.wrong("sha256", str(error))
+        return None
+
+
+def _has_path(row: object) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("path"), str)
+
+
+def _check_globs(table: _Table, key: str, patterns: Iterable[str]) -> None:
+    for number, pattern in enumerate(patterns):
+        if not pattern or "\0" in pattern or "\\" in pattern:
+            table.wrong(f"{key}[{number}]", f"{_shown(pattern)} is not a glob over paths parted by '/'")
+
+
+def _scheme_problem(locator: str) -> str:
+    match = _SCHEME.match(locator)
+    if match is None or match[1].lower() in _SCHEMES:
+        return ""
+    return f"{match[1]}:// is not a kind of source; known: paths, {', '.join(s + '://' for s in _SCHEMES)}"
+
+
+def _check_extends(models: Mapping[str, Model], table: _Table) -> None:
+    """Every `extends` names a variant of this manifest, and none in the end itself."""
+
+    def place(model: str, variant: str) -> str:
+        return f"{table.at(models[model].key)}.variants.{variant}.extends"
+
+    def visit(model: str, variant: str, path: tuple[str, ...]) -> None:
+        for text in models[model].variants[variant].extends:
+            other, _, other_variant = text.partition("#")
+            if other not in models or other_variant not in models[other].variants:
+                if not path:
+                    table.problems.append(Problem(place(model, variant), f"{text!r} is not a variant of this manifest"))
+            elif text in path or text == f"{model}#{variant}":
+                table.problems.append(Problem(place(model, variant), f"{text!r} extends itself"))
+                return
+            elif len(path) < 100:
+                visit(other, other_variant, (*path, f"{model}#{variant}"))
+
+    for key, model in models.items():
+        for variant in model.variants:
+            visit(key, variant, ())
+
+
+def _meaning(variant: Variant) -> dict[str, object]:
+    files = [[f.path, f.source_path, f.size, str(f.digest)] for f in variant.files]
+    return {
+        "include": variant.include,
+        "exclude": variant.exclude,
+        "rename": dict(variant.rename),
+        "files": sorted(files),
+        "index": variant.index,
+        "extends": variant.extends,
+        "components": {key: list(value) for key, value in variant.components.items()},
+        "optional": sorted(variant.optional),
+    }
+
+
+def _digest(meaning: object) -> str:
+    text = json.dumps(meaning, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def find(start: Path, name: str) -> Path | None:
+    """The nearest file of this name in a folder or the ones above it."""
+    folder = Path(os.path.abspath(start))
+    return next((above / name for above in (folder, *folder.parents) if (above / name).is_file()), None)

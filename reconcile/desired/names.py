@@ -1,0 +1,154 @@
+"""Which names and paths are good everywhere: on every file system, for every reader, for ever."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ..errors import InvalidModelIdError, Problem
+
+_SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_NAME = re.compile(rf"{_SEGMENT}(/{_SEGMENT})?\Z")
+_VARIANT = re.compile(rf"{_SEGMENT}\Z")
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
+
+# Most paths are plain and are let through by one match; the others are looked at closely.
+_PLAIN = re.compile(
+    r"(?!(?:.*/)?(?i:con|prn|aux|nul|com[0-9]|lpt[0-9]|conin\$|conout\$)(?:\.[^/]*)?(?:/|\Z))"
+    r"[A-Za-z0-9_-](?:[A-Za-z0-9._+=@,-]{0,99}[A-Za-z0-9_-])?(?:/[A-Za-z0-9_-](?:[A-Za-z0-9._+=@,-]{0,99}[A-Za-z0-9_-])?){0,9}\Z"
+)
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)\s*(\.|\Z)", re.IGNORECASE)
+_FORBIDDEN = re.compile(r'[<>:"|?*]')
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_SEGMENT_BYTES, _PATH_BYTES = 255, 3_000  # Linux allows 4,096 in all, the store's own folder included
+
+
+def path_problems(path: str) -> Iterator[str]:
+    """Everything that is wrong with a path within a tree; nothing for a good one."""
+    if _PLAIN.match(path):
+        return
+    if not path:
+        yield "the path is empty"
+        return
+    shown = ascii(path[:80])
+    if path.startswith("/"):
+        yield f"{shown} is absolute"
+    if re.match(r"[A-Za-z]:", path):
+        yield f"{shown} begins with a drive letter"
+    if "\\" in path:
+        yield f"{shown} has a backslash; folders are parted by '/'"
+    if _FORBIDDEN.search(path):
+        yield f'{shown} has one of <>:"|?*, which Windows forbids'
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _BIDI for c in path):
+        yield f"{shown} has control, bidirectional-control or surrogate characters"
+    elif len(path.encode("utf-8")) > _PATH_BYTES:
+        yield f"{shown}… is longer than {_PATH_BYTES} bytes"
+    for segment in path.split("/"):
+        if problem := _segment_problem(segment):
+            yield f"{shown} has {problem}"
+            break
+
+
+def _segment_problem(segment: str) -> str:
+    if segment == "":
+        return "an empty segment"
+    if segment in (".", ".."):
+        return f"the segment '{segment}'"
+    if segment[-1] in ". ":
+        return "a segment that ends in a dot or a space"
+    if _RESERVED.match(segment):
+        return f"a name that Windows reserves ({segment[:20]!a})"
+    if len(segment.encode("utf-8", "surrogatepass")) > _SEGMENT_BYTES:
+        return f"a segment longer than {_SEGMENT_BYTES} bytes"
+    return ""
+
+
+def folded(path: str) -> str:
+    """The key under which some file systems keep a path: equal keys are one file there."""
+    if path.isascii():
+        return path.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+
+
+def collisions(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each path that cannot stand beside an earlier one, with the reason: equal after folding, or file and folder."""
+    keys: dict[str, str] = {}
+    for path in paths:
+        key = folded(path)
+        if key in keys:
+            yield path, f"is the same file as {keys[key]!a} where case or Unicode form does not count"
+        else:
+            keys[key] = path
+    folders: set[str] = set()
+    for key in keys:
+        while "/" in key:
+            key = key.rpartition("/")[0]
+            if key in folders:
+                break
+            folders.add(key)
+    for key in keys.keys() & folders:
+        yield keys[key], "is both a file and a folder"
+
+
+def name_problem(kind: str, name: str) -> str:
+    """What is wrong with a model's name, a version or a variant; empty for a good one."""
+    pattern = {"name": _NAME, "version": _VERSION, "variant": _VARIANT}[kind]
+    if not pattern.match(name):
+        return f"{name[:80]!a} is not a {kind}; expected {pattern.pattern.removesuffix(chr(92) + 'Z')}"
+    return next(path_problems(name), "")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ModelId:
+    """``name@version``: one version of a model."""
+
+    name: str
+    version: str
+
+    @classmethod
+    def parse(cls, text: str) -> ModelId:
+        """Raises ValueError saying which part is wrong."""
+        name, at, version = text.partition("@")
+        if not at:
+            raise ValueError(f"{text[:80]!a} has no version; expected name@version")
+        for kind, part in (("name", name), ("version", version)):
+            if problem := name_problem(kind, part):
+                raise ValueError(problem)
+        return cls(name, version)
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """``name[@version][#variant]``, as people type it."""
+
+    name: str
+    version: str | None = None
+    variant: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Selector:
+        """Raises InvalidModelIdError."""
+        model, hash_, variant = text.partition("#")
+        name, at, version = model.partition("@")
+        parts = [("name", name)] + [("version", version)] * bool(at) + [("variant", variant)] * bool(hash_)
+        for kind, part in parts:
+            if problem := name_problem(kind, part):
+                hint = "a selector is name[@version][#variant], e.g. minilm@1.0.0#fp16"
+                raise InvalidModelIdError(f"selector {text[:80]!a}: {problem}", hint=hint, model_id=text)
+        return cls(name, version if at else None, variant if hash_ else None)
+
+    def __str__(self) -> str:
+        return self.name + (f"@{self.version}" if self.version else "") + (f"#{self.variant}" if self.variant else "")
+
+
+def check_paths(place: str, paths: Iterable[str], problems: list[Problem]) -> None:
+    """Report every bad or colliding path of one tree, under *place*."""
+    every = list(paths)
+    for path in every:
+        problems += [Problem(f"{place}[{path[:80]!a}]", what) for what in path_problems(path)]
+    problems += [Problem(f"{place}[{path[:80]!a}]", what) for path, what in collisions(every)]

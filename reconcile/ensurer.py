@@ -1,0 +1,399 @@
+"""The face: one store, one lockfile, and everything that can be asked of the two."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING
+
+from backends import Registry, Source
+from backends.registry import FACTORIES
+from cas import EMPTY, BlobStore, Digest
+from cas import inventory as inventories
+from cas.inventory import Inventory
+from cas.scrub import Level
+
+from . import config
+from .config import Settings
+from .desired import lockfile as lockfiles
+from .desired import selection
+from .desired.lockfile import Lockfile
+from .desired.selection import Chosen
+from .errors import ApplyError, LockfileMissingError, ModelstowError
+from .execution.failures import Failure, FailureTable
+from .outcome import IntegrityReport, Outcome, TreeOutcome, judged
+from .planning.observer import free_bytes, observe
+from .planning.planner import Plan, Work, needing, plan, status
+from .planning.state import Actual, Desired, ModelState, TreeKey, VariantStatus
+from .retention import roots
+from .retention.roots import LockRoot
+from .scope import Choice, Scope
+from .sources import registry_of
+from .telemetry.report import Report
+
+if TYPE_CHECKING:  # what writes and reads content is loaded when there is something to do: start-up is performance
+    from .execution.transfer import RetryPolicy
+    from .planning.auditor import Audit
+    from .retention.collector import Collected, Goals
+    from .telemetry.events import Sink
+    from .workshop import Progress, Workshop
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class ModelEnsurer:
+    """Keeps the models of one lockfile in one store.
+
+    Any number of threads may share one object; any number of processes and hosts may share one ROOT. Nothing is written
+    before something has to be done.
+    """
+
+    settings: Settings
+    lock: Lockfile
+    lock_text: bytes = b""
+    factories: Mapping[str, Callable[[], Source]] = field(default_factory=lambda: FACTORIES)
+    retry: RetryPolicy | None = None
+    free_bytes: Callable[[], int] | None = None
+    events: Sink = lambda event: None
+    stop: Event = field(default_factory=Event)
+    failures: FailureTable = field(default_factory=FailureTable)
+    _registry: Registry | None = None
+
+    @classmethod
+    def open(
+        cls,
+        root: str | os.PathLike[str] | None = None,
+        lockfile: str | os.PathLike[str] | None = None,
+        *,
+        settings: Settings | None = None,
+        **more: object,
+    ) -> ModelEnsurer:
+        """Open with a root and a lockfile, or with whole *settings*; what is not given comes from the environment.
+
+        Raises LockfileMissingError, LockfileInvalidError, SchemaVersionError, InvalidConfigError, OSError.
+        """
+        if settings is None:
+            given = {"root": _absolute(root), "lockfile": _absolute(lockfile or os.environ.get("MODELSTOW_LOCK"))}
+            settings = config.from_environment(os.environ, **given)
+        path = settings.lockfile or Path(os.path.abspath("models.lock"))
+        try:
+            lock, text = lockfiles.read(path)
+        except FileNotFoundError:
+            raise LockfileMissingError(f"there is no lockfile at {path}", hint="make one with `modelstow lock`") from None
+        except IsADirectoryError:
+            raise LockfileMissingError(f"{path} is a folder, not a lockfile") from None
+        settings = replace(settings, lockfile=path)
+        return cls(settings=settings, lock=lock, lock_text=text, **more)  # type: ignore[arg-type]  # checked by the dataclass
+
+    @property
+    def failed_sources(self) -> Mapping[str, Failure]:
+        """Sources that failed lately in this process, with when and why; they are asked last. Success clears them."""
+        return self.failures.standing()
+
+    def local_path(self, model: str, variant: str | None = None) -> Path:
+        """Where a variant's tree is or will be; depends on nothing but ROOT and the selector. Raises as ``status``."""
+        return self.settings.root / selection.choose(self.lock, model, variant).tree
+
+    def desired(self, selectors: Iterable[str] | None = None, *, choice: Choice = Choice()) -> Desired:
+        """What is wanted of these variants (default: of all). Raises the errors of selectors."""
+        chosen = selection.every(self.lock) if selectors is None else self._chosen(selectors)
+        return self._scope.desired(chosen, choice)
+
+    def observe(self, desired: Desired | None = None) -> Actual:
+        """What is on disk of it, by stat. Writes nothing, takes no lock, needs no network."""
+        return observe(BlobStore.looking_at(self.settings.root), desired or self.desired(), free=self._free)
+
+    def plan(
+        self,
+        selectors: Iterable[str] | None = None,
+        *,
+        choice: Choice = Choice(),
+        removals: bool = False,
+        force: bool = False,
+    ) -> Plan:
+        """What ``apply`` would do; *removals*: with the trees that this lockfile no longer names; *force*: all anew."""
+        desired = self.desired(selectors, choice=choice)
+        if removals:
+            desired = replace(desired, removals=self._removals(desired)[0])
+        anew = (
+            frozenset(d for tree in desired.trees for d in tree.files.values()) - {EMPTY} if force else frozenset[Digest]()
+        )
+        return plan(desired, self.observe(desired), anew=anew)
+
+    def status(self, model: str, variant: str | None = None) -> VariantStatus:
+        """How one variant stands: by stat, without locks or network. Raises the errors of selectors, OSError."""
+        return self.statuses([str(selection.choose(self.lock, model, variant))])[0]
+
+    def statuses(self, selectors: Iterable[str] | None = None) -> list[VariantStatus]:
+        """How variants stand (default: all)."""
+        desired = self.desired(selectors)
+        actual = self.observe(desired)
+        return [status(tree, desired, actual) for tree in desired.trees]
+
+    def estimate_download_size(self, model: str, variant: str | None = None) -> int:
+        """Bytes that are not on disk yet; 0 when in sync."""
+        return self.status(model, variant).bytes_needed
+
+    # ---- doing
+
+    def ensure(
+        self,
+        model: str,
+        variant: str | None = None,
+        *,
+        force_redownload: bool = False,
+        progress_callback: Progress | None = None,
+        into: str | os.PathLike[str] | None = None,
+        with_: Iterable[str] = (),
+        without: Iterable[str] = (),
+    ) -> Path:
+        """The path of a ready, complete folder. Fetches what is missing, heals what is damaged, removes nothing.
+
+        Raises the errors of selectors before anything is touched; ChecksumError, SizeMismatchError,
+        SourceUnavailableError and its kin, NoSpaceError, LockTimeoutError, OSError.
+        """
+        chosen = selection.choose(self.lock, model, variant)
+        choice = Choice(into=_absolute(into), with_=frozenset(with_), without=frozenset(without))
+        outcome = self.ensure_all([str(chosen)], force=force_redownload, choice=choice, progress=progress_callback)
+        if outcome.error is not None:
+            raise _single(outcome.error)
+        return outcome.trees[0].path
+
+    def ensure_all(
+        self,
+        selectors: Iterable[str] | None,
+        *,
+        force: bool = False,
+        choice: Choice = Choice(),
+        progress: Progress | None = None,
+    ) -> Outcome:
+        """Ensure several variants; one's failure stops no other. Raises what concerns all of them."""
+        desired = self.desired(selectors, choice=choice)
+        outcome = self._reach(desired, force=force, progress=progress)
+        self._touch(desired)
+        return outcome
+
+    def reconcile(self, *, prune: bool = False, progress: Progress | None = None) -> Outcome:
+        """Make the disk equal the whole lockfile, then remove the trees that it put there and no longer names."""
+        desired = self.desired(choice=Choice(prune=prune))
+        removals, heirs = self._removals(desired)
+        outcome = self._reach(replace(desired, removals=removals), progress=progress)
+        if outcome.error is None:
+            self._hand_over(heirs)
+            self._register()
+            self._touch(desired)
+        return outcome
+
+    def apply(self, work: Plan) -> Report:
+        """Carry out a plan; everything is looked at again. Raises ApplyError when parts failed."""
+        outcome = self._reach(work.desired)
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.report
+
+    def verify_integrity(self, model: str, variant: str | None = None, *, level: Level = Level.FULL) -> IntegrityReport:
+        """Read one variant's content. Raises the errors of selectors, OSError; bad content is in the report."""
+        desired = self.desired([str(selection.choose(self.lock, model, variant))])
+        tree = desired.trees[0]
+        store = BlobStore.looking_at(self.settings.root)
+        if not observe(store, desired).trees[tree.key].exists:
+            missing = tuple(sorted(tree.files))
+            return IntegrityReport(success=False, missing_files=missing, error_message=f"{tree.path} does not exist")
+        from .planning import auditor
+
+        found = auditor.audit(store, desired, level)
+        faulty = {path for fault in found.faults for path in fault.paths}
+        kinds = {path: judged(tree.path / path, digest, faulty) for path, digest in sorted(tree.files.items())}
+        missing = tuple(path for path, kind in kinds.items() if kind == "missing")
+        failed = tuple(path for path, kind in kinds.items() if kind == "failed")
+        verified = tuple(path for path, kind in kinds.items() if not kind)
+        message = f"{len(failed)} damaged, {len(missing)} missing" if failed or missing else ""
+        return IntegrityReport(
+            success=not failed and not missing,
+            verified_files=verified,
+            failed_files=failed,
+            missing_files=missing,
+            error_message=message,
+        )
+
+    def verify(
+        self,
+        selectors: Iterable[str] | None,
+        level: Level,
+        *,
+        repair: bool = False,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> tuple[Audit, Outcome | None]:
+        """Read the content of variants, or of every blob and registered tree; with *repair* mend what is damaged.
+
+        The outcome is the repair's; None where none was needed or asked.
+        """
+        from .planning import auditor
+
+        store = BlobStore.looking_at(self.settings.root)
+        desired = self.desired(selectors) if selectors is not None else self._scope.registered(store)
+        also = {} if selectors is not None else {d: self._scope.size_of(store, d) for d, _ in store.blobs()}
+        found = auditor.audit(store, desired, level, also=also, on_bytes=on_bytes)
+        if not repair or not found.faults:
+            return found, None
+        orphans = frozenset(f.digest for f in found.faults if f.kind == "corrupt") & self.lock.blobs.keys()
+        return found, self._reach(self._scope.repairable(desired), also=orphans)
+
+    def collect_garbage(
+        self,
+        *,
+        dry_run: bool = False,
+        goals: Goals | None = None,
+        quarantine: bool = False,
+        state_lost: bool = False,
+        exclusive: bool = False,
+    ) -> Collected:
+        """Remove blobs that nothing keeps; with *goals* evict trees too.
+
+        Raises StoreStateError (nothing was deleted), LockTimeoutError, OSError.
+        """
+        from .retention.collector import Collected, Goals
+
+        if BlobStore.at(self.settings.root) is None:
+            return Collected(dry_run=dry_run)
+        collector = self._workshop().collector(exclusive=exclusive)
+        return collector.collect(goals or Goals(), dry_run=dry_run, quarantine=quarantine, state_lost=state_lost)
+
+    @contextmanager
+    def lease(self, model: str, variant: str | None = None) -> Iterator[Path]:
+        """Ensure a variant and keep it from eviction and garbage collection while the block runs."""
+        from cas import leases
+
+        self.ensure(model, variant)
+        desired = self.desired([str(selection.choose(self.lock, model, variant))])
+        digests = frozenset(desired.trees[0].files.values())
+        held = leases.take(BlobStore.open(self.settings.root), doing=f"using {desired.trees[0].key}", digests=digests)
+        try:
+            # Again, now that nobody may take it away: it may have been evicted before the lease was seen.
+            yield self.ensure(model, variant)
+        finally:
+            held.finish()
+
+    # ---- what is wanted
+
+    @property
+    def _scope(self) -> Scope:
+        return Scope(settings=self.settings, lock=self.lock)
+
+    def _chosen(self, selectors: Iterable[str]) -> list[Chosen]:
+        return list(dict.fromkeys(selection.choose(self.lock, text) for text in selectors))
+
+    def _removals(self, desired: Desired) -> tuple[tuple[TreeKey, ...], dict[str, LockRoot]]:
+        """Of those, what no other registered lockfile wants; and who wants the others, by inventory."""
+        unwanted = list(self._scope.unwanted(desired))
+        if not unwanted:
+            return (), {}
+        from .workshop import other_locks
+
+        store = BlobStore.looking_at(self.settings.root)
+        others = other_locks(store, self.settings.lockfile)
+        heirs = {record.id: heir for record, key in unwanted for heir in others if str(key) in heir.trees}
+        return tuple(sorted(key for record, key in unwanted if record.id not in heirs)), heirs
+
+    def _hand_over(self, heirs: Mapping[str, LockRoot]) -> None:
+        if not heirs:
+            return
+        from .workshop import take_over
+
+        for id_, heir in heirs.items():
+            take_over(BlobStore.looking_at(self.settings.root), id_, heir)
+
+    def _register(self) -> None:
+        """Put the lockfile on record if it is not, as it is."""
+        root, store = self._scope.lock_root(self.lock_text), BlobStore.looking_at(self.settings.root)
+        if any(store.layout.leases.glob("*")):  # what `lock` had pulled is kept by the lockfile now
+            from cas import leases
+
+            leases.drop_superseded(store, root.digests)
+        if roots.read_lock_root(store, Path(root.path)) == root and roots.epoch(store) == store.config.epoch:
+            return
+        store = BlobStore.open(self.settings.root)
+        store.prepare()
+        roots.register_lock(store, root)
+
+    # ---- making it so
+
+    def _reach(
+        self,
+        desired: Desired,
+        *,
+        force: bool = False,
+        progress: Progress | None = None,
+        also: frozenset[Digest] = frozenset(),
+    ) -> Outcome:
+        """Look without a lease first; only with work to do, do it."""
+        work = needing(desired, self.observe(desired))
+        if force:
+            work = Work(trees=desired.trees, missing={d: desired.size(d) for t in desired.trees for d in t.files.values()})
+        if not work.trees and not desired.removals and not also:
+            if progress is not None:
+                progress(0, 0)
+            return Outcome(trees=tuple(self._outcomes(desired, frozenset(), failed=False)), report=Report())
+        workshop = self._workshop()
+        changed, report, error = workshop.reach(desired, work, force=force, progress=progress, also=also)
+        trees = tuple(self._outcomes(desired, changed, failed=error is not None))
+        return Outcome(trees=trees, report=report, error=error)
+
+    def _outcomes(self, desired: Desired, changed: frozenset[TreeKey], *, failed: bool) -> Iterator[TreeOutcome]:
+        actual = self.observe(desired) if failed else None
+        for tree in desired.trees:
+            state = ModelState.COMPLETE if actual is None else status(tree, desired, actual).state
+            model, variant = tree.key.model, tree.key.variant
+            yield TreeOutcome(model=model, variant=variant, path=tree.path, state=state, changed=tree.key in changed)
+
+    def _workshop(self) -> Workshop:
+        from .execution.transfer import RetryPolicy
+        from .workshop import Workshop
+
+        return Workshop(
+            settings=self.settings,
+            lock=self.lock,
+            registry=self._sources(),
+            failures=self.failures,
+            retry=self.retry or RetryPolicy(),
+            stop=self.stop,
+            free=self._free,
+            emit=self.events,
+        )
+
+    def remove_tree(self, record: Inventory, key: TreeKey) -> bool:
+        """Take one tree away, as ``evict`` does. Raises LockTimeoutError, OSError."""
+        return self._workshop().remove_tree(record, key)
+
+    def _sources(self) -> Registry:
+        if self._registry is None:
+            self._registry = registry_of(self.settings, self.factories)
+        return self._registry
+
+    def _free(self) -> int:
+        return self.free_bytes() if self.free_bytes is not None else free_bytes(self.settings.root)
+
+    def _touch(self, desired: Desired) -> None:
+        """Note the use of trees, for eviction; a read-only store keeps no such note."""
+        for tree in desired.trees:
+            path = self.settings.root / "state" / "inventories" / inventories.tree_id(tree.key.tree)
+            try:
+                os.utime(path)
+            except OSError:
+                pass
+
+
+def _absolute(path: str | os.PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(os.path.abspath(path))
+
+
+def _single(error: ModelstowError) -> Exception:
+    """The worst of the failures itself, so that callers can catch it by its type; it tells of the others."""
+    if not isinstance(error, ApplyError):
+        return error
+    worst = error.worst
+    worst.details["failures"] = error.details["failures"]
+    return worst

@@ -1,0 +1,255 @@
+"""Carries out what is wanted: look, lease, look again, make room, fetch, publish, remove. Level-based, like a controller.
+
+A plan's figures are for people; here everything is looked at anew. So a stale plan is safe, and running again after
+anything continues from what is proven. One variant's failure stops no other; nothing is removed if something failed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from threading import Event
+
+from backends import join
+from cas import EMPTY, BlobState, BlobStore, CasError, Digest, Look, Stopped, leases
+from cas import inventory as inventories
+from cas.leases import Lease
+
+from ..errors import ApplyError, Failure, ModelstowError, as_ours
+from ..planning.observer import observe
+from ..planning.planner import Fetch, Plan, Work, plan
+from ..planning.state import Actual, Desired, DesiredTree, TreeKey
+from ..telemetry.events import BlobsReused, Sink
+from .download import Wanted
+from .fetcher import Fetcher
+from .publisher import Publisher
+
+_POLL_S = 0.2  # how often a signal is looked for while threads work
+
+
+@dataclass(slots=True, kw_only=True)
+class Executor:
+    """Makes one store stand as wanted. ``make_room`` is asked before the first byte, with the fetches of the plan."""
+
+    store: BlobStore
+    fetcher: Fetcher
+    publisher: Publisher
+    emit: Sink
+    stop: Event  # this run's: set when it ends badly, so that its threads end too
+    outer: Event = field(default_factory=Event)  # the caller's: ends every run
+    connections: int = 8
+    mirrors: tuple[str, ...] = ()
+    lock_space: Callable[[], AbstractContextManager[object]] = nullcontext
+    make_room: Callable[[Plan], None] = lambda plan: None
+    on_plan: Callable[[Plan], None] = lambda plan: None
+    on_work: Callable[[Iterable[DesiredTree]], None] = lambda trees: None
+    lock_timeout_s: float = 300.0
+    _failures: list[Failure] = field(default_factory=list)
+
+    def reach(
+        self, desired: Desired, work: Work, *, force: bool = False, also: frozenset[Digest] = frozenset()
+    ) -> frozenset[TreeKey]:
+        """Make actual equal *desired*; the trees that changed. Durable on return.
+
+        *work*: what a first look without a lease found; *also*: blobs to have in any case.
+        Raises ApplyError when parts failed (the rest is done), NoSpaceError before the first byte, Stopped, OSError.
+        """
+        anew = self._digests(work.trees) if force else frozenset()
+        seen_commits = {digest: self.store.commits_seen(digest) for digest in anew}
+        self.on_work(work.trees)
+        self.store.prepare()
+        self._failures = []
+        changed: set[TreeKey] = set()
+        with_work = replace(desired, trees=work.trees)
+        # Promising room and checking for it are one step, or two who start together would refuse each other.
+        alone = self.lock_space() if work.missing else nullcontext()
+        with alone:
+            lease, fresh, actual = self._begin(with_work, work, anew)
+        done = False
+        try:
+            replaced = self._bring(with_work, fresh, actual, seen_commits, also)
+            # What was seen intact under the lease still is; what was just fetched is looked at.
+            known = {digest: look for digest, look in actual.blobs.items() if look.state is BlobState.INTACT}
+            known = {digest: look for digest, look in known.items() if digest not in replaced}
+            for tree in work.trees:
+                if self._publish(with_work, tree, known):
+                    changed.add(tree.key)
+            self._relink_others(with_work, replaced)
+            self._remove(desired)
+            done = not self._failures
+        finally:
+            self._end(lease, with_work, finished=done)
+        if self._failures:
+            raise ApplyError(self._failures, frozenset(changed))
+        return frozenset(changed)
+
+    # ---- before
+
+    def _begin(self, desired: Desired, work: Work, anew: frozenset[Digest]) -> tuple[Lease, Plan, Actual]:
+        """Lease, and look again: from here on nobody sweeps what is seen. Then see that there is room."""
+        lease = self._lease(desired, work.missing)
+        try:
+            actual = observe(self.store, desired)
+            fresh = plan(desired, actual, anew=anew)
+            self.on_plan(fresh)
+            self.make_room(fresh)
+        except BaseException:
+            lease.finish()  # nothing was begun that would have to be kept
+            raise
+        return lease, fresh, actual
+
+    def _digests(self, trees: Iterable[DesiredTree]) -> frozenset[Digest]:
+        return frozenset(digest for tree in trees for digest in tree.files.values()) - {EMPTY}
+
+    def _lease(self, desired: Desired, reserved: Mapping[Digest, int]) -> Lease:
+        digests = self._digests(desired.trees)
+        lease = leases.take(
+            self.store, doing="reconcile", digests=digests, reserved=reserved, timeout_s=self.lock_timeout_s, stop=self.stop
+        )
+        self.fetcher.before_commit = lease.renew
+        return lease
+
+    # ---- blobs
+
+    def _bring(
+        self, desired: Desired, fresh: Plan, actual: Actual, seen_commits: Mapping[Digest, str], also: frozenset[Digest]
+    ) -> frozenset[Digest]:
+        """Every blob that is not intact, or all with *seen_commits*; those whose inode is another now."""
+        paths: dict[Digest, list[str]] = {}
+        for tree in desired.trees:
+            for path, digest in tree.files.items():
+                paths.setdefault(digest, []).append(path)
+        wanted, reused, reused_bytes = [], 0, 0
+        for digest in self._digests(desired.trees) | also:
+            if digest not in also and actual.blob(digest) is BlobState.INTACT and digest not in seen_commits:
+                reused += 1
+                reused_bytes += desired.size(digest)
+                continue
+            blob = Wanted(
+                digest=digest,
+                size=desired.size(digest),
+                urls=(*(mirrored(mirror, digest) for mirror in self.mirrors), *desired.blobs[digest].urls),
+                paths=tuple(dict.fromkeys(paths.get(digest, ()))),
+                spares=tuple(self._spares(digest, desired, actual)),
+                anew=digest in seen_commits,
+                seen_commit=seen_commits.get(digest, ""),
+            )
+            wanted.append(blob)
+        self.emit(BlobsReused(blobs=reused, bytes=reused_bytes))
+        order = {action.digest: number for number, action in enumerate(fresh.actions) if isinstance(action, Fetch)}
+        wanted.sort(key=lambda blob: (order.get(blob.digest, len(order)), -blob.size, blob.digest))
+        return self._obtain_all(desired, wanted)
+
+    def _spares(self, digest: Digest, desired: Desired, actual: Actual) -> Iterable[str]:
+        """Files of trees that may hold the blob's bytes in another inode."""
+        blob = actual.blobs.get(digest)
+        for tree in desired.trees:
+            seen = actual.trees.get(tree.key)
+            if seen is None:
+                continue
+            for path in (*seen.foreign, *seen.placed):
+                if tree.files.get(path) != digest:
+                    continue
+                foreign = seen.foreign.get(path)
+                if foreign is not None and not foreign.may_be(desired.size(digest)):
+                    continue
+                with suppress(OSError):
+                    if os.lstat(tree.path / path).st_ino != (blob.ino if blob else 0):
+                        yield str(tree.path / path)
+
+    def _obtain_all(self, desired: Desired, wanted: list[Wanted]) -> frozenset[Digest]:
+        replaced: set[Digest] = set()
+        failed: dict[Digest, ModelstowError | CasError] = {}
+        if not wanted:
+            return frozenset()
+        pool = ThreadPoolExecutor(max(1, min(self.connections, len(wanted))), thread_name_prefix="fetch")
+        try:
+            futures: dict[Future[bool], Wanted] = {pool.submit(self.fetcher.obtain, blob): blob for blob in wanted}
+            waiting = set(futures)
+            while waiting:
+                done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+                if self.outer.is_set():
+                    self.stop.set()
+                for future in done:
+                    digest = futures[future].digest
+                    error = future.exception()
+                    if error is None:
+                        replaced |= {digest} if future.result() else set()
+                    elif isinstance(error, Exception) and not isinstance(error, Stopped):
+                        failed[digest] = _ours(error)
+                    else:
+                        raise error
+        except BaseException as error:
+            self.stop.set()
+            # Whoever pressed Ctrl-C does not wait for a socket; every thread ends at its next read, before it could commit.
+            pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
+            raise
+        pool.shutdown()
+        self._note_failures(desired, failed)
+        return frozenset(replaced)
+
+    def _note_failures(self, desired: Desired, failed: Mapping[Digest, ModelstowError | CasError]) -> None:
+        told: set[Digest] = set()
+        for tree in desired.trees:
+            for digest in sorted(failed.keys() & set(tree.files.values())):
+                told.add(digest)
+                self._failures.append(Failure(str(tree.key), failed[digest]))
+        self._failures += [Failure(digest.short, failed[digest]) for digest in sorted(failed.keys() - told)]
+
+    # ---- trees
+
+    def _publish(self, desired: Desired, tree: DesiredTree, known: Mapping[Digest, Look]) -> bool:
+        if any(failure.where == str(tree.key) for failure in self._failures):
+            return False
+        try:
+            return self.publisher.publish(desired, tree, known)
+        except (ModelstowError, CasError, OSError) as error:
+            if self.stop.is_set():
+                raise
+            self._failures.append(Failure(str(tree.key), _ours(error)))
+            return False
+
+    def _relink_others(self, desired: Desired, replaced: frozenset[Digest]) -> None:
+        """A repaired blob is a new inode: trees that were not asked for get it too, or they would keep the damaged one."""
+        if not replaced:
+            return
+        mine = {tree.key.tree for tree in desired.trees}
+        for file in inventories.all_of(self.store.layout.inventories):
+            record = inventories.read(file)
+            if record is None or record.tree in mine or not any(f.digest in replaced for f in record.files.values()):
+                continue
+            try:
+                self.publisher.relink(desired, record, replaced)
+            except (ModelstowError, CasError, OSError) as error:
+                self._failures.append(Failure(record.tree, _ours(error)))
+
+    def _remove(self, desired: Desired) -> None:
+        if self._failures:
+            return
+        for key in desired.removals:
+            record = inventories.read(self.store.layout.inventories / inventories.tree_id(key.tree))
+            if record is not None:
+                self.publisher.remove(record, key)
+
+    # ---- after
+
+    def _end(self, lease: Lease, desired: Desired, *, finished: bool) -> None:
+        """Roots keep everything now; or the lease stays behind as the root of unfinished work."""
+        self.fetcher.before_commit = lambda: None
+        if not finished:
+            lease.close()
+            return
+        lease.finish()
+        leases.drop_superseded(self.store, self._digests(desired.trees))
+
+
+def mirrored(mirror: str, digest: Digest) -> str:
+    """Where a mirror, laid out like ``blobs/``, holds a blob."""
+    return join(mirror, f"sha256/{digest.hex[:2]}/{digest.hex}")
+
+
+def _ours(error: BaseException) -> ModelstowError | CasError:
+    return as_ours(error) or ModelstowError(f"{type(error).__name__}: {error}", hint="this is a bug")

@@ -1,0 +1,56 @@
+"""Sources that failed lately, in this process: they are asked last, not never."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from threading import Lock
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """When (monotonic seconds) and why a source failed."""
+
+    at: float
+    code: str
+    what: str
+
+
+class FailureTable:
+    """Failures by what fails together: a host or folder that cannot be reached, a locator that is not there.
+
+    Other processes are not told: one may have the token that this one lacks. Safe for threads.
+    """
+
+    def __init__(self, *, ttl_s: float = 300.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.ttl_s, self._clock = ttl_s, clock
+        self._failures: dict[str, Failure] = {}
+        self._mutex = Lock()
+
+    def note(self, key: str, code: str, what: str) -> None:
+        with self._mutex:
+            self._failures[key] = Failure(self._clock(), code, what)
+
+    def clear(self, keys: Iterable[str]) -> None:
+        """Success: forget what failed before."""
+        with self._mutex:
+            for key in keys:
+                self._failures.pop(key, None)
+
+    def expire(self) -> None:
+        """Forget what is older than ``ttl_s`` seconds."""
+        with self._mutex:
+            now = self._clock()
+            self._failures = {key: f for key, f in self._failures.items() if now - f.at < self.ttl_s}
+
+    def __contains__(self, key: str) -> bool:
+        with self._mutex:
+            failure = self._failures.get(key)
+            return failure is not None and self._clock() - failure.at < self.ttl_s
+
+    def standing(self) -> dict[str, Failure]:
+        """Every failure that still counts."""
+        self.expire()
+        with self._mutex:
+            return dict(self._failures)

@@ -1,0 +1,171 @@
+"""The `lock` command: manifest in, lockfile out. The only writer of models.lock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+from cas import BlobState, BlobStore, Digest, leases
+from cas.durable import write_file
+
+from .config import Settings
+from .desired import lockfile as lockfiles
+from .desired import manifest as manifests
+from .desired.lockfile import Lockfile
+from .desired.names import ModelId
+from .desired.resolver import resolve
+from .errors import InvalidConfigError, ModelNotFoundError, listing
+from .execution.download import Engine
+from .execution.failures import FailureTable
+from .execution.fetcher import Fetcher
+from .execution.transfer import RetryPolicy
+from .sources import registry_of
+from .telemetry.events import Sink
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Locked:
+    """What locking gave. ``files`` counts paths of all variants, ``bytes`` each blob once."""
+
+    path: Path
+    lock: Lockfile
+    changed: bool
+
+    @property
+    def files(self) -> int:
+        return sum(len(v.files) for model in self.lock.models.values() for v in model.variants.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(blob.size for blob in self.lock.blobs.values())
+
+
+class _Depot:
+    """Keeps what no listing names in the store; opens the store when the first file is pulled."""
+
+    def __init__(self, root: Path, engine: Engine) -> None:
+        self._root, self._engine = root, engine
+        self._fetcher: Fetcher | None = None
+        self.pulled: dict[str, tuple[Digest, int]] = {}
+
+    def pull(self, locator: str) -> tuple[Digest, int]:
+        found = self._open().pull(locator)
+        self.pulled[locator] = found
+        return found
+
+    def read(self, digest: Digest) -> bytes:
+        return self._open().read(digest)
+
+    def keep(self) -> None:
+        """Make what was pulled the root of unfinished work, so that gc leaves it for the coming reconcile."""
+        if self._fetcher is None:
+            return
+        store = self._fetcher.store
+        lease = leases.take(store, doing="lock", digests=[digest for digest, size in self.pulled.values() if size])
+        for locator, (digest, size) in list(self.pulled.items()):
+            # A sweep may have run between the pull and the lease.
+            if size and store.look(digest, size).state is not BlobState.INTACT:
+                self._fetcher.pull(locator)
+        lease.close()
+
+    def _open(self) -> Fetcher:
+        if self._fetcher is None:
+            store = BlobStore.open(self._root)
+            store.prepare()
+            self._fetcher = Fetcher(store=store, engine=self._engine)
+        return self._fetcher
+
+
+def find_manifest(settings: Settings) -> Path:
+    """Where the manifest is. Raises InvalidConfigError where there is none."""
+    path = settings.manifest
+    if path is None or not path.is_file():
+        raise InvalidConfigError(
+            f"there is no manifest at {path}" if path else "there is no models.toml here or in a folder above",
+            hint="make one with `modelstow init`",
+        )
+    return path
+
+
+def lock(
+    settings: Settings,
+    *,
+    upgrade: str | None = None,
+    write: bool = True,
+    retry: RetryPolicy = RetryPolicy(),
+    emit: Sink = lambda event: None,
+    stop: Event | None = None,
+) -> Locked:
+    """Resolve the manifest. *upgrade*: list anew the models of this name, "" for all. Without *write* nothing is kept.
+
+    The lockfile is replaced in one step and only if its text changes. Raises ManifestValidationError,
+    LockfileInvalidError, SourceUnavailableError, AuthError, NoSpaceError, OSError.
+    """
+    path = find_manifest(settings)
+    target = settings.lockfile or path.with_suffix(".lock")
+    manifest = manifests.read(path)
+    previous, text = _previous(target)
+    engine = Engine(
+        registry=registry_of(settings),
+        base=path.parent,
+        failures=FailureTable(),
+        emit=emit,
+        policy=retry,
+        stop=stop or Event(),
+    )
+    if upgrade and not any(_is_named(upgrade, model.id) for model in manifest.models.values()):
+        names = sorted(manifest.models)
+        raise ModelNotFoundError(f"{upgrade} is not in {path}; there: {listing(names)}", available_models=names)
+    depot = _Depot(settings.root, engine)
+    found = resolve(
+        manifest,
+        previous,
+        registry=engine.registry,
+        depot=depot,
+        upgrade=_upgrades(upgrade),
+        threads=settings.connections,
+    )
+    fresh = found.format().encode()
+    changed = fresh != text
+    if write:
+        depot.keep()
+        if changed:
+            write_file(target, fresh)
+    return Locked(path=target, lock=found, changed=changed)
+
+
+def is_stale(settings: Settings) -> bool:
+    """Whether the lockfile is missing or was made from another manifest. Asks no source. Raises as ``lock``."""
+    manifest = manifests.read(find_manifest(settings))
+    previous, _ = _previous(settings.lockfile or manifest.path.with_suffix(".lock"))
+    return previous is None or previous.manifest != manifest.meaning
+
+
+def locked_as_it_is(settings: Settings) -> Locked:
+    """The lockfile that is there, for figures. Raises LockfileInvalidError, OSError."""
+    path = settings.lockfile or find_manifest(settings).with_suffix(".lock")
+    previous, _ = _previous(path)
+    empty = Lockfile(manifest="", models={}, blobs={})
+    return Locked(path=path, lock=previous or empty, changed=False)
+
+
+def _previous(path: Path) -> tuple[Lockfile | None, bytes]:
+    try:
+        return lockfiles.read(path)
+    except FileNotFoundError:
+        return None, b""
+
+
+def _upgrades(upgrade: str | None) -> Callable[[ModelId], bool]:
+    if upgrade is None:
+        return lambda id_: False
+    return lambda id_: not upgrade or _is_named(upgrade, id_)
+
+
+def _is_named(text: str, id_: ModelId) -> bool:
+    return text in (id_.name, str(id_))
+
+
+__all__ = ["Locked", "find_manifest", "is_stale", "lock", "locked_as_it_is"]

@@ -1,0 +1,1 @@
+"""What there is, by stat and by content, and the difference to what is wanted: as data."""

@@ -1,0 +1,190 @@
+"""One look at the disk: inode numbers from the folders, one stat a unique blob, no content.
+
+A tree file is believed when it is its blob's inode; a copy or reflink when the inventory says that it is one and its
+inode, size and mtime are what was left there. Nothing is written and no lock is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from cas import EMPTY, BlobState, BlobStore, Digest, Look
+from cas import inventory as inventories
+from cas.inventory import Inventory, Placed
+from cas.linking import LinkKind
+from cas.locks import Holder
+from cas.tree import Scan, scan
+
+from .state import NO_BLOB, NO_TREE, Actual, ActualTree, Desired, DesiredTree, Foreign, TreeKey
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that may still be written below *path* (or where it will be)."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def observe(
+    store: BlobStore,
+    desired: Desired,
+    *,
+    free: Callable[[], int] = lambda: 0,
+    known: Mapping[Digest, Look] | None = None,
+) -> Actual:
+    """What is on disk of what *desired* names. *known*: looks at blobs that still hold, under the same lease.
+
+    Raises StoreStateError for an unreadable inventory, OSError.
+    """
+    store.refresh()
+    digests = {digest for tree in desired.trees for digest in tree.files.values()} - {EMPTY}
+    # In the order of their folders: the kernel finds neighbours sooner.
+    blobs = {d: (known or {}).get(d) or store.look(d, desired.size(d)) for d in sorted(digests)}
+    absent = (digest for digest, look in blobs.items() if look.state is not BlobState.INTACT)
+    partials = _partials(store, absent, desired)
+    device = _device(store.layout.blobs)
+    trees = {tree.key: _tree(store, tree, desired, blobs, device) for tree in desired.trees}
+    return Actual(blobs=blobs, partials=partials, trees=trees, free_bytes=free())
+
+
+def _partials(store: BlobStore, digests: Iterable[Digest], desired: Desired) -> dict[Digest, int]:
+    try:
+        names = set(os.listdir(store.layout.partials))
+    except FileNotFoundError:
+        return {}
+    held = {d: store.held_in_partial(d, desired.size(d)) for d in digests if d.hex in names}
+    return {digest: count for digest, count in held.items() if count}
+
+
+def _device(path: Path) -> int:
+    try:
+        return os.stat(path).st_dev
+    except FileNotFoundError:
+        return -1
+
+
+def _tree(store: BlobStore, tree: DesiredTree, desired: Desired, blobs: Mapping[Digest, Look], device: int) -> ActualTree:
+    id_ = inventories.tree_id(tree.key.tree)
+    record = inventories.read(store.layout.inventories / id_)
+    unfinished = inventories.read(store.layout.inventories / (id_ + inventories.NEXT))
+    found = scan(tree.path) if not tree.path.is_symlink() else None
+    if found is None:
+        return NO_TREE if unfinished is None else ActualTree(leftover=unfinished.staging or ".")
+    look = _Look(tree, desired, blobs if _device(tree.path) == device else {}, found, record, blobs)
+    look.at_all(tree.files)
+    recorded = record.files if record else {}
+    for path in recorded.keys() - tree.files.keys():
+        look.superfluous(path, recorded[path])
+    known = tree.files.keys() | recorded.keys()
+    return ActualTree(
+        exists=record is not None or unfinished is not None or bool(look.placed or look.foreign),
+        recorded=record is not None,
+        labels=record.labels if record else {},
+        leftover=(unfinished.staging or ".") if unfinished else "",
+        placed=look.placed,
+        foreign=look.foreign,
+        extra=tuple(sorted(found.files.keys() - known)),
+        verifying=is_verifying(store, tree.key),
+    )
+
+
+class _Look:
+    """Judges one tree's paths against blobs and inventory."""
+
+    def __init__(
+        self,
+        tree: DesiredTree,
+        desired: Desired,
+        linkable: Mapping[Digest, Look],
+        found: Scan,
+        record: Inventory | None,
+        blobs: Mapping[Digest, Look],
+    ) -> None:
+        self._root, self._desired = str(tree.path), desired
+        self._linkable, self._found, self._blobs = linkable, found, blobs
+        self._record: Mapping[str, Placed] = record.files if record else {}
+        self.placed: dict[str, Digest] = {}
+        self.foreign: dict[str, Foreign] = {}
+
+    def at_all(self, files: Mapping[str, Digest]) -> None:
+        """Judge every locked path. Nearly always it is its blob's inode; that case is one lookup and one comparison."""
+        there, placed = self._found.files, self.placed
+        inodes = {digest: look.ino for digest, look in self._linkable.items() if look.ino}
+        for path, digest in files.items():
+            ino = there.get(path)
+            if ino is not None and inodes.get(digest) == ino:
+                placed[path] = digest
+            elif ino is not None:
+                self._by_stat(path, digest, self._linkable.get(digest, NO_BLOB))
+            elif path in self._found.folders:
+                self.foreign[path] = Foreign(None)
+
+    def _by_stat(self, path: str, digest: Digest, blob: Look) -> None:
+        try:
+            there = os.lstat(f"{self._root}/{path}")
+        except FileNotFoundError:
+            return
+        recorded = self._record.get(path)
+        blob_of_link = _target_inode(f"{self._root}/{path}") if stat.S_ISLNK(there.st_mode) else 0
+        size = there.st_size if stat.S_ISREG(there.st_mode) else None
+        carries_proof = size == self._desired.size(digest) and there.st_mtime_ns == digest.mtime * 1_000_000_000
+        if size == 0 and digest == EMPTY:
+            self.placed[path] = digest
+        elif there.st_ino == blob.ino and blob.ino:
+            self.placed[path] = digest  # the folder's inode number was not the file's (some overlays)
+        elif recorded is not None and recorded.digest == digest and recorded.ino == there.st_ino:
+            if (recorded.kind is LinkKind.SYMLINK and blob_of_link == self._blobs.get(digest, NO_BLOB).ino) or (
+                recorded.kind in (LinkKind.COPY, LinkKind.REFLINK) and carries_proof and not recorded.suspect
+            ):
+                self.placed[path] = digest
+            elif recorded.kind is LinkKind.HARDLINK and carries_proof and not self._blobs.get(digest, NO_BLOB).ino:
+                self.placed[path] = digest  # its blob is gone from the store, the inode lives on here
+            else:
+                self.foreign[path] = Foreign(size, altered=not carries_proof or recorded.suspect)
+        elif recorded is not None and _as_recorded(there, recorded):
+            self.placed[path] = recorded.digest  # an older version's file, as it was put there
+        else:
+            self.foreign[path] = Foreign(size, altered=recorded is not None and not carries_proof)
+
+    def superfluous(self, path: str, recorded: Placed) -> None:
+        """A path that an older lock named."""
+        if self._found.files.get(path) == recorded.ino:
+            self.placed[path] = recorded.digest
+        elif path in self._found.files:
+            self.foreign[path] = Foreign(None, altered=True)
+
+
+def _target_inode(path: str) -> int:
+    """The inode that a symlink leads to; -1 where it dangles."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return -1
+
+
+def _as_recorded(there: os.stat_result, recorded: Placed) -> bool:
+    own_proof = there.st_mtime_ns == recorded.digest.mtime * 1_000_000_000
+    return there.st_ino == recorded.ino and own_proof and not recorded.suspect
+
+
+def is_verifying(store: BlobStore, key: TreeKey) -> bool:
+    """Whether a live process says that it is reading this tree just now."""
+    folder = store.layout.verifying
+    prefix = inventories.tree_id(key.tree)
+    try:
+        names = [name for name in os.listdir(folder) if name.startswith(prefix)]
+    except FileNotFoundError:
+        return False
+    for name in names:
+        try:
+            holder = Holder.parse(json.loads((folder / name).read_bytes()))
+        except (OSError, ValueError):
+            continue
+        if holder is not None and holder.alive:
+            return True
+    return False

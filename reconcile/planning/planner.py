@@ -1,0 +1,248 @@
+"""The difference between desired and actual: a pure function of two values, ordered, smallest.
+
+Order: resumes (nearly finished first), fetches (largest first), links, replacements, removals; each by tree and path.
+So equal inputs give equal plans, and nothing is linked before it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from cas import EMPTY, BlobState, Digest
+
+from .state import NO_TREE, Actual, ActualTree, Desired, DesiredTree, ModelState, TreeKey, VariantStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch:
+    """Get a blob. ``have`` is what a partial held when we looked; apply looks again."""
+
+    digest: Digest
+    size: int  # bytes
+    have: int = 0  # bytes, 0 <= have <= size
+    url: str = ""  # the first locator; apply may use any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """Put a blob at a free path."""
+
+    tree: TreeKey
+    path: str
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replace:
+    """Put a blob where something else stands, or where its own blob will be made anew."""
+
+    tree: TreeKey
+    path: str
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remove:
+    """Take a path out of a tree; path "" is the whole tree."""
+
+    tree: TreeKey
+    path: str
+
+
+Action = Fetch | Link | Replace | Remove
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """A plan in figures, for people; apply looks again."""
+
+    fetch_blobs: int
+    fetch_bytes: int
+    link_files: int
+    remove_files: int
+    disk_bytes: int  # new on disk
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What would make actual equal desired. Empty: in sync."""
+
+    desired: Desired
+    actions: tuple[Action, ...]
+    summary: Summary
+
+    @property
+    def changes(self) -> bool:
+        return bool(self.actions)
+
+    def trees(self) -> list[DesiredTree]:
+        """The trees that have work, in the order of desired."""
+        touched = {action.tree for action in self.actions if not isinstance(action, Fetch)}
+        return [tree for tree in self.desired.trees if tree.key in touched]
+
+
+def plan(desired: Desired, actual: Actual, *, anew: frozenset[Digest] = frozenset()) -> Plan:
+    """The smallest ordered list of actions that makes *actual* equal *desired*; blobs in *anew* are fetched in any case."""
+    links: list[Link] = []
+    replaces: list[Replace] = []
+    removes: list[Remove] = []
+    intact = {digest for digest, look in actual.blobs.items() if look.state is BlobState.INTACT} | {EMPTY}
+    for tree in desired.trees:
+        seen = actual.trees.get(tree.key, NO_TREE)
+        # Two comparisons in C tell of a whole tree that there is nothing to do for its files.
+        in_place = seen.placed == tree.files and intact.issuperset(tree.files.values())
+        for path, digest in () if in_place else tree.files.items():
+            match _file_action(tree, path, digest, seen, actual):
+                case Link() as link:
+                    links.append(link)
+                case Replace() as replace:
+                    replaces.append(replace)
+                case None:
+                    pass
+        removes += [Remove(tree=tree.key, path=path) for path in _superfluous(tree, seen, prune=desired.prune)]
+    removes += [Remove(tree=key, path="") for key in desired.removals]
+    fetches = _fetches(desired, actual, intact, anew)
+    actions: tuple[Action, ...] = (*fetches, *_by_place(links), *_by_place(replaces), *_by_place(removes))
+    return Plan(desired=desired, actions=actions, summary=_summary(actions, desired, actual))
+
+
+def _file_action(tree: DesiredTree, path: str, digest: Digest, seen: ActualTree, actual: Actual) -> Link | Replace | None:
+    if seen.placed.get(path) == digest and actual.blob(digest) is BlobState.INTACT:
+        return None
+    if path in seen.placed or path in seen.foreign:
+        return Replace(tree=tree.key, path=path, digest=digest)
+    return Link(tree=tree.key, path=path, digest=digest)
+
+
+def _superfluous(tree: DesiredTree, seen: ActualTree, *, prune: bool) -> Iterator[str]:
+    for path in (*seen.placed, *seen.foreign):
+        if path not in tree.files:
+            yield path
+    if prune:
+        yield from seen.extra
+    if seen.leftover:
+        yield seen.leftover
+
+
+def _fetches(desired: Desired, actual: Actual, intact: set[Digest], anew: frozenset[Digest]) -> list[Fetch]:
+    """What must come from a source: blobs that some path needs, that are not intact, and that no file at hand may be."""
+    missing: set[Digest] = set(anew)
+    at_hand: set[Digest] = set()
+    for tree in desired.trees:
+        if intact.issuperset(tree.files.values()):
+            continue
+        seen = actual.trees.get(tree.key, NO_TREE)
+        for path, digest in tree.files.items():
+            if digest in intact:
+                continue
+            missing.add(digest)
+            if actual.blob(digest) is BlobState.ABSENT and _may_be(path, digest, seen, desired.size(digest)):
+                at_hand.add(digest)  # a suspect one is counted whole: what it still has is known when it was read
+    fetches = [
+        Fetch(
+            digest=digest,
+            size=desired.size(digest),
+            have=0 if digest in anew else min(actual.partials.get(digest, 0), desired.size(digest)),
+            url=next(iter(desired.blobs[digest].urls), ""),
+        )
+        for digest in missing - (at_hand - anew)
+    ]
+    return sorted(fetches, key=lambda f: (f.have == 0, f.size - f.have if f.have else -f.size, f.digest))
+
+
+def _may_be(path: str, digest: Digest, seen: ActualTree, size: int) -> bool:
+    foreign = seen.foreign.get(path)
+    return seen.placed.get(path) == digest or (foreign is not None and foreign.may_be(size))
+
+
+def _by_place(actions: Iterable[Link] | Iterable[Replace] | Iterable[Remove]) -> list[Action]:
+    return sorted(actions, key=lambda action: (action.tree, action.path))
+
+
+def _summary(actions: Iterable[Action], desired: Desired, actual: Actual) -> Summary:
+    fetch_blobs = fetch_bytes = link_files = remove_files = copied = 0
+    for action in actions:
+        match action:
+            case Fetch(size=size, have=have):
+                fetch_blobs, fetch_bytes = fetch_blobs + 1, fetch_bytes + size - have
+            case Link(digest=digest) | Replace(digest=digest):
+                link_files, copied = link_files + 1, copied + desired.size(digest)
+            case Remove():
+                remove_files += 1
+            case _:
+                assert_never(action)
+    return Summary(
+        fetch_blobs=fetch_blobs,
+        fetch_bytes=fetch_bytes,
+        link_files=link_files,
+        remove_files=remove_files,
+        disk_bytes=fetch_bytes + (copied if desired.copies else 0),
+        free_bytes=actual.free_bytes,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a first look, without a lease, found to do: trees, and the sizes of blobs to be fetched for them."""
+
+    trees: tuple[DesiredTree, ...] = ()
+    missing: Mapping[Digest, int] = field(default_factory=dict)
+
+
+def needing(desired: Desired, actual: Actual) -> Work:
+    """The trees that need anything: files, the end of a change that broke off, a record, or other labels on it."""
+    work = plan(desired, actual)
+    touched = {tree.key for tree in work.trees()}
+    found = []
+    for tree in desired.trees:
+        seen = actual.trees.get(tree.key, NO_TREE)
+        if tree.key in touched or not seen.recorded or not same_choice(seen.labels, tree.labels):
+            found.append(tree)
+    return Work(trees=tuple(found), missing={a.digest: a.size for a in work.actions if isinstance(a, Fetch)})
+
+
+def same_choice(recorded: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether labels say the same but for the lockfile: of several that want one tree, any may have put it there."""
+    keys = (recorded.keys() | wanted.keys()) - {"lockfile"}
+    return all(recorded.get(key) == wanted.get(key) for key in keys)
+
+
+def status(tree: DesiredTree, desired: Desired, actual: Actual) -> VariantStatus:
+    """How one tree stands: the first state that fits, in the order NOT_PRESENT, VERIFYING, CORRUPT, PARTIAL, COMPLETE."""
+    seen = actual.trees.get(tree.key, NO_TREE)
+    alone = Desired(trees=(tree,), blobs=desired.blobs)
+    work = plan(alone, actual)
+    missing = [path for path in tree.files if path not in seen.placed and path not in seen.foreign]
+    corrupt = [path for path, digest in tree.files.items() if _is_corrupt(path, digest, seen, desired, actual)]
+    if not seen.exists:
+        state = ModelState.NOT_PRESENT
+    elif seen.verifying:
+        state = ModelState.VERIFYING
+    elif corrupt:
+        state = ModelState.CORRUPT
+    elif work.changes:
+        state = ModelState.PARTIAL
+    else:
+        state = ModelState.COMPLETE
+    return VariantStatus(
+        model=tree.key.model,
+        variant=tree.key.variant,
+        state=state,
+        local_path=tree.path,
+        missing_files=tuple(sorted(missing)),
+        corrupt_files=tuple(sorted(corrupt)),
+        extra_files=tuple(sorted(seen.extra)),
+        bytes_needed=work.summary.fetch_bytes,
+    )
+
+
+def _is_corrupt(path: str, digest: Digest, seen: ActualTree, desired: Desired, actual: Actual) -> bool:
+    if path in seen.placed:
+        if seen.placed[path] != digest:
+            return False  # an older version's file: merely not up to date
+        return actual.blob(digest) is BlobState.SUSPECT
+    foreign = seen.foreign.get(path)
+    return foreign is not None and not foreign.may_be(desired.size(digest))

@@ -1,0 +1,1 @@
+"""What keeps what, and who goes."""

@@ -1,0 +1,392 @@
+"""Reasons to keep a blob: reconciled lockfiles, trees, pins, leases. Each keeps its own copy of the digests.
+
+A root whose tree or lockfile is gone is dead only if the folder above is there and is the same as when it was recorded;
+otherwise (another container, an unmounted disk) it is unverifiable and keeps its blobs. A root that cannot be read stops
+garbage collection altogether.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from cas import EMPTY, BlobStore, Digest, StoreStateError, leases, tree
+from cas import inventory as inventories
+from cas.durable import seal, unseal, write_file
+from cas.inventory import NEXT, Inventory
+
+_FORMAT = 1
+
+
+class Standing(enum.StrEnum):
+    """Whether what a root stands for is there."""
+
+    ALIVE = "alive"
+    DEAD = "dead"
+    UNVERIFIABLE = "unverifiable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockRoot:
+    """A lockfile that was reconciled. ``trees`` maps name@version#variant to the fingerprint of its content."""
+
+    path: str  # absolute
+    text: str  # sha256 of the lockfile's text, hex
+    parent: tuple[int, int]  # device and inode of its folder
+    trees: Mapping[str, str] = field(default_factory=dict)
+    pinned: tuple[str, ...] = ()
+    digests: frozenset[Digest] = frozenset()
+
+    @property
+    def id(self) -> str:
+        return inventories.tree_id(self.path)
+
+    def encode(self) -> bytes:
+        head = {
+            "root": _FORMAT,
+            "kind": "lockfile",
+            "path": self.path,
+            "text": self.text,
+            "parent": list(self.parent),
+            "trees": dict(sorted(self.trees.items())),
+            "pinned": list(self.pinned),
+            "digests": "".join(digest.hex for digest in sorted(self.digests)),
+        }
+        return seal(json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
+
+    @classmethod
+    def decode(cls, raw: bytes) -> LockRoot:
+        """Raises ValueError, KeyError, TypeError."""
+        head = json.loads(unseal(raw))
+        if head["root"] != _FORMAT or head["kind"] != "lockfile":
+            raise ValueError(f"a root of kind {head['kind']!r}, format {head['root']!r} is not known here")
+        return cls(
+            path=head["path"],
+            text=head["text"],
+            parent=(head["parent"][0], head["parent"][1]),
+            trees=head["trees"],
+            pinned=tuple(head["pinned"]),
+            digests=_digests(head["digests"]),
+        )
+
+    @property
+    def standing(self) -> Standing:
+        return _standing(Path(self.path), self.parent)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """What the user wants kept: one variant and the digests it had."""
+
+    model: str
+    variant: str
+    digests: frozenset[Digest]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}#{self.variant}"
+
+
+def _digests(hexes: str) -> frozenset[Digest]:
+    return frozenset(Digest.of_hex(hexes[at : at + 64]) for at in range(0, len(hexes), 64))
+
+
+def _standing(path: Path, parent: tuple[int, int]) -> Standing:
+    if os.path.lexists(path):
+        return Standing.ALIVE
+    try:
+        found = os.stat(path.parent)
+    except OSError:
+        return Standing.UNVERIFIABLE
+    return Standing.DEAD if (found.st_dev, found.st_ino) == tuple(parent) else Standing.UNVERIFIABLE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeRoot:
+    """A tree with its inventory (or that of an unfinished change) and the file that holds it."""
+
+    record: Inventory
+    file: Path
+    standing: Standing
+
+    @property
+    def unfinished(self) -> bool:
+        return self.file.name.endswith(NEXT)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it keeps nothing: its tree is gone; if that tree was only announced, for a week."""
+        if self.standing is not Standing.DEAD:
+            return False
+        return not self.unfinished or time.time() - self.used_at > leases.UNFINISHED_S
+
+    @property
+    def name(self) -> str:
+        labels = self.record.labels
+        return f"{labels.get('model', '?')}#{labels.get('variant', '?')}"
+
+    @property
+    def used_at(self) -> float:
+        """Seconds since 1970 of the last use on record."""
+        try:
+            return self.file.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roots:
+    """Everything that keeps blobs, as read at one moment."""
+
+    locks: tuple[LockRoot, ...]
+    trees: tuple[TreeRoot, ...]
+    pins: tuple[Pin, ...]
+    leased: tuple[leases.LeaseRecord, ...]
+    inodes: Mapping[str, int]  # of every file below models/, recorded or not, by path relative to the store
+    proofs: frozenset[tuple[int, int]]  # (size, mtime in ns) of files of trees that have no record
+
+    def live(self, store: BlobStore, *, lockfiles: bool = True, without: frozenset[str] = frozenset()) -> frozenset[Digest]:
+        """Every digest that must stay. *lockfiles*: whether a lockfile alone keeps anything; *without*: trees that go."""
+        live: set[Digest] = set()
+        for _, digests in self._named(lockfiles=lockfiles, without=without):
+            live |= digests
+        going = tuple(f"{path}/" for path in without)
+        inodes = {ino for path, ino in self.inodes.items() if not path.startswith(going)}
+        for digest, entry in store.blobs():
+            if entry.inode() in inodes:
+                live.add(digest)
+            elif self.proofs:
+                try:
+                    size = os.lstat(entry.path).st_size
+                except FileNotFoundError:
+                    continue
+                if (size, digest.mtime * 1_000_000_000) in self.proofs:
+                    live.add(digest)
+        return frozenset(live)
+
+    def reasons(self, digest: Digest) -> list[str]:
+        """What keeps one blob, in words."""
+        return [what for what, digests in self._named(lockfiles=True) if digest in digests]
+
+    def holds_inode(self, ino: int) -> bool:
+        """Whether a file below models/ is this inode, whoever put it there."""
+        return ino in self.inodes.values()
+
+    def named_by_lockfiles(self) -> frozenset[Digest]:
+        """What registered lockfiles name."""
+        return frozenset(digest for root in self.locks if root.standing is not Standing.DEAD for digest in root.digests)
+
+    def pinned(self) -> frozenset[str]:
+        """The variants that are pinned, by user or manifest: name@version#variant."""
+        return frozenset(pin.name for pin in self.pins) | {name for root in self.locks for name in root.pinned}
+
+    def _named(
+        self, *, lockfiles: bool, without: frozenset[str] = frozenset()
+    ) -> Iterator[tuple[str, frozenset[Digest] | set[Digest]]]:
+        for tree_root in self.trees:
+            if tree_root.is_dead or tree_root.record.tree in without:
+                continue
+            kept = {placed.digest for placed in tree_root.record.files.values()}
+            shown = "" if tree_root.standing is Standing.ALIVE else f" ({tree_root.standing})"
+            yield f"tree {tree_root.record.tree}{shown}", kept
+        for pin in self.pins:
+            yield f"pin {pin.name}", pin.digests
+        for record in self.leased:
+            yield f"lease ({record.doing})", record.digests
+        for root in self.locks:
+            if lockfiles and root.standing is not Standing.DEAD:
+                shown = "" if root.standing is Standing.ALIVE else f" ({root.standing})"
+                yield f"lockfile {root.path}{shown}", root.digests
+
+
+def read(store: BlobStore) -> Roots:
+    """Read every root. Raises StoreStateError where one cannot be believed, OSError."""
+    layout = store.layout
+    trees = []
+    for file in inventories.all_of(layout.inventories):
+        with suppress(FileNotFoundError):
+            trees.append(read_tree(store, file))
+    recorded = {str(root.record.path(layout.root)) for root in trees}
+    inodes, proofs = _below_models(layout.models, recorded)
+    return Roots(
+        locks=tuple(_read_locks(layout.roots)),
+        trees=tuple(trees),
+        pins=tuple(_read_pins(layout.pins)),
+        leased=tuple(record for _, record, _ in leases.standing(store)),
+        inodes=inodes,
+        proofs=proofs,
+    )
+
+
+def read_tree(store: BlobStore, file: Path) -> TreeRoot:
+    """The root that an inventory file is. Raises FileNotFoundError where it went, StoreStateError, OSError."""
+    record = inventories.read(file)
+    if record is None:
+        raise FileNotFoundError(file)
+    return TreeRoot(record=record, file=file, standing=_tree_standing(record, store.layout.root))
+
+
+def stamp(store: BlobStore) -> tuple[object, ...]:
+    """Changes whenever a root comes or goes; cheaper than reading them all again."""
+    layout = store.layout
+    rows: list[object] = []
+    for folder in (layout.roots, layout.inventories, layout.pins, layout.leases):
+        try:
+            with os.scandir(folder) as entries:
+                rows += sorted((entry.path, entry.stat().st_mtime_ns, entry.inode()) for entry in entries)
+        except FileNotFoundError:
+            continue
+    return tuple(rows)
+
+
+def _tree_standing(record: Inventory, root: Path) -> Standing:
+    if os.path.isabs(record.tree):
+        return _standing(Path(record.tree), record.parent)
+    return Standing.ALIVE if (root / record.tree).is_dir() else Standing.DEAD
+
+
+def _below_models(models: Path, recorded: set[str]) -> tuple[dict[str, int], frozenset[tuple[int, int]]]:
+    found = tree.scan(models) or tree.Scan()
+    inodes = {f"models/{path}": ino for path, ino in found.files.items()}
+    proofs = set()
+    prefixes = tuple(path + "/" for path in recorded)
+    for path in found.files:
+        full = f"{models}/{path}"
+        if not full.startswith(prefixes):
+            try:
+                there = os.lstat(full)
+            except FileNotFoundError:
+                continue  # a staged file: it was just published under another name
+            proofs.add((there.st_size, there.st_mtime_ns))
+            if stat.S_ISLNK(there.st_mode):
+                with suppress(OSError):
+                    inodes[f"models/{path}"] = os.stat(full).st_ino
+    return inodes, frozenset(proofs)
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return
+    for name in names:
+        if not name.startswith(".tmp-"):
+            try:
+                yield folder / name, (folder / name).read_bytes()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise StoreStateError(f"root {folder / name} cannot be read: {error.strerror}") from error
+
+
+def _unreadable(path: Path, error: Exception) -> StoreStateError:
+    return StoreStateError(
+        f"root {path} cannot be read ({error}), so nothing may be deleted",
+        hint="use the modelstow that wrote it, or `modelstow gc --forget` it by the file's name",
+    )
+
+
+def _read_locks(folder: Path, *, but: str = "") -> Iterator[LockRoot]:
+    for path, raw in _files(folder):
+        if path.name == but:
+            continue
+        try:
+            yield LockRoot.decode(raw)
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+            raise _unreadable(path, error) from error
+
+
+def _read_pins(folder: Path) -> Iterator[Pin]:
+    for path, raw in _files(folder):
+        try:
+            head = json.loads(unseal(raw))
+            yield Pin(model=head["model"], variant=head["variant"], digests=_digests(head["digests"]))
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+            raise _unreadable(path, error) from error
+
+
+def read_lock_roots(store: BlobStore, *, but: Path | None = None) -> list[LockRoot]:
+    """The lockfiles on record, without the one at *but*: its own record may be torn. Raises StoreStateError, OSError."""
+    skipped = "" if but is None else inventories.tree_id(str(but))
+    return list(_read_locks(store.layout.roots, but=skipped))
+
+
+# ---- keeping the record
+
+
+def read_lock_root(store: BlobStore, lockfile: Path) -> LockRoot | None:
+    """The root of one lockfile; None where it is not registered or its record is torn (it is then written anew)."""
+    try:
+        return LockRoot.decode((store.layout.roots / inventories.tree_id(str(lockfile))).read_bytes())
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def register_lock(store: BlobStore, root: LockRoot) -> None:
+    """Put a reconciled lockfile on record. Durable on return. A store that lost its state is whole again after this."""
+    write_file(store.layout.roots / root.id, root.encode())
+    if epoch(store) != store.config.epoch:
+        write_file(store.layout.epoch, store.config.epoch.encode())
+
+
+def epoch(store: BlobStore) -> str:
+    """The epoch that ``state/`` carries; empty where it was lost."""
+    try:
+        return store.layout.epoch.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def accept_loss(store: BlobStore) -> None:
+    """Go on with what roots there are, after ``state/`` was lost."""
+    write_file(store.layout.epoch, store.config.epoch.encode())
+
+
+def pin(store: BlobStore, model: str, variant: str, digests: Iterable[Digest]) -> bool:
+    """Pin a variant; False if it was."""
+    path = _pin_path(store, model, variant)
+    there = path.exists()
+    kept = "".join(digest.hex for digest in sorted(set(digests) - {EMPTY}))
+    head = {"model": model, "variant": variant, "digests": kept}
+    write_file(path, seal(json.dumps(head).encode()))
+    return not there
+
+
+def unpin(store: BlobStore, model: str, variant: str) -> bool:
+    """Take a pin away; False if there was none."""
+    try:
+        _pin_path(store, model, variant).unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def pins(store: BlobStore) -> frozenset[str]:
+    """The pinned variants by name, without reading the pins."""
+    try:
+        return frozenset(unquote(name) for name in os.listdir(store.layout.pins) if not name.startswith(".tmp-"))
+    except FileNotFoundError:
+        return frozenset()
+
+
+def _pin_path(store: BlobStore, model: str, variant: str) -> Path:
+    return store.layout.pins / quote(f"{model}#{variant}", safe="@")
+
+
+def forget(store: BlobStore, id_: str) -> bool:
+    """Take one root away by its id; False if there is none."""
+    found = False
+    folders = (store.layout.roots, store.layout.inventories, store.layout.pins, store.layout.leases)
+    for path in (*(folder / id_ for folder in folders), store.layout.inventories / (id_ + NEXT)):
+        if path.parent in folders and path.is_file():
+            path.unlink()
+            found = True
+    return found

@@ -1,0 +1,112 @@
+"""Room before the first byte: what a plan takes against what is free, promised to others, or allowed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cas import BlobState, BlobStore, Digest, NoSpaceError, StoreStateError, leases
+
+from ..planning.planner import Fetch, Plan
+from .collector import Collector, Goals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preflight:
+    """Checks a plan against one store's disk and limits; ``min_free`` and ``max_size`` are bytes, None: no limit."""
+
+    store: BlobStore
+    collector: Collector
+    free: Callable[[], int]
+    min_free: int = 0
+    max_size: int | None = None
+
+    def make_room(self, plan: Plan) -> None:
+        """Return when the plan fits; hold the ``space`` lock since before the plan's lease was taken.
+
+        It sweeps garbage once if it does not, and evicts trees where a limit is set.
+
+        Raises NoSpaceError with the figures before anything was fetched; what the collector raises.
+        """
+        if not any(isinstance(action, Fetch) for action in plan.actions) and plan.summary.disk_bytes == 0:
+            return
+        if self._fits(plan):
+            return
+        self.collector.collect()
+        if self._fits(plan):
+            return
+        if self.min_free or self.max_size is not None:
+            limit = None if self.max_size is None else max(0, self.max_size - plan.summary.disk_bytes)
+            self.collector.collect(Goals(free=self._needed(plan), max_size=limit))
+            if self._fits(plan):
+                return
+        self._refuse(plan)
+
+    def _fits(self, plan: Plan) -> bool:
+        return self._needed(plan) <= self.free() and self._over_quota(plan) <= 0
+
+    def _needed(self, plan: Plan) -> int:
+        """Bytes that must be free: new on disk, promised to others that run, and the margin."""
+        mine = {action.digest for action in plan.actions if isinstance(action, Fetch)}
+        unsaved = sum(
+            action.have - self._allocated(action.digest, action.have)
+            for action in plan.actions
+            if isinstance(action, Fetch) and action.have
+        )
+        return plan.summary.disk_bytes + unsaved + self._promised(mine) + self.min_free
+
+    def _promised(self, mine: set[Digest]) -> int:
+        """What other live fetches still will take: sizes less what their partials have; a crash releases it by itself."""
+        others: dict[Digest, int] = {}
+        with suppress(StoreStateError):  # a lease that cannot be read stops gc, not those who fetch
+            for _, record, held in leases.standing(self.store):
+                if held:
+                    others |= {digest: size for digest, size in record.reserved.items() if digest not in mine}
+        return sum(
+            size - self._allocated(digest, size)
+            for digest, size in others.items()
+            if self.store.look(digest, size).state is BlobState.ABSENT
+        )
+
+    def _allocated(self, digest: Digest, most: int) -> int:
+        try:
+            return min(most, os.stat(self.store.layout.partial(digest)).st_blocks * 512)
+        except FileNotFoundError:
+            return 0
+
+    def _over_quota(self, plan: Plan) -> int:
+        if self.max_size is None:
+            return 0
+        total = 0
+        for _, entry in self.store.blobs():
+            with suppress(FileNotFoundError):
+                total += entry.stat(follow_symlinks=False).st_size
+        return total + plan.summary.disk_bytes - self.max_size
+
+    def _refuse(self, plan: Plan) -> None:
+        needed, free, over = self._needed(plan), self.free(), self._over_quota(plan)
+        root = self.store.layout.root
+        if over > 0:
+            what = f"{plan.summary.disk_bytes:,} bytes more would exceed the limit of {self.max_size:,} by {over:,}"
+            hint = "raise MODELSTOW_MAX_SIZE, unpin something, or free room with `modelstow gc --max-size`"
+            available = max(0, plan.summary.disk_bytes - over)
+            raise NoSpaceError(
+                what, hint=hint, bytes_needed=plan.summary.disk_bytes, bytes_available=available, path=str(root)
+            )
+        raise NoSpaceError(
+            f"{needed:,} bytes are needed in {root}, {free:,} are free",
+            hint=f"`modelstow gc --free {needed}` evicts what was used least recently, or choose another --root",
+            bytes_needed=needed,
+            bytes_available=free,
+            path=str(root),
+        )
+
+
+def disk(path: Path) -> Path:
+    """The nearest folder above *path* that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path

@@ -1,0 +1,120 @@
+"""Which trees are meant: those that a lockfile names, those it put there and no longer names, those on record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cas import BlobStore, Digest
+from cas import inventory as inventories
+from cas.inventory import Inventory
+from cas.pieces import read_table
+
+from .config import Settings
+from .desired import selection
+from .desired.lockfile import LockedBlob, Lockfile
+from .desired.selection import Chosen
+from .planning.state import Desired, DesiredTree, TreeKey
+from .retention import roots
+from .retention.roots import LockRoot, Standing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What is asked for beyond the selector."""
+
+    into: Path | None = None
+    with_: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
+    prune: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """One lockfile over one store, as sets of trees. Reads inventories and roots, writes nothing."""
+
+    settings: Settings
+    lock: Lockfile
+
+    def desired(self, chosen: Iterable[Chosen], choice: Choice) -> Desired:
+        trees = tuple(self._tree(each, choice) for each in chosen)
+        copies = self.settings.link_mode.kinds[0] in ("copy",)
+        return Desired(trees=trees, blobs=self.lock.blobs, copies=copies, prune=choice.prune)
+
+    def _tree(self, chosen: Chosen, choice: Choice) -> DesiredTree:
+        root = self.settings.root
+        place = selection.tree_of_folder(choice.into, root) if choice.into is not None else chosen.tree
+        variant = self.lock.models[chosen.model].variants[chosen.variant]
+        with_, without = frozenset[str](), frozenset[str]()
+        if variant.components:
+            selection.check_components(chosen, variant, choice.with_ | choice.without)
+            record = inventories.read(root / "state" / "inventories" / inventories.tree_id(place))
+            before, before_without = selection.remembered(record.labels if record else {})
+            with_ = ((before - choice.without) | choice.with_) & variant.components.keys()
+            without = ((before_without - choice.with_) | choice.without) & variant.components.keys()
+        elif choice.with_ or choice.without:
+            selection.check_components(chosen, variant, choice.with_ | choice.without)
+        labels = selection.labels(chosen, self.settings.lockfile, with_, without)
+        files = variant.chosen(with_, without) if variant.components else variant.files
+        return DesiredTree(key=TreeKey(chosen.model, chosen.variant, place), path=root / place, files=files, labels=labels)
+
+    def unwanted(self, desired: Desired) -> Iterator[tuple[Inventory, TreeKey]]:
+        """Trees in ROOT that this lockfile put there and no longer names, unless pinned."""
+        store = BlobStore.looking_at(self.settings.root)
+        named = {inventories.tree_id(tree.key.tree) for tree in desired.trees}
+        for file in inventories.all_of(store.layout.inventories):
+            if file.name in named or file.name.endswith(inventories.NEXT):
+                continue
+            record = inventories.read(file)
+            if record is None or os.path.isabs(record.tree) or record.labels.get("lockfile") != str(self.settings.lockfile):
+                continue
+            key = TreeKey(record.labels["model"], record.labels["variant"], record.tree)
+            if str(key) not in roots.pins(store):
+                yield record, key
+
+    def lock_root(self, text: bytes) -> LockRoot:
+        assert self.settings.lockfile is not None
+        parent = os.stat(self.settings.lockfile.parent)
+        every = selection.every(self.lock)
+        variants = {str(c): self.lock.models[c.model].variants[c.variant] for c in every}
+        return LockRoot(
+            path=str(self.settings.lockfile),
+            text=Digest.of(text).hex,
+            parent=(parent.st_dev, parent.st_ino),
+            trees={name: selection.fingerprint(variant) for name, variant in variants.items()},
+            pinned=tuple(str(c) for c in every if self.lock.models[c.model].pin),
+            digests=frozenset(self.lock.blobs),
+        )
+
+    def registered(self, store: BlobStore) -> Desired:
+        """Every tree on record, as it was put there."""
+        trees, blobs = [], dict(self.lock.blobs)
+        for root in roots.read(store).trees:
+            if root.unfinished or root.standing is not Standing.ALIVE:
+                continue
+            labels, files = root.record.labels, {path: placed.digest for path, placed in root.record.files.items()}
+            key = TreeKey(labels.get("model", ""), labels.get("variant", ""), root.record.tree)
+            trees.append(DesiredTree(key=key, path=root.record.path(store.layout.root), files=files, labels=labels))
+            for digest in files.values():
+                if digest not in blobs:
+                    blobs[digest] = LockedBlob(size=self.size_of(store, digest))
+        return Desired(trees=tuple(trees), blobs=blobs)
+
+    def size_of(self, store: BlobStore, digest: Digest) -> int:
+        """A blob's size: from the lockfile, its piece table, or what stands there."""
+        if digest in self.lock.blobs:
+            return self.lock.blobs[digest].size
+        table = read_table(store.layout.table(digest), digest)
+        if table is not None:
+            return table.size
+        try:
+            return os.lstat(store.layout.blob(digest)).st_size
+        except FileNotFoundError:
+            return 0
+
+    def repairable(self, desired: Desired) -> Desired:
+        """Those trees whose every blob this lockfile can fetch."""
+        trees = tuple(t for t in desired.trees if t.path.is_dir() and all(d in self.lock.blobs for d in t.files.values()))
+        return replace(desired, trees=trees)

@@ -1,0 +1,192 @@
+"""Everything that writes, put together for one store and one lockfile. Loaded only when there is something to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+
+from backends import Registry
+from cas import BlobStore, Digest, kernel, locks
+from cas import inventory as inventories
+from cas.inventory import Inventory
+from cas.linking import Placer
+
+from .config import Settings
+from .desired import selection
+from .desired.lockfile import Lockfile
+from .errors import ApplyError, InvalidConfigError
+from .execution.download import Engine
+from .execution.executor import Executor
+from .execution.failures import FailureTable
+from .execution.fetcher import Fetcher
+from .execution.publisher import Publisher
+from .execution.transfer import RetryPolicy
+from .planning.planner import Plan, Work
+from .planning.state import Desired, DesiredTree, TreeKey
+from .retention import roots
+from .retention.collector import Collector
+from .retention.roots import LockRoot, Standing
+from .retention.space import Preflight
+from .telemetry.events import BytesArrived, Sink
+from .telemetry.events import Event as Happening
+from .telemetry.recorder import Recorder
+from .telemetry.report import Report
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """The tools of one run. *free* tells the bytes that may still be written to the store's disk."""
+
+    settings: Settings
+    lock: Lockfile
+    registry: Registry
+    failures: FailureTable
+    retry: RetryPolicy
+    stop: Event
+    free: Callable[[], int]
+    emit: Sink
+
+    def reach(
+        self,
+        desired: Desired,
+        work: Work,
+        *,
+        force: bool = False,
+        progress: Progress | None = None,
+        also: frozenset[Digest] = frozenset(),
+    ) -> tuple[frozenset[TreeKey], Report, ApplyError | None]:
+        """Make actual equal *desired*: the trees that changed, what was done, and what failed of it.
+
+        Raises NoSpaceError, InvalidConfigError, Stopped, OSError: what concerns all of it.
+        """
+        meter = _Meter(progress, self.emit)
+        recorder = Recorder(meter)
+        error: ApplyError | None = None
+        try:
+            changed = self._executor(recorder, meter).reach(desired, work, force=force, also=also)
+        except ApplyError as failed:
+            error, changed = failed, failed.changed
+        meter.finish()
+        return changed, recorder.report(), error
+
+    def collector(self, *, exclusive: bool = False) -> Collector:
+        """The garbage collector of this store; *exclusive*: nobody else uses it."""
+        return self._collector(BlobStore.open(self.settings.root), self.emit, exclusive=exclusive)
+
+    def remove_tree(self, record: Inventory, key: TreeKey) -> bool:
+        """Take one tree away. Raises LockTimeoutError, OSError."""
+        store = BlobStore.open(self.settings.root)
+        store.prepare()
+        return self._publisher(store, self.emit).remove(record, key)
+
+    def _executor(self, recorder: Recorder, meter: _Meter) -> Executor:
+        store = BlobStore.open(self.settings.root)
+        stop, timeout = Event(), self.settings.lock_timeout_s
+        base = (self.settings.manifest or self.settings.lockfile or Path.cwd()).parent
+        engine = Engine(
+            registry=self.registry,
+            base=base,
+            failures=self.failures,
+            emit=recorder,
+            policy=self.retry,
+            stop=stop,
+        )
+        preflight = Preflight(
+            store=store,
+            collector=self._collector(store, recorder),
+            free=self.free,
+            min_free=self.settings.min_free,
+            max_size=self.settings.max_size,
+        )
+        return Executor(
+            store=store,
+            fetcher=Fetcher(store=store, engine=engine, lock_timeout_s=timeout),
+            publisher=self._publisher(store, recorder),
+            emit=recorder,
+            stop=stop,
+            outer=self.stop,
+            connections=self.settings.connections,
+            mirrors=self.settings.mirrors,
+            lock_space=lambda: store.lock("space", doing="checking the space", timeout_s=timeout, stop=self.stop),
+            make_room=preflight.make_room,
+            on_plan=meter.expect,
+            on_work=lambda trees: self._refuse_conflicts(store, trees),
+            lock_timeout_s=timeout,
+        )
+
+    def _publisher(self, store: BlobStore, emit: Sink) -> Publisher:
+        placer = Placer(self.settings.link_mode, strict=self.settings.strict_links)
+
+        def lock_tree(key: TreeKey) -> locks.Lock:
+            name = f"tree-{inventories.tree_id(key.tree)}"
+            return store.lock(name, doing=f"changing {key}", timeout_s=self.settings.lock_timeout_s, stop=self.stop)
+
+        return Publisher(store=store, placer=placer, emit=emit, lock_tree=lock_tree)
+
+    def _collector(self, store: BlobStore, emit: Sink, *, exclusive: bool = False) -> Collector:
+        return Collector(
+            store=store,
+            remove_tree=self._publisher(store, emit).remove,
+            free=self.free,
+            in_use=kernel.in_use,
+            stop=self.stop,
+            exclusive=exclusive,
+            lock_timeout_s=self.settings.lock_timeout_s,
+        )
+
+    def _refuse_conflicts(self, store: BlobStore, trees: Iterable[DesiredTree]) -> None:
+        """A tree that another registered lockfile wants with other content is nobody's to change."""
+        others = other_locks(store, self.settings.lockfile)
+        for tree in trees:
+            if os.path.isabs(tree.key.tree) or tree.key.model not in self.lock.models:
+                continue
+            mine = selection.fingerprint(self.lock.models[tree.key.model].variants[tree.key.variant])
+            for other in others:
+                if other.trees.get(str(tree.key), mine) != mine:
+                    raise InvalidConfigError(
+                        f"{tree.key} is locked with other content by {other.path}, which shares this ROOT",
+                        hint="give one of the two another version, or use another --root",
+                    )
+
+
+def other_locks(store: BlobStore, mine: Path | None) -> list[LockRoot]:
+    """The other lockfiles that were reconciled into this store and are not known to be gone."""
+    every = roots.read_lock_roots(store, but=mine)
+    return [root for root in every if root.path != str(mine) and root.standing is not Standing.DEAD]
+
+
+def take_over(store: BlobStore, id_: str, heir: LockRoot) -> None:
+    """Another lockfile wants this tree: from now on it is the one that may remove it. Raises LockTimeoutError, OSError."""
+    with store.lock(f"tree-{id_}", doing="handing a tree over"):
+        record = inventories.read(store.layout.inventories / id_)
+        if record is not None:
+            labels = {**record.labels, "lockfile": heir.path}
+            inventories.rewrite(store.layout.inventories, replace(record, labels=labels))
+
+
+class _Meter:
+    """Folds events into (bytes done, bytes in all): never falls, and ends with the two equal."""
+
+    def __init__(self, progress: Progress | None, onward: Sink) -> None:
+        self._progress, self._onward = progress, onward
+        self._done = self._total = 0
+
+    def expect(self, work: Plan) -> None:
+        self._total = work.summary.fetch_bytes
+        if self._progress is not None:
+            self._progress(0, self._total)
+
+    def __call__(self, event: Happening) -> None:
+        if isinstance(event, BytesArrived) and self._progress is not None and self._done < self._total:
+            self._done = min(self._total, self._done + event.count)
+            self._progress(self._done, self._total)
+        self._onward(event)
+
+    def finish(self) -> None:
+        if self._progress is not None and self._done < self._total:
+            self._progress(self._total, self._total)

@@ -1,0 +1,164 @@
+"""Small worlds for tests: blobs with real digests, lockfiles, ensurers that never sleep, and the real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backends import Source
+from backends.memory import MemorySource
+from cas import Digest
+from reconcile import ModelEnsurer
+from reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile
+from reconcile.execution.transfer import RetryPolicy
+
+IMPATIENT = RetryPolicy(attempts=3, first_pause_s=0.0, throttled_attempts=3, throttled_pause_s=0.0, retry_after_cap_s=0.0)
+"""Retries without a pause, so that no test sleeps."""
+
+
+def some_bytes(size: int, seed: int = 0) -> bytes:
+    """Bytes that are nowhere alike, the same for the same seed."""
+    return random.Random(seed).randbytes(size)
+
+
+def lock_of(
+    models: Mapping[str, Mapping[str, Mapping[str, bytes]]],
+    sources: Iterable[str] = ("mem://origin/m",),
+    *,
+    default: str | None = None,
+) -> Lockfile:
+    """A lockfile of ``{"name@version": {"variant": {"path": content}}}``; every source has every path."""
+    blobs: dict[Digest, LockedBlob] = {}
+    locked = {}
+    for key, variants in models.items():
+        rows = {}
+        for name, files in variants.items():
+            for path, data in files.items():
+                digest = Digest.of(data)
+                urls = (*(blobs[digest].urls if digest in blobs else ()), *(f"{source}/{path}" for source in sources))
+                blobs[digest] = LockedBlob(size=len(data), urls=tuple(dict.fromkeys(urls)))
+            rows[name] = LockedVariant(files={path: Digest.of(data) for path, data in files.items()})
+        locked[key] = LockedModel(variants=rows, default=default or next(iter(variants), None))
+    return Lockfile(manifest="sha256:" + "0" * 64, models=locked, blobs=blobs)
+
+
+def objects_of(files: Mapping[str, bytes], source: str = "mem://origin/m") -> dict[str, bytes]:
+    """What a memory source has to serve for ``lock_of`` with this source."""
+    return {f"{source}/{path}": data for path, data in files.items()}
+
+
+def write_lock(folder: Path, lock: Lockfile, name: str = "models.lock") -> Path:
+    """Write a lockfile; its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_text(lock.format())
+    return path
+
+
+def ensurer_of(folder: Path, lock: Lockfile, source: Source | None = None, **more: Any) -> ModelEnsurer:
+    """An ensurer over ``folder/root`` whose ``mem://`` (and with *sources*, other schemes) is what the test made."""
+    path = write_lock(folder, lock)
+    sources: dict[str, Source] = more.pop("sources", {})
+    if source is not None:
+        sources = {"mem": source, **sources}
+    from backends.registry import FACTORIES
+
+    factories = {**FACTORIES, **{scheme: (lambda made=made: made) for scheme, made in sources.items()}}
+    more.setdefault("retry", IMPATIENT)
+    return ModelEnsurer.open(root=folder / "root", lockfile=path, factories=factories, **more)
+
+
+def tree_of(path: Path) -> dict[str, bytes]:
+    """Every file of a folder with its content."""
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def blobs_of(root: Path) -> dict[str, Path]:
+    """Every committed blob of a store by its hex digest."""
+    return {p.name: p for p in (root / "blobs").rglob("*") if p.is_file() and len(p.name) == 64}
+
+
+def assert_sound(root: Path) -> None:
+    """Every visible blob equals its name, and nothing of staging is left in the models folder."""
+    for name, path in blobs_of(root).items():
+        assert Digest.of_path(path).hex == name, f"{path} is not its name"
+    assert not list((root / "models").rglob(".*.modelstow")), "staging was left behind"
+
+
+def leftovers(root: Path) -> list[str]:
+    """What is left of unfinished work: partials, staging folders, temporary names."""
+    found = list((root / "partial").iterdir()) if (root / "partial").is_dir() else []
+    found += [p for p in root.rglob("*") if p.name.startswith((".tmp-", ".modelstow-")) or p.name.endswith(".modelstow")]
+    return sorted(str(p.relative_to(root)) for p in found)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished command line."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass
+class Cli:
+    """The real command line in a folder of its own. ``root`` is the store."""
+
+    folder: Path
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "root"
+
+    def environ(self, **more: str) -> dict[str, str]:
+        """The environment of every command: nothing of the machine's own settings of modelstow, hubs or proxies."""
+        keep = {
+            key: value for key, value in os.environ.items() if not key.startswith(("MODELSTOW", "MODELS_", "HF_", "AWS_"))
+        }
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NETRC", "XDG_DATA_HOME"):
+            keep.pop(name, None)
+        return {**keep, "MODELSTOW_ROOT": str(self.root), "HOME": str(self.folder), "COLUMNS": "120", **more}
+
+    def argv(self, *args: str | Path) -> list[str]:
+        return [sys.executable, "-m", "reconcile", *map(str, args)]
+
+    def run(self, *args: str | Path, timeout: float = 120, **environ: str) -> Ran:
+        """Run a command to its end."""
+        done = subprocess.run(
+            self.argv(*args), cwd=self.folder, env=self.environ(**environ), capture_output=True, text=True, timeout=timeout
+        )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    def ok(self, *args: str | Path, **environ: str) -> Ran:
+        """Run a command that must succeed."""
+        ran = self.run(*args, **environ)
+        assert ran.code == 0, f"{args} ended with {ran.code}\n{ran.out}\n{ran.err}"
+        return ran
+
+    def start(self, *args: str | Path, **environ: str) -> subprocess.Popen[str]:
+        """Start a command."""
+        return subprocess.Popen(
+            self.argv(*args),
+            cwd=self.folder,
+            env=self.environ(**environ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+def memory(files: Mapping[str, bytes], source: str = "mem://origin/m") -> MemorySource:
+    """A memory source that serves *files*."""
+    return MemorySource(objects_of(files, source))

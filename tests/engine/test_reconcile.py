@@ -1,0 +1,418 @@
+"""What reconcile and ensure do to a store, by the real command line or the Python face over real folders."""
+
+import os
+from pathlib import Path
+
+import pytest
+from builders import (
+    Cli,
+    assert_sound,
+    blobs_of,
+    ensurer_of,
+    leftovers,
+    lock_of,
+    memory,
+    objects_of,
+    some_bytes,
+    tree_of,
+    write_lock,
+)
+
+from backends.memory import MemorySource
+from cas import Digest
+from reconcile import Choice, InvalidConfigError, ModelState
+
+BIG = some_bytes(20_000_000, 1)
+HALF = some_bytes(9_000_000, 2)
+CONFIG = b'{"hidden": 384}'
+FP32 = {"config.json": CONFIG, "model.bin": BIG, "deep/er/vocab.txt": b"a\nb\n", "empty": b""}
+FP16 = {"config.json": CONFIG, "model.bin": HALF}
+
+
+def two_variants():
+    lock = lock_of({"m@1.0.0": {"fp32": FP32, "fp16": FP16}}, default="fp32")
+    # Both variants call their weights model.bin, so each blob has a locator of its own.
+    objects = objects_of(FP32) | {"mem://origin/m/model.bin": BIG}
+    blobs = dict(lock.blobs)
+    half = Digest.of(HALF)
+    blobs[half] = type(blobs[half])(size=len(HALF), urls=("mem://origin/m/model.fp16.bin",))
+    from dataclasses import replace
+
+    return replace(lock, blobs=blobs), MemorySource(objects | {"mem://origin/m/model.fp16.bin": HALF})
+
+
+def test_reconcile_brings_both_variants_and_shares_their_bytes(tmp_path: Path):
+    """Equal files of two variants are one inode; each blob is fetched once."""
+    lock, source = two_variants()
+    models = ensurer_of(tmp_path, lock, source)
+
+    outcome = models.reconcile()
+
+    fp32, fp16 = models.local_path("m", "fp32"), models.local_path("m", "fp16")
+    assert tree_of(fp32) == FP32 and tree_of(fp16) == FP16
+    assert (fp32 / "config.json").stat().st_ino == (fp16 / "config.json").stat().st_ino
+    assert outcome.report.fetched_bytes == len(BIG) + len(HALF) + len(CONFIG) + 4
+    assert leftovers(tmp_path / "root") == []
+    assert_sound(tmp_path / "root")
+
+
+def test_a_second_reconcile_does_nothing(tmp_path: Path):
+    """No request, no write, no lock."""
+    lock, source = two_variants()
+    models = ensurer_of(tmp_path, lock, source)
+    models.reconcile()
+    asked = source.opened
+    before = {p: p.lstat().st_ctime_ns for p in (tmp_path / "root").rglob("*") if "inventories" not in str(p)}
+
+    outcome = models.reconcile()
+
+    assert not any(tree.changed for tree in outcome.trees)
+    assert source.opened == asked
+    assert {p: p.lstat().st_ctime_ns for p in (tmp_path / "root").rglob("*") if "inventories" not in str(p)} == before
+
+
+def test_an_edit_through_a_hardlink_is_found_and_only_its_piece_is_fetched(tmp_path: Path):
+    """One flipped byte costs one ranged request of 8 MiB; the damaged inode goes to quarantine; both trees heal."""
+    lock32 = lock_of({"m@1.0.0": {"fp32": FP32}, "n@2": {"x": {"weights": BIG}}})
+    models = ensurer_of(tmp_path, lock32, memory(FP32 | {"weights": BIG}))
+    models.reconcile()
+    path = models.local_path("m")
+    os.chmod(path / "model.bin", 0o644)
+    with open(path / "model.bin", "r+b") as file:
+        file.seek(10_000_000)
+        file.write(b"edited")
+
+    assert models.status("m").state is ModelState.CORRUPT
+    assert models.status("m").corrupt_files == ("model.bin",)
+    assert models.status("n").state is ModelState.CORRUPT
+    outcome = models.ensure_all(["m"])
+
+    assert outcome.report.repaired_bytes == 8 << 20
+    assert outcome.report.repairs[0].pieces == (1,)
+    assert tree_of(path) == FP32
+    assert (models.local_path("n") / "weights").read_bytes() == BIG, "the tree that was not asked for heals too"
+    assert models.status("n").state is ModelState.COMPLETE
+    assert_sound(tmp_path / "root")
+    assert len(list((tmp_path / "root/quarantine").iterdir())) == 1
+
+
+def test_a_touched_blob_costs_reading_not_fetching(tmp_path: Path):
+    """A restored backup or a touch(1) changes the mtime, not the bytes (D11)."""
+    lock, source = two_variants()
+    models = ensurer_of(tmp_path, lock, source)
+    models.reconcile()
+    asked = source.opened
+    os.utime(models.local_path("m") / "model.bin")
+
+    assert models.status("m").state is ModelState.CORRUPT
+    models.ensure("m")
+
+    assert models.status("m").state is ModelState.COMPLETE
+    assert source.opened == asked
+
+
+def test_a_restored_backup_of_a_whole_store_is_proved_again_not_fetched(tmp_path: Path):
+    """`cp -a` without --preserve=links gives every file an inode of its own; content decides (D11)."""
+    lock, source = two_variants()
+    models = ensurer_of(tmp_path, lock, source)
+    models.reconcile()
+    import shutil
+
+    shutil.copytree(tmp_path / "root", tmp_path / "restored", symlinks=True)
+    shutil.rmtree(tmp_path / "root")
+    (tmp_path / "restored").rename(tmp_path / "root")
+    asked = source.opened
+
+    outcome = models.reconcile()
+
+    assert outcome.error is None and source.opened == asked
+    assert all(models.status("m", v).state is ModelState.COMPLETE for v in ("fp32", "fp16"))
+    assert (models.local_path("m", "fp32") / "config.json").stat().st_nlink == 3
+    assert not list((tmp_path / "root/quarantine").iterdir())
+
+
+def test_a_file_of_unknown_origin_is_adopted_if_it_is_right(tmp_path: Path):
+    """No request is made for bytes that stand there already; status does not call them complete before."""
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP32}}), MemorySource({}))
+    for path, data in FP32.items():
+        (models.local_path("m") / path).parent.mkdir(parents=True, exist_ok=True)
+        (models.local_path("m") / path).write_bytes(data)
+    seen = models.status("m")
+
+    path = models.ensure("m")
+
+    assert seen.state is ModelState.PARTIAL and seen.bytes_needed == 0
+    assert tree_of(path) == FP32 and models.status("m").state is ModelState.COMPLETE
+    assert_sound(tmp_path / "root")
+
+
+def test_a_wrong_file_at_a_locked_path_is_moved_to_quarantine_and_said(tmp_path: Path):
+    """What stood there may be the only copy of somebody's work."""
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP16}}), memory(FP16))
+    models.local_path("m").mkdir(parents=True)
+    (models.local_path("m") / "config.json").write_text("mine")
+
+    outcome = models.ensure_all(["m"])
+
+    assert tree_of(models.local_path("m")) == FP16
+    [moved] = outcome.report.displaced
+    assert moved.to.read_text() == "mine"
+
+
+def test_the_users_files_stay_through_upgrade_prune_excepted(tmp_path: Path):
+    """Extra files move into the new tree; --prune removes them."""
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP16}}), memory(FP16))
+    path = models.ensure("m")
+    (path / "notes").mkdir()
+    (path / "notes/mine.txt").write_text("keep me")
+    (path / "adapter").mkdir()
+
+    changed = {"config.json": b"{}", "model.bin": HALF, "new.txt": b"new"}
+    again = ensurer_of(tmp_path, lock_of({"m@1": {"v": changed}}), memory(changed))
+    outcome = again.ensure_all(["m"])
+
+    assert tree_of(path) == changed | {"notes/mine.txt": b"keep me"}
+    assert (path / "adapter").is_dir()
+    assert outcome.report.published[0].exchanged
+    assert again.status("m").extra_files == ("notes/mine.txt",)
+    pruned = again.ensure_all(["m"], choice=Choice(prune=True))
+    assert tree_of(path) == changed and pruned.trees[0].changed
+
+
+def test_an_upgrade_switches_the_name_in_one_step_and_keeps_the_old_links_for_readers(tmp_path: Path):
+    """Who holds the old folder open can go on reading it for an hour."""
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP16}}), memory(FP16))
+    path = models.ensure("m")
+    inside = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    changed = {"config.json": b"{}", "model.bin": BIG}
+
+    ensurer_of(tmp_path, lock_of({"m@1": {"v": changed}}), memory(changed)).ensure("m")
+
+    old = os.open("config.json", os.O_RDONLY, dir_fd=inside)
+    assert os.read(old, 100) == CONFIG
+    assert tree_of(path) == changed
+
+
+def test_what_a_lockfile_no_longer_names_is_removed_by_reconcile(tmp_path: Path):
+    """The tree goes, the user's file in it stays, the blobs stay until gc."""
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP16}, "n@1": {"v": {"n": b"n"}}}), memory(FP16 | {"n": b"n"}))
+    models.reconcile()
+    path = models.local_path("m")
+    (path / "mine").write_text("x")
+
+    again = ensurer_of(tmp_path, lock_of({"n@1": {"v": {"n": b"n"}}}), memory({"n": b"n"}))
+    outcome = again.reconcile()
+    collected = again.collect_garbage()
+
+    assert [gone.path for gone in outcome.report.removed] == [path]
+    assert tree_of(path) == {"mine": b"x"}
+    assert set(collected.blobs) == {Digest.of(data) for data in FP16.values()}
+    assert collected.reclaimed_bytes == sum(map(len, FP16.values()))
+    assert set(blobs_of(tmp_path / "root")) == {Digest.of(b"n").hex}
+
+
+def test_nothing_is_removed_if_something_failed(tmp_path: Path):
+    """A reconcile that could not finish leaves the old trees alone."""
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP16}}), memory(FP16))
+    models.reconcile()
+
+    again = ensurer_of(tmp_path, lock_of({"n@1": {"v": {"n": b"n"}}}), MemorySource({}))
+    outcome = again.reconcile()
+
+    assert outcome.error is not None and outcome.error.code == "INCOMPLETE_DOWNLOAD"
+    assert tree_of(models.local_path("m")) == FP16
+
+
+def test_two_lockfiles_share_a_root_and_keep_their_own(tmp_path: Path):
+    """What another registered lockfile wants is neither removed nor collected; other content is refused."""
+    first = ensurer_of(tmp_path / "a", lock_of({"m@1": {"v": FP16}}), memory(FP16))
+    shared = first.settings.root
+    first.reconcile()
+
+    def second(models, files):
+        from dataclasses import replace
+
+        made = ensurer_of(tmp_path / "b", lock_of(models), memory(files))
+        made.settings = replace(made.settings, root=shared)
+        return made
+
+    other = second({"n@1": {"v": {"n": b"n"}}}, {"n": b"n"})
+    other.reconcile()
+    assert tree_of(first.local_path("m")) == FP16
+    assert other.collect_garbage().blobs == []
+
+    clash = second({"m@1": {"v": {"config.json": b"other"}}}, {"config.json": b"other"})
+    with pytest.raises(InvalidConfigError, match="other content"):
+        clash.reconcile()
+
+
+def test_into_makes_a_folder_the_tree_of_one_variant(tmp_path: Path):
+    """Files that stood there stay and are the user's; gc keeps what it holds until the folder is gone."""
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP16}}), memory(FP16))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("x")
+
+    path = models.ensure("m", into=tmp_path / "out")
+
+    assert path == tmp_path / "out"
+    assert tree_of(path) == FP16 | {"mine": b"x"}
+    assert not models.local_path("m").exists()
+    assert models.collect_garbage().blobs == []
+    import shutil
+
+    shutil.rmtree(path)
+    assert len(models.collect_garbage().blobs) == 2
+
+
+def test_optional_components_are_there_when_asked_for_and_remembered(tmp_path: Path):
+    """--with adds, a later ensure keeps it, --without takes it away."""
+    from dataclasses import replace
+
+    lock = lock_of({"m@1": {"v": FP32}})
+    variant = lock.models["m@1"].variants["v"]
+    parts = replace(variant, components={"vocab": ("deep/er/vocab.txt",)}, optional=("vocab",))
+    lock = replace(lock, models={"m@1": replace(lock.models["m@1"], variants={"v": parts})})
+    models = ensurer_of(tmp_path, lock, memory(FP32))
+    small = {path: data for path, data in FP32.items() if path != "deep/er/vocab.txt"}
+
+    path = models.ensure("m")
+    assert tree_of(path) == small and models.status("m").state is ModelState.COMPLETE
+    models.ensure("m", with_=["vocab"])
+    assert tree_of(path) == FP32
+    models.ensure("m")
+    assert tree_of(path) == FP32
+    models.ensure("m", without=["vocab"])
+    assert tree_of(path) == small
+    with pytest.raises(InvalidConfigError, match="no component"):
+        models.ensure("m", with_=["vae"])
+
+
+@pytest.mark.parametrize("mode", ["hardlink", "symlink", "copy", "reflink", "auto"])
+def test_every_link_mode_gives_a_tree_that_stands_and_heals(cli: Cli, mode: str):
+    """What cannot be had falls back and is counted; a second run has nothing to do; a damaged file is healed."""
+    source = cli.folder / "src"
+    for path, data in FP32.items():
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).write_bytes(data)
+    lock = write_lock(cli.folder, lock_of({"m@1": {"v": FP32}}, sources=["src"]))
+
+    first = cli.ok("ensure", "m", "--link-mode", mode, "--json").json
+    again = cli.ok("ensure", "m", "--link-mode", mode, "--json").json
+    path = Path(first["trees"][0]["path"])
+
+    assert tree_of(path) == FP32
+    assert sum(first["summary"]["links"].values()) == 3, "the empty file counts as none"
+    assert not again["trees"][0]["changed"]
+    os.chmod(path / "config.json", 0o644)
+    (path / "config.json").write_bytes(b"edited by hand!")
+    assert cli.run("status", "--check").code == 3
+    cli.ok("ensure", "m", "--link-mode", mode)
+    assert tree_of(path) == FP32
+    assert lock.exists()
+
+
+def test_strict_links_make_a_fall_back_an_error(cli: Cli):
+    """A reflink that cannot be had is not silently a copy."""
+    (cli.folder / "src").mkdir()
+    (cli.folder / "src/config.json").write_bytes(CONFIG)
+    write_lock(cli.folder, lock_of({"m@1": {"v": {"config.json": CONFIG}}}, sources=["src"]))
+
+    ran = cli.run("ensure", "m", "--link-mode", "reflink", "--strict-links", "--json")
+
+    if ran.code == 0:
+        pytest.skip("this file system has reflinks")
+    assert ran.json["error"]["code"] == "FILESYSTEM_ERROR" and "reflink" in ran.json["error"]["message"]
+
+
+def test_a_folder_where_a_file_should_be_is_moved_not_deleted(tmp_path: Path):
+    """And so is a file where a folder should be (F10)."""
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP32}}), memory(FP32))
+    path = models.local_path("m")
+    (path / "config.json").mkdir(parents=True)
+    (path / "config.json/inner").write_text("mine")
+    (path / "deep").write_text("a file")
+
+    models.ensure("m")
+
+    assert tree_of(path) == FP32
+    kept = [p.read_text() for p in (tmp_path / "root/quarantine").rglob("*") if p.is_file()]
+    assert sorted(kept) == ["a file", "mine"]
+
+
+def test_a_symlink_in_a_tree_is_not_followed(tmp_path: Path):
+    """Nothing is written outside, wherever a link leads (L11)."""
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP32}}), memory(FP32))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    path = models.local_path("m")
+    path.mkdir(parents=True)
+    (path / "deep").symlink_to(outside)
+    (path / "config.json").symlink_to(outside / "config.json")
+
+    models.ensure("m")
+
+    assert tree_of(path) == FP32 and list(outside.iterdir()) == []
+    assert not (path / "deep").is_symlink()
+
+
+def test_a_blob_that_vanished_is_taken_back_from_its_tree(tmp_path: Path):
+    """The inode lives on in the tree: no request is made."""
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP16}}), memory(FP16))
+    models.ensure("m")
+    for path in blobs_of(tmp_path / "root").values():
+        path.unlink()
+
+    again = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP16}}), MemorySource({}))
+    again.ensure("m")
+
+    assert again.status("m").state is ModelState.COMPLETE
+    assert_sound(tmp_path / "root")
+
+
+def test_progress_never_falls_and_ends_with_the_two_equal(tmp_path: Path):
+    """Bytes done and bytes in all of what has to be fetched."""
+    seen: list[tuple[int, int]] = []
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP32}}), memory(FP32))
+
+    models.ensure("m", progress_callback=lambda done, total: seen.append((done, total)))
+
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1] == (sum(map(len, FP32.values())),) * 2
+
+
+def test_force_fetches_every_blob_anew_without_taking_the_good_tree_away(tmp_path: Path):
+    """The tree's inodes stay where they are when the bytes turn out the same."""
+    source = memory(FP16)
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP16}}), source)
+    path = models.ensure("m")
+    ino = (path / "model.bin").stat().st_ino
+    asked = source.opened
+
+    models.ensure("m", force_redownload=True)
+
+    assert source.opened == asked + 2
+    assert (path / "model.bin").stat().st_ino == ino and tree_of(path) == FP16
+
+
+def test_mirrors_are_asked_first_and_trusted_never(cli: Cli):
+    """Any folder laid out like blobs/ serves; wrong bytes in it cost another request, and the source is asked."""
+    (cli.folder / "src").mkdir()
+    for path, data in FP16.items():
+        (cli.folder / "src" / path).write_bytes(data)
+    write_lock(cli.folder, lock_of({"m@1": {"v": FP16}}, sources=["src"]))
+    cli.ok("reconcile")
+    (cli.root / "blobs").rename(cli.folder / "mirror")
+    for path in (cli.folder / "src").iterdir():
+        path.unlink()
+    lies = next(path for path in (cli.folder / "mirror").rglob(Digest.of(CONFIG).hex))
+    lies.chmod(0o644)
+    lies.write_bytes(b"x" * len(CONFIG))
+    (cli.folder / "src/config.json").write_bytes(CONFIG)
+    import shutil
+
+    shutil.rmtree(cli.root)
+
+    done = cli.ok("reconcile", "--json", MODELSTOW_MIRRORS=str(cli.folder / "mirror")).json
+
+    assert tree_of(cli.root / "models/m@1/v") == FP16
+    assert done["summary"]["fetched_bytes"] == len(HALF) + 2 * len(CONFIG)

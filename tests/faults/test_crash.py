@@ -1,0 +1,247 @@
+"""Killed at a sample of its writing system calls, modelstow leaves nothing that lies, and running again finishes.
+
+With strace the kill comes on entry of the N-th call of a thread, for N spread over all that a whole run makes; without
+it, after random delays. MODELSTOW_CRASH_POINTS sets the size of the sample.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from builders import Cli, assert_sound, blobs_of, leftovers, lock_of, some_bytes, tree_of, write_lock
+
+POINTS = int(os.environ.get("MODELSTOW_CRASH_POINTS", "10"))
+WRITING = (
+    "write,pwrite64,rename,renameat,renameat2,link,linkat,unlink,unlinkat,rmdir,mkdir,mkdirat,"
+    "fsync,fdatasync,ftruncate,fchmod,chmod,fchmodat,utimensat,symlinkat,copy_file_range"
+)
+BIG, BIG2 = some_bytes(9_000_000, 1), some_bytes(9_100_000, 2)
+OLD = {"config.json": b"{}", "model.bin": BIG, "deep/vocab.txt": b"a b c", "empty": b""}
+NEW = {"config.json": b'{"v": 2}', "model.bin": BIG2, "deep/vocab.txt": b"a b c", "deep/more.txt": b"d"}
+OTHER = {"other.bin": some_bytes(2_000_000, 3), "deep/vocab.txt": b"a b c"}
+
+
+def can_strace() -> bool:
+    """Whether strace is here and may trace."""
+    if shutil.which("strace") is None:
+        return False
+    done = subprocess.run(["strace", "-f", "-qq", "-o", os.devnull, "true"], capture_output=True)
+    return done.returncode == 0
+
+
+STRACE = can_strace()
+
+
+@dataclass(frozen=True)
+class Story:
+    """A command to be killed: how the world is before it, what it may leave, and what running it again must reach."""
+
+    prepare: Callable[[Cli], None]
+    command: tuple[str, ...]
+    trees: dict[str, tuple[dict[str, bytes], ...]]  # tree -> the contents that may be seen at any moment
+    reached: dict[str, dict[str, bytes]]  # tree -> content in the end
+
+
+def lock_with(cli: Cli, models: dict[str, dict[str, dict[str, bytes]]]) -> None:
+    """Write a lockfile and the folder that its bytes come from."""
+    for key, variants in models.items():
+        for variant, files in variants.items():
+            for path, data in files.items():
+                target = cli.folder / "src" / key / variant / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+    # Every blob has its own locator, since variants call different bytes by the same path.
+    lock = lock_of(models)
+    from dataclasses import replace
+
+    from cas import Digest
+
+    where = {
+        Digest.of(data): f"src/{key}/{variant}/{path}"
+        for key, variants in models.items()
+        for variant, files in variants.items()
+        for path, data in files.items()
+    }
+    blobs = {digest: replace(blob, urls=(where[digest],)) for digest, blob in lock.blobs.items()}
+    write_lock(cli.folder, replace(lock, blobs=blobs))
+
+
+def nothing_yet(cli: Cli) -> None:
+    lock_with(cli, {"m@1": {"a": OLD, "b": OTHER}})
+
+
+def old_version_stands(cli: Cli) -> None:
+    lock_with(cli, {"m@1": {"a": OLD}, "n@1": {"b": OTHER}})
+    cli.ok("reconcile")
+    (cli.root / "models/m@1/a/mine.txt").write_text("the user's")
+    lock_with(cli, {"m@1": {"a": NEW}})
+
+
+def damaged(cli: Cli) -> None:
+    lock_with(cli, {"m@1": {"a": OLD}})
+    cli.ok("reconcile")
+    victim = cli.root / "models/m@1/a/model.bin"
+    victim.chmod(0o644)
+    with open(victim, "r+b") as file:
+        file.write(b"damage")
+
+
+def garbage(cli: Cli) -> None:
+    lock_with(cli, {"m@1": {"a": OLD}, "n@1": {"b": OTHER}})
+    cli.ok("reconcile")
+    lock_with(cli, {"n@1": {"b": OTHER}})
+    cli.ok("reconcile")
+
+
+MINE = {"mine.txt": b"the user's"}
+HURT = OLD | {"model.bin": b"damage" + BIG[6:]}
+STORIES = {
+    "a first reconcile": Story(
+        nothing_yet, ("reconcile",), {"m@1/a": (OLD,), "m@1/b": (OTHER,)}, {"m@1/a": OLD, "m@1/b": OTHER}
+    ),
+    "an upgrade that removes a tree": Story(
+        old_version_stands,
+        ("reconcile",),
+        {"m@1/a": (OLD | MINE, NEW | MINE, NEW), "n@1/b": (OTHER,)},
+        {"m@1/a": NEW | MINE},
+    ),
+    "a repair": Story(damaged, ("ensure", "m"), {"m@1/a": (HURT, OLD)}, {"m@1/a": OLD}),
+    "a garbage collection": Story(garbage, ("gc",), {"n@1/b": (OTHER,)}, {"n@1/b": OTHER}),
+}
+
+
+def again(template: Path, world: Path) -> Cli:
+    """The same world once more: hardlinks and all, and at the same place, since lockfiles are known by their path."""
+    if world.exists():
+        shutil.rmtree(world)
+    subprocess.run(["cp", "-a", template, world], check=True)
+    return Cli(world)
+
+
+def count_calls(cli: Cli, command: tuple[str, ...]) -> int:
+    """How many writing calls the busiest thread of a whole run makes."""
+    log = cli.folder / "calls"
+    argv = ["strace", "-ff", "-qq", "-o", str(log), "-e", f"trace={WRITING}", *cli.argv(*command)]
+    subprocess.run(argv, cwd=cli.folder, env=cli.environ(), check=True, capture_output=True)
+    return max(len(path.read_text().splitlines()) for path in cli.folder.glob("calls*"))
+
+
+def kill_at(cli: Cli, command: tuple[str, ...], number: int) -> bool:
+    """Run and kill on entry of the N-th writing call of a thread; False if the run ended before."""
+    argv = ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={WRITING}"]
+    argv += ["-e", f"inject={WRITING}:signal=SIGKILL:when={number}", *cli.argv(*command)]
+    done = subprocess.run(argv, cwd=cli.folder, env=cli.environ(), capture_output=True)
+    return done.returncode != 0
+
+
+def kill_after(cli: Cli, command: tuple[str, ...], seconds: float) -> bool:
+    """Run and kill after a while; False if the run ended before."""
+    running = cli.start(*command)
+    try:
+        running.wait(seconds)
+    except subprocess.TimeoutExpired:
+        running.send_signal(signal.SIGKILL)
+    running.communicate()
+    return running.returncode != 0
+
+
+def assert_nothing_lies(cli: Cli, story: Story) -> None:
+    """Every visible blob equals its name; every visible tree is one of the whole ones."""
+    for name, path in blobs_of(cli.root).items():
+        from cas import Digest
+
+        data = path.read_bytes()
+        if data != HURT["model.bin"]:  # the damage was done before, through a hardlink
+            assert Digest.of(data).hex == name
+    for tree, allowed in story.trees.items():
+        path = cli.root / "models" / tree
+        if path.is_dir():
+            assert tree_of(path) in allowed, f"{tree} is a mixture"
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_a_kill_leaves_nothing_that_lies_and_running_again_finishes(tmp_path: Path, name: str):
+    """At each of a sample of points: blobs equal their names, trees are whole, and the next run reaches the end."""
+    story = STORIES[name]
+    template, world = tmp_path / "template", tmp_path / "world"
+    world.mkdir()
+    story.prepare(Cli(world))
+    world.rename(template)
+    began = time.monotonic()
+    calls = count_calls(again(template, world), story.command) if STRACE else 0
+    took = time.monotonic() - began
+    rng = random.Random(name)
+    points = (
+        sorted(rng.sample(range(1, calls + 1), min(POINTS, calls)))
+        if STRACE
+        else [took * rng.random() for _ in range(POINTS)]
+    )
+    print(f"{name}: {calls} calls, points {points}")
+
+    for point in points:
+        cli = again(template, world)
+        killed = kill_at(cli, story.command, int(point)) if STRACE else kill_after(cli, story.command, point)
+
+        if killed and (cli.root / "modelstow.json").exists():
+            assert_nothing_lies(cli, story)
+        cli.ok(*story.command)
+        cli.ok("status", "--check")
+
+        for tree, content in story.reached.items():
+            assert tree_of(cli.root / "models" / tree) == content
+        gone = story.trees.keys() - story.reached.keys()
+        assert not [tree for tree in gone if (cli.root / "models" / tree).exists()]
+        assert leftovers(cli.root) == []
+        assert_sound(cli.root)
+
+
+def test_a_kill_in_mid_transfer_costs_only_the_piece_in_flight(cli: Cli):
+    """What was finished is found again: the origin sends the rest and at most one piece twice."""
+    from origin import Origin, gate_of
+
+    data = some_bytes(40_000_000, 9)
+    with Origin({"m/model.bin": data}) as origin:
+        write_lock(cli.folder, lock_of({"m@1": {"v": {"model.bin": data}}}, sources=[f"{origin.url}/m"]))
+        gate_of(origin, "m/model.bin", after=30_000_000)
+        running = cli.start("ensure", "m")
+        assert origin.reached.wait(60)
+        running.kill()
+        running.communicate()
+        sent = origin.sent()
+
+        done = cli.ok("ensure", "m", "--json").json
+
+        assert done["summary"]["resumed_bytes"] >= 16 << 20
+        assert done["summary"]["resumed_bytes"] + done["summary"]["fetched_bytes"] == len(data)
+        assert sent + done["summary"]["fetched_bytes"] <= len(data) + (16 << 20)
+    assert leftovers(cli.root) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_at_once_and_keeps_what_was_fetched(cli: Cli, number: signal.Signals, code: int):
+    """The exit code tells which signal; the next run continues."""
+    from origin import Origin, gate_of
+
+    data = some_bytes(20_000_000, 9)
+    with Origin({"m/model.bin": data}) as origin:
+        write_lock(cli.folder, lock_of({"m@1": {"v": {"model.bin": data}}}, sources=[f"{origin.url}/m"]))
+        gate_of(origin, "m/model.bin", after=17_000_000)
+        running = cli.start("ensure", "m", "--json")
+        assert origin.reached.wait(60)
+        began = time.monotonic()
+        running.send_signal(number)
+        out, err = running.communicate(timeout=30)
+
+        assert running.returncode == code
+        assert time.monotonic() - began < 10, "a minute would mean that it waited for the socket"
+        assert '"ok": false' in out and "Traceback" not in err
+        assert cli.ok("ensure", "m", "--json").json["summary"]["resumed_bytes"] >= 8 << 20

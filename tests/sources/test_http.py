@@ -1,0 +1,257 @@
+"""HTTP keeps the contract against a real server, and survives what servers do."""
+
+from collections.abc import Iterator
+
+import pytest
+import requests
+from origin import Fault, Origin
+
+from backends import Denied, Misbehaved, NotFound, NotListable, Source, SourceError, Throttled, Unreachable, read_all
+from backends.conformance import TEN, SourceContract
+from backends.http import HttpSource
+
+
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    with Origin({f"m/{name}": data for name, data in SourceContract.OBJECTS.items()}) as served:
+        yield served
+
+
+def read(source: Source, url: str, start: int = 0, stop: int | None = None) -> tuple[int, bytes]:
+    """Where the body begins, and its bytes."""
+    body, data, view = source.open(url, start=start, stop=stop), bytearray(), memoryview(bytearray(1000))
+    try:
+        while count := body.read_into(view):
+            data += view[:count]
+    finally:
+        body.close()
+    return body.start, bytes(data)
+
+
+class HttpContract(SourceContract):
+    listing = "index"
+
+    @pytest.fixture(autouse=True)
+    def serve(self) -> Iterator[None]:
+        with Origin({f"m/{name}": data for name, data in self.OBJECTS.items()}, listing=self.listing) as self.origin:
+            yield
+
+    def folder(self) -> str:
+        return f"{self.origin.url}/m"
+
+    def make(self) -> Source:
+        return HttpSource({})
+
+
+class TestNginxListing(HttpContract):
+    pass
+
+
+class TestPythonListing(HttpContract):
+    listing = "python"
+
+
+class TestSumsListing(HttpContract):
+    listing = "sums"
+
+
+def test_sums_give_digests_and_sizes_without_a_byte_of_content():
+    """A SHA256SUMS file names every digest; sizes come from HEAD."""
+    with Origin({"m/a": b"one", "m/deep/b": b"three"}, listing="sums") as origin:
+        files = HttpSource({}).listing(f"{origin.url}/m/").files
+
+        assert [(f.path, f.size, f.sha256 is not None) for f in files] == [("a", 3, True), ("deep/b", 5, True)]
+        assert origin.sent("m/a") == origin.sent("m/deep/b") == 0
+
+
+def test_a_folder_without_any_listing_says_to_list_the_files():
+    """The hint tells what to write."""
+    with Origin({"m/a": b"one"}, listing="none") as origin, pytest.raises(NotListable) as caught:
+        HttpSource({}).listing(f"{origin.url}/m/")
+
+    assert "files" in caught.value.hint
+
+
+def test_a_web_page_is_no_listing():
+    """Links of any page would be taken for files otherwise."""
+    page = b'<html><title>Welcome</title><a href="model.bin">model</a></html>'
+    with Origin({"m/": page}, listing="none") as origin, pytest.raises(NotListable):
+        HttpSource({}).listing(f"{origin.url}/m/")
+
+
+def test_links_that_lead_out_of_the_folder_are_not_followed():
+    """Neither the parent, nor another host, nor a sorted view of the same page."""
+    page = (
+        b'<title>Index of /m</title><a href="../">up</a><a href="/other/x">x</a><a href="http://elsewhere/y">y</a>'
+        b'<a href="?C=N;O=D">sort</a><a href="a.bin">a</a>'
+    )
+    with Origin({"m/": page}, listing="none") as origin:
+        assert [f.path for f in HttpSource({}).listing(f"{origin.url}/m").files] == ["a.bin"]
+
+
+def test_an_ignored_range_is_told_by_the_start(origin: Origin):
+    """200 with everything begins at 0 (N4)."""
+    origin.fail("m/ten", Fault(ignore_range=True))
+
+    assert read(HttpSource({}), f"{origin.url}/m/ten", 4) == (0, TEN)
+
+
+def test_a_wrong_content_range_is_not_believed(origin: Origin):
+    """The whole is asked for instead (N5)."""
+    origin.fail("m/ten", Fault(wrong_range=True))
+
+    assert read(HttpSource({}), f"{origin.url}/m/ten", 4) == (0, TEN)
+    assert [seen.range for seen in origin.gets("m/ten")] == ["bytes=4-", None]
+
+
+def test_a_range_with_status_200_is_a_range(origin: Origin):
+    """Some S3 servers send one; Content-Range decides, not the status (N6)."""
+    origin.fail("m/ten", Fault(range_status=200))
+
+    assert read(HttpSource({}), f"{origin.url}/m/ten", 4, 6) == (4, b"45")
+
+
+def test_a_range_beyond_the_end_gives_the_whole_for_comparison(origin: Origin):
+    """416 means that the object is another: the reader sees its length (N8)."""
+    body = HttpSource({}).open(f"{origin.url}/m/ten", start=50, stop=60)
+    body.close()
+
+    assert (body.start, body.total) == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "transient"),
+    [
+        (404, NotFound, False),
+        (410, NotFound, False),
+        (401, Denied, False),
+        (403, Denied, False),
+        (400, SourceError, False),
+        (429, Throttled, True),
+        (503, Throttled, True),
+        (500, Unreachable, True),
+        (502, Unreachable, True),
+    ],
+)
+def test_statuses_are_told_apart(origin: Origin, status: int, kind: type[SourceError], transient: bool):
+    """Permanent or worth asking again."""
+    origin.fail("m/ten", Fault(status=status))
+
+    with pytest.raises(kind) as caught:
+        HttpSource({}).open(f"{origin.url}/m/ten")
+
+    assert caught.value.transient is transient
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("7", 7.0), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ("-3", None), ("soon", None)]
+)
+def test_retry_after_is_read_in_both_forms(origin: Origin, text: str, seconds: float | None):
+    """A date in the past is now; nonsense is nothing (N15)."""
+    origin.fail("m/ten", Fault(status=429, headers={"Retry-After": text}))
+
+    with pytest.raises(Throttled) as caught:
+        HttpSource({}).open(f"{origin.url}/m/ten")
+
+    assert caught.value.retry_after == seconds
+
+
+def test_a_dropped_connection_is_transient(origin: Origin):
+    """Whatever came before the drop was delivered (N9)."""
+    origin.fail("m/deep/er/big.bin", Fault(cut_after=100_000))
+
+    with pytest.raises(SourceError) as caught:
+        _, data = read(HttpSource({}), f"{origin.url}/m/deep/er/big.bin")
+        assert len(data) < 2_000_000
+        raise Unreachable("a short body ends without an error of its own", locator="")  # the reader counts
+
+    assert caught.value.transient
+
+
+def test_an_encoded_body_is_refused(origin: Origin):
+    """Nobody asked for gzip, and a range of it would be no range (N13)."""
+    origin.fail("m/ten", Fault(encoding="gzip"))
+
+    with pytest.raises(Misbehaved, match="gzip"):
+        HttpSource({}).open(f"{origin.url}/m/ten")
+
+    assert origin.gets()[-1].headers["Accept-Encoding"] == "identity"
+
+
+def test_redirects_are_followed_with_their_queries(origin: Origin):
+    """Five at most."""
+    origin.fail("m/old", Fault(redirect=f"{origin.url}/m/ten?signature=abc", times=-1))
+
+    assert read(HttpSource({}), f"{origin.url}/m/old", 3) == (3, TEN[3:])
+
+    origin.fail("m/loop", Fault(redirect=f"{origin.url}/m/loop", times=-1))
+    with pytest.raises(Misbehaved, match="redirects"):
+        HttpSource({}).open(f"{origin.url}/m/loop")
+
+
+@pytest.mark.parametrize(
+    "target", ["file:///etc/passwd", "ftp://host/x", "data:text/plain,x", "http://user:pw@127.0.0.1/x"]
+)
+def test_redirects_to_other_schemes_and_with_passwords_are_refused(origin: Origin, target: str):
+    """Only http and https, without credentials (N17)."""
+    origin.fail("m/ten", Fault(redirect=target))
+
+    with pytest.raises(Misbehaved):
+        HttpSource({}).open(f"{origin.url}/m/ten")
+
+
+def test_a_netrc_login_goes_to_its_host_and_not_along_a_redirect(tmp_path, origin: Origin):
+    """A password is bound to the host it is for (N16)."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password canary\n")
+    netrc.chmod(0o600)
+    origin.protect["m/"] = ("me", "canary")
+    source = HttpSource({"NETRC": str(netrc)})
+
+    assert read(source, f"{origin.url}/m/ten")[1] == TEN
+
+    with Origin({"x": b"other"}) as other:
+        origin.fail("m/ten", Fault(redirect=f"http://localhost:{other.port}/x"))
+        read(source, f"{origin.url}/m/ten")
+        assert "Authorization" not in other.gets("x")[0].headers
+
+
+def test_no_secret_of_a_locator_is_in_an_error():
+    """Signed queries and passwords are cut off (N24)."""
+    with pytest.raises(SourceError) as caught:
+        HttpSource({}).open("http://127.0.0.1:1/m/ten?X-Amz-Signature=canary")
+
+    assert "canary" not in str(caught.value) and "canary" not in caught.value.locator
+
+
+def test_nobody_listening_is_transient():
+    """Connection refused may be over in a moment (N25)."""
+    with pytest.raises(Unreachable):
+        HttpSource({}).open("http://127.0.0.1:1/x")
+
+
+def test_a_small_object_is_read_whole_or_refused(origin: Origin):
+    """A listing that never ends does not fill the memory."""
+    url = f"{origin.url}/m/deep/er/big.bin"
+
+    assert len(read_all(HttpSource({}), url, at_most=3_000_000)) == 2_008_000
+    with pytest.raises(ValueError, match="longer"):
+        read_all(HttpSource({}), url, at_most=1000)
+
+
+def test_bodies_are_read_by_the_fast_way(origin: Origin):
+    """urllib3 still has the attribute beneath which http.client reads into our buffer; if not, this tells."""
+    with requests.get(f"{origin.url}/m/ten", stream=True, timeout=10) as response:
+        assert callable(response.raw._fp.readinto)
+
+
+def test_the_environment_names_proxies_by_host():
+    """Lower case wins, NO_PROXY exempts a domain and what is below it."""
+    from backends.credentials import proxies
+
+    environ = {"HTTPS_PROXY": "http://big:1", "https_proxy": "http://small:1", "NO_PROXY": "corp.example,.local"}
+
+    assert proxies("https://models.example/x", environ) == {"https": "http://small:1"}
+    assert proxies("https://hub.corp.example/x", environ) == {}
+    assert proxies("https://a.local/x", environ) == {}
+    assert proxies("http://models.example/x", environ) == {}

@@ -1,0 +1,119 @@
+"""What modelstow put into a tree, and what of it is believed."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cas import Digest, LinkKind, StoreStateError
+from cas import inventory as inventories
+from cas.durable import seal
+from cas.inventory import NEXT, Inventory, Placed
+
+placed = st.builds(
+    Placed,
+    st.binary(max_size=3).map(Digest.of),
+    st.sampled_from(LinkKind),
+    st.integers(0, 2**63),
+    st.booleans(),
+)
+records = st.builds(
+    Inventory,
+    tree=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
+    labels=st.dictionaries(st.sampled_from(["model", "variant", "with"]), st.text(max_size=5)),
+    files=st.dictionaries(st.text(min_size=1, max_size=5), placed, max_size=5),
+    staging=st.sampled_from(["", ".v.0123.modelstow"]),
+    staging_ino=st.integers(0, 2**63),
+    parent=st.tuples(st.integers(0, 2**63), st.integers(0, 2**63)),
+)
+RECORD = Inventory(tree="models/m@1/v", files={"a/b": Placed(Digest.of(b"x"), LinkKind.HARDLINK, 7)})
+
+
+@given(records)
+def test_an_inventory_reads_back_as_it_was_written(record: Inventory):
+    """Encode and decode are inverse, order of files included."""
+    again = Inventory.decode(record.encode())
+
+    assert again == record and list(again.files) == list(record.files)
+
+
+@given(st.integers(0, len(RECORD.encode()) - 2), st.integers(0, 7))
+def test_no_flipped_bit_is_believed(at: int, bit: int):
+    """An altered inventory is an error, never another inventory."""
+    raw = bytearray(RECORD.encode())
+    raw[at] ^= 1 << bit
+
+    with pytest.raises(ValueError):
+        Inventory.decode(bytes(raw))
+
+
+@given(st.integers(0, len(RECORD.encode()) - 2))
+def test_no_torn_inventory_is_believed(length: int):
+    """What a power cut leaves of a file is an error too."""
+    with pytest.raises(ValueError):
+        Inventory.decode(RECORD.encode()[:length])
+
+
+def test_an_inventory_that_cannot_be_believed_is_a_state_error_that_names_it(tmp_path: Path):
+    """Garbage collection must stop; the hint says what to do."""
+    (tmp_path / "torn").write_bytes(RECORD.encode()[:40])
+
+    with pytest.raises(StoreStateError, match="torn") as caught:
+        inventories.read(tmp_path / "torn")
+    assert "reconcile" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", [b'{"inventory": 2}', b"[]", b"null", b'{"inventory": 1, "parent": [1]}', b"{}", b'"x"'])
+def test_an_inventory_of_a_later_format_is_a_state_error(tmp_path: Path, text: bytes):
+    """An older modelstow never sweeps what a newer one keeps (D23)."""
+    (tmp_path / "later").write_bytes(seal(text))
+
+    with pytest.raises(StoreStateError):
+        inventories.read(tmp_path / "later")
+
+
+def test_what_is_announced_stands_beside_what_is_until_it_is_settled(tmp_path: Path):
+    """Whoever finds ``.next`` knows what to finish; old and new are both roots."""
+    inventories.settle(tmp_path, RECORD)
+    change = Inventory(tree=RECORD.tree, staging=".v.1.modelstow", staging_ino=5)
+
+    inventories.announce(tmp_path, change)
+    both = [inventories.read(path) for path in inventories.all_of(tmp_path)]
+    inventories.settle(tmp_path, Inventory(tree=RECORD.tree))
+
+    assert both == [RECORD, change]
+    assert [path.name for path in inventories.all_of(tmp_path)] == [RECORD.id]
+    inventories.remove(tmp_path, RECORD.id)
+    assert inventories.all_of(tmp_path) == [] and inventories.read(tmp_path / RECORD.id) is None
+
+
+def test_a_trees_id_depends_on_its_place_alone():
+    """It is stable between runs and versions, and safe as a file's name."""
+    id_ = inventories.tree_id("models/m@1/v")
+
+    assert id_ == Inventory(tree="models/m@1/v", labels={"model": "other"}).id
+    assert id_ != inventories.tree_id("models/m@1/w") and id_.isalnum() and NEXT not in id_
+    assert inventories.tree_id(os.fsdecode(b"/raw/\xff")).isalnum()
+
+
+def test_temporary_files_are_no_inventories(tmp_path: Path):
+    """A crash between write and rename leaves one."""
+    (tmp_path / ".tmp-0123").write_text("half")
+
+    assert inventories.all_of(tmp_path) == [] and inventories.all_of(tmp_path / "absent") == []
+
+
+def test_a_long_inventory_is_compressed_and_read_back_or_refused():
+    """From a megabyte on it is a zstd frame; one altered byte is noticed, and so is a lost tail."""
+    files = {f"some/deep/folder/file-{n:06}.bin": Placed(Digest.of(b"%d" % n), LinkKind.HARDLINK, n) for n in range(12_000)}
+    record = Inventory(tree="models/m@1/v", files=files)
+
+    raw = record.encode()
+
+    assert raw[:4] == b"\x28\xb5\x2f\xfd" and len(raw) < 800_000
+    assert Inventory.decode(raw) == record
+    for broken in (raw[:-100], raw[:5000] + bytes([raw[5000] ^ 1]) + raw[5001:], raw + b"tail"):
+        with pytest.raises(ValueError):
+            Inventory.decode(broken)

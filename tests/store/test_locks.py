@@ -1,0 +1,306 @@
+"""Locks between threads and processes."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from cas import LockTimeoutError, Stopped, locks
+
+_HOLD = """
+import sys
+from pathlib import Path
+from cas import locks
+lock = locks.acquire(Path(sys.argv[1]), doing="holding", shared=sys.argv[2] == "shared")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_elsewhere(path: Path, kind: str = "exclusive") -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock while the block runs."""
+    argv = [sys.executable, "-c", _HOLD, str(path), kind]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdin is not None
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+def test_a_lock_excludes_threads(tmp_path: Path):
+    """Four threads that count with a lock never lose a count."""
+    count = 0
+
+    def work() -> None:
+        nonlocal count
+        for _ in range(20):
+            with locks.acquire(tmp_path / "lock", doing="counting"):
+                seen = count
+                os.stat(tmp_path)  # lets another thread run
+                count = seen + 1
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(work) for _ in range(4)]:
+            future.result()
+
+    assert count == 80
+
+
+def test_a_lock_excludes_processes_and_names_its_holder(tmp_path: Path):
+    """LOCK_TIMEOUT says who holds it and what that one is doing."""
+    with held_elsewhere(tmp_path / "lock") as process:
+        with pytest.raises(LockTimeoutError, match=rf"process {process.pid} on .* \(holding\)") as caught:
+            locks.acquire(tmp_path / "lock", doing="a test", timeout_s=0)
+
+        assert locks.is_held(tmp_path / "lock")
+        assert caught.value.code == "LOCK_TIMEOUT" and caught.value.details["timeout"] == 0
+        assert caught.value.details["holder"]["pid"] == process.pid
+        assert caught.value.details["holder"]["doing"] == "holding"
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path):
+    """The kernel frees it at once (C13)."""
+    with held_elsewhere(tmp_path / "lock") as process:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+
+        assert not locks.is_held(tmp_path / "lock")
+        with locks.acquire(tmp_path / "lock", doing="a test", timeout_s=0) as lock:
+            assert lock.note["holder"]["pid"] == os.getpid()
+
+
+def test_a_lock_is_not_inherited_by_a_child(tmp_path: Path):
+    """A child that outlives its parent's lock would hold it for ever (C14)."""
+    with locks.acquire(tmp_path / "lock", doing="a test"):
+        child = subprocess.Popen([sys.executable, "-S", "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+
+    try:
+        locks.acquire(tmp_path / "lock", doing="again", timeout_s=0).close()
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_many_may_share_a_lock_and_none_beside_an_exclusive_one(tmp_path: Path):
+    """Readers beside readers, a writer alone."""
+    path = tmp_path / "lock"
+    with held_elsewhere(path, "shared"), locks.acquire(path, doing="reading", shared=True, timeout_s=0):
+        with pytest.raises(LockTimeoutError):
+            locks.acquire(path, doing="writing", timeout_s=0)
+    with locks.acquire(path, doing="writing", timeout_s=0), pytest.raises(LockTimeoutError):
+        locks.acquire(path, doing="reading", shared=True, timeout_s=0)
+
+
+def test_is_held_asks_for_exclusive_holders_only(tmp_path: Path):
+    """And an absent lock is held by nobody."""
+    path = tmp_path / "lock"
+    assert not locks.is_held(path) and not path.exists()
+    with locks.acquire(path, doing="reading", shared=True):
+        assert not locks.is_held(path)
+    with locks.acquire(path, doing="writing"):
+        assert locks.is_held(path)
+    assert not locks.is_held(path) and path.exists(), "lock files are never unlinked"
+
+
+def test_timeout_zero_tries_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It never waits, not even a moment."""
+
+    def never(_: float) -> None:
+        raise AssertionError("it waited")
+
+    monkeypatch.setattr(locks.time, "sleep", never)
+    with locks.acquire(tmp_path / "lock", doing="one"), pytest.raises(LockTimeoutError, match="other: process"):
+        locks.acquire(tmp_path / "lock", doing="other", timeout_s=0)
+
+
+def test_the_progress_of_the_holder_extends_the_wait(tmp_path: Path):
+    """The time-out counts from the last sign of progress, so a long download is no reason to give up."""
+    path, timeout = tmp_path / "lock", 0.4
+    asked, outcome = Event(), []
+
+    def wait() -> None:
+        try:
+            with locks.acquire(path, doing="waiting", timeout_s=timeout, on_wait=lambda _: asked.set()):
+                outcome.append("had it")
+        except LockTimeoutError:
+            outcome.append("gave up")
+
+    lock = locks.acquire(path, doing="working")
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert asked.wait(10)
+    for _ in range(8):  # twice the time-out in all
+        thread.join(timeout / 4)
+        lock.progress()
+    still_waiting = thread.is_alive()
+    lock.close()
+    thread.join(10)
+
+    assert still_waiting and outcome == ["had it"]
+
+
+def test_who_waits_is_told_once_whose_work_it_waits_for(tmp_path: Path):
+    """For progress displays."""
+    told: list[str] = []
+    with locks.acquire(tmp_path / "lock", doing="fetching abc"), pytest.raises(LockTimeoutError):
+        locks.acquire(tmp_path / "lock", doing="waiting", timeout_s=0.05, on_wait=told.append)
+
+    assert len(told) == 1 and "fetching abc" in told[0] and str(os.getpid()) in told[0]
+
+
+def test_a_stop_flag_ends_waiting(tmp_path: Path):
+    """SIGTERM works while a thread waits for a lock (D15)."""
+    stop, waiting = Event(), Event()
+
+    def wait() -> type[BaseException] | None:
+        try:
+            locks.acquire(tmp_path / "lock", doing="waiting", stop=stop, on_wait=lambda _: waiting.set()).close()
+        except BaseException as error:
+            return type(error)
+        return None
+
+    with locks.acquire(tmp_path / "lock", doing="working"), ThreadPoolExecutor(1) as pool:
+        future = pool.submit(wait)
+        assert waiting.wait(10)
+        stop.set()
+        assert future.result(10) is Stopped
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_lock_file_that_was_replaced_is_noticed(tmp_path: Path, how: str):
+    """A second exclusive holder has become possible (C15)."""
+    path = tmp_path / "lock"
+    with locks.acquire(path, doing="one") as lock:
+        assert lock.is_current()
+        path.unlink()
+        if how == "replaced":
+            path.touch()
+
+        assert not lock.is_current()
+        with locks.acquire(path, doing="other", timeout_s=0) as other:
+            assert other.is_current()
+
+
+def test_a_waiter_whose_lock_file_is_replaced_takes_the_one_that_stands_there(tmp_path: Path):
+    """Inode and path are compared after locking: it never holds a lock that nobody else sees (C15)."""
+    path, waiting = tmp_path / "lock", Event()
+
+    def wait() -> locks.Lock:
+        return locks.acquire(path, doing="waiting", on_wait=lambda _: waiting.set())
+
+    first = locks.acquire(path, doing="one")
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(wait)
+        assert waiting.wait(10)
+        path.unlink()
+        first.close()
+        with future.result(10) as lock:
+            assert lock.is_current()
+            with pytest.raises(LockTimeoutError):
+                locks.acquire(path, doing="third", timeout_s=0)
+
+
+def test_workers_stay_alone_while_somebody_deletes_the_lock_file(tmp_path: Path):
+    """Whoever holds a lock whose file is current is the only such holder (C15)."""
+    path, done, guard = tmp_path / "lock", Event(), threading.Lock()
+    inside: set[int] = set()
+    together: list[set[int]] = []
+
+    def vandal() -> None:
+        while not done.is_set():
+            path.unlink(missing_ok=True)
+            done.wait(0.001)
+
+    def work(me: int) -> None:
+        for _ in range(25):
+            with locks.acquire(path, doing="working") as lock:
+                with guard:
+                    ino = os.fstat(lock.fd).st_ino
+                    if ino in inside:
+                        together.append({ino})
+                    inside.add(ino)
+                os.stat(tmp_path)
+                with guard:
+                    inside.discard(ino)
+
+    thread = threading.Thread(target=vandal)
+    thread.start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for future in [pool.submit(work, me) for me in range(4)]:
+                future.result(60)
+    finally:
+        done.set()
+        thread.join()
+
+    assert together == []
+
+
+def test_a_lock_tells_its_note_to_those_who_do_not_hold_it(tmp_path: Path):
+    """What is left there outlives the holder."""
+    path = tmp_path / "lock"
+    with locks.acquire(path, doing="one") as lock:
+        lock.write_note(committed="abc")
+        assert locks.peek(path)["committed"] == "abc"
+
+    assert locks.peek(path)["committed"] == "abc"
+    with locks.acquire(path, doing="two") as lock:
+        assert lock.note["committed"] == "abc"
+    assert locks.peek(tmp_path / "absent") == {}
+
+
+@pytest.mark.parametrize("torn", [b"", b"{", b"[]", b"\xff\xfe", b'{"holder": 7}'])
+def test_a_torn_lock_file_is_still_a_lock(tmp_path: Path, torn: bytes):
+    """What stands in it is for people; holding it is the kernel's business."""
+    path = tmp_path / "lock"
+    path.write_bytes(torn)
+
+    with locks.acquire(path, doing="one", timeout_s=0):
+        path.write_bytes(torn)
+        with pytest.raises(LockTimeoutError, match="another process"):
+            locks.acquire(path, doing="other", timeout_s=0)
+
+
+def test_a_symlink_is_no_lock_file(tmp_path: Path):
+    """Nothing is written through it (M6)."""
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "lock").symlink_to(tmp_path / "mine")
+
+    with pytest.raises(OSError):
+        locks.acquire(tmp_path / "lock", doing="a test", timeout_s=0)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_pid_alone_proves_no_life():
+    """Pids are used again, machines restart, hosts share a store (C18)."""
+    from dataclasses import replace
+
+    me = locks.Holder.me("a test")
+
+    assert me.alive
+    assert not replace(me, started="1").alive
+    assert not replace(me, boot="another").alive
+    assert not replace(me, host="another").alive
+    assert not replace(me, started="").alive
+
+
+def test_lock_files_are_private_by_default(tmp_path: Path):
+    """Nobody else may hold our locks (M4)."""
+    locks.acquire(tmp_path / "lock", doing="a test").close()
+
+    assert stat.S_IMODE((tmp_path / "lock").stat().st_mode) == 0o600

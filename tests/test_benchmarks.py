@@ -1,0 +1,91 @@
+"""The benchmarks and `modelstow bench` run and tell what they promise; nothing here is about speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import Cli
+
+pytest.importorskip("benchmarks", reason="benchmarks are not part of the wheel")
+from benchmarks import table
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def asked(out: Path, *argv: str) -> dict[str, list[dict[str, object]]]:
+    """Run ``python -m benchmarks --quick`` and read what it wrote: rows by question."""
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--repeats", "1", "--out", str(out), *argv]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))}
+    done = subprocess.run(command, cwd=out.parent, env=environ, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(out.read_text())
+    assert document["machine"]["python"] and document["machine"]["kernel"]
+    found: dict[str, list[dict[str, object]]] = {}
+    for row in document["rows"]:
+        found.setdefault(row["question"], []).append(row)
+    return found
+
+
+def test_verification_is_measured_at_every_level_beside_reading(tmp_path: Path) -> None:
+    """Every row has a positive figure, or says why it has none; the scratch folder is gone afterwards."""
+    rows = asked(tmp_path / "results.json", "--only", "verification", "--size", "2MiB")["verification"]
+
+    by_name = {str(row["row"]): row for row in rows}
+    assert {"modelstow verify --quick", "modelstow verify", "modelstow verify --full", "cat"} <= by_name.keys()
+    for name, row in by_name.items():
+        if row["value"] is None:
+            assert str(row["note"]).startswith("not available: "), name
+        else:
+            assert float(str(row["value"])) > 0 and float(str(row["ratio"])) > 0, name
+    assert by_name["cat"]["ratio"] == 1.0
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_no_op_makes_one_stat_a_file_and_opens_no_content(tmp_path: Path) -> None:
+    """The claims about a no-op are counted, where strace is there to count."""
+    rows = asked(tmp_path / "results.json", "--only", "noop", "--files", "30")["noop"]
+
+    by_name = {str(row["row"]): row["value"] for row in rows}
+    assert by_name["30 files: stats of blobs and files, each file"] in (1.0, None)
+    assert by_name["30 files: contents opened"] in (0, None)
+    assert by_name["1 file: heavy libraries that a no-op reconcile imports"] == 0
+
+
+def test_the_table_goes_between_the_marks_and_makes_the_end_mark() -> None:
+    """Writing it twice gives the same text, and what stands around it stays."""
+    once = table.placed(f"before\n{table.BEGIN}\n\nafter\n", "| x |")
+    twice = table.placed(once, "| y |")
+
+    assert once == f"before\n{table.BEGIN}\n| x |\n{table.END}\n\nafter\n"
+    assert twice == once.replace("| x |", "| y |")
+    with pytest.raises(ValueError, match="benchmarks"):
+        table.placed("no mark", "| x |")
+
+
+def test_bench_tells_throughput_and_leaves_nothing(cli: Cli) -> None:
+    """Every level that reads has a rate and a share of plain reading; the store is not even made."""
+    document = cli.ok("bench", "--size", "16MiB", "--repeats", "1", "--json").json
+
+    rows = {row["level"]: row for row in document["rows"]}
+    assert list(rows) == ["read", "quick", "fast", "full"]
+    assert all(row["seconds"] > 0 for row in rows.values())
+    for level in ("read", "fast", "full"):
+        assert rows[level]["bytes"] == 16 << 20
+        assert rows[level]["bytes_per_second"] > 0 and rows[level]["share"] > 0
+    assert (rows["quick"]["bytes"], rows["quick"]["bytes_per_second"], rows["quick"]["share"]) == (0, None, None)
+    assert list(cli.folder.iterdir()) == []
+
+
+def test_bench_refuses_a_size_that_does_not_fit_before_writing(cli: Cli) -> None:
+    """Exit 6 with the figures, and nothing is left behind."""
+    ran = cli.run("bench", "--size", "100000TB", "--json")
+
+    assert ran.code == 6
+    assert ran.json["error"]["code"] == "NO_SPACE"
+    assert ran.json["error"]["details"]["bytes_needed"] == 2 * 100_000 * 10**12
+    assert list(cli.folder.iterdir()) == []

@@ -1,0 +1,285 @@
+"""The README is true: its quick start runs and prints what is shown, and every command, option, code and key exists."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import Cli
+
+from backends.registry import FACTORIES
+from reconcile import __version__
+from reconcile.cli import arguments
+from reconcile.desired import manifest as manifests
+from reconcile.errors import EXIT_CODES, InvalidConfigError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text("utf-8")
+PAGES = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))]
+SHOWN_FOLDER = "/home/you/try"
+_MARK = "\x1e"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, the heading it stands under, its text."""
+
+    language: str
+    heading: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A command of a console block and the output that is shown for it."""
+
+    command: str
+    output: str
+
+
+def blocks(page: str) -> Iterator[Block]:
+    heading, language = "", None
+    lines: list[str] = []
+    for line in page.splitlines():
+        if line.startswith("```"):
+            if language is None:
+                language, lines = line[3:].strip(), []
+            else:
+                yield Block(language, heading, "\n".join(lines))
+                language = None
+        elif language is not None:
+            lines.append(line)
+        elif line.startswith("#"):
+            heading = line.lstrip("# ")
+
+
+def commands(block: Block) -> Iterator[Shown]:
+    """Lines after ``$ `` are commands, with the rest of a here-document; the others are what they print."""
+    lines = block.text.splitlines()
+    while lines:
+        command, output = lines.pop(0).removeprefix("$ "), []
+        if "<<'EOF'" in command:
+            end = lines.index("EOF") + 1
+            command, lines = "\n".join([command, *lines[:end]]), lines[end:]
+        while lines and not lines[0].startswith("$ "):
+            output.append(lines.pop(0))
+        yield Shown(command, "\n".join(output))
+
+
+def quick_start() -> list[Shown]:
+    found = [b for b in blocks(README) if b.language == "console" and b.heading == "Quick start"]
+    return [shown for block in found for shown in commands(block)]
+
+
+@dataclass
+class Played:
+    """The quick start after it was run: what each command printed, and the folder it left."""
+
+    cli: Cli
+    outputs: list[str]
+    code: int
+
+
+def play(folder: Path) -> Played:
+    """Run every command of the quick start in one shell, as a reader would who pastes them."""
+    shims = folder / "shims"
+    shims.mkdir(parents=True)
+    shim = shims / "modelstow"
+    shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m reconcile "$@"\n')
+    shim.chmod(0o755)
+    cli = Cli(folder / "try")
+    cli.folder.mkdir()
+    environ = cli.environ(PATH=f"{shims}{os.pathsep}{os.environ['PATH']}", LC_ALL="C")
+    del environ["MODELSTOW_ROOT"]
+    script = "set -e\nexec 2>&1\n" + "".join(f"printf '{_MARK}'\n{shown.command}\n" for shown in quick_start())
+    done = subprocess.run(["bash", "-c", script], cwd=cli.folder, env=environ, capture_output=True, text=True, timeout=60)
+    return Played(cli, done.stdout.split(_MARK)[1:], done.returncode)
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    return play(tmp_path_factory.mktemp("readme"))
+
+
+def settled(text: str, folder: Path | str = SHOWN_FOLDER) -> str:
+    """A command's output without what differs from run to run: the folder, times, speeds, free space."""
+    text = text.replace(os.path.realpath(folder), SHOWN_FOLDER).replace(str(folder), SHOWN_FOLDER)
+    text = re.sub(r"\b\d+(\.\d+)? s\b", "_ s", text)
+    text = re.sub(r"\d+(\.\d+)? [kMGT]?B/s", "_ B/s", text)
+    text = re.sub(r"\d+(\.\d+)? [kMGT]?B free", "_ B free", text)
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+
+
+def test_the_quick_start_runs_and_prints_what_is_shown(played: Played) -> None:
+    """Word for word in an empty folder; only times, speeds and free space may differ."""
+    shown = quick_start()
+    assert len(shown) > 10, "the quick start was not found"
+    assert played.code == 0, f"`{shown[len(played.outputs) - 1].command}` failed:\n{played.outputs[-1]}"
+    for expected, output in zip(shown, played.outputs, strict=True):
+        assert settled(output, played.cli.folder) == settled(expected.output), f"of `{expected.command}`"
+
+
+def test_the_python_of_the_readme_runs(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder that the quick start left."""
+    monkeypatch.chdir(played.cli.folder)
+    monkeypatch.delenv("MODELSTOW_LOCK", raising=False)
+    found = [block.text for block in blocks(README) if block.language == "python"]
+    assert found
+    for text in found:
+        names: dict[str, Any] = {}
+        exec(compile(text, "README.md", "exec"), names)
+        assert (names["path"] / "model.safetensors").is_file()
+        assert names["state"] == "COMPLETE"
+
+
+def test_every_manifest_that_is_shown_can_be_read() -> None:
+    found = [block.text for page in PAGES for block in blocks(page.read_text("utf-8")) if block.language == "toml"]
+    assert found
+    for text in found:
+        whole = text if text.lstrip().startswith("schema") else f"schema = 1\n{text}"
+        assert manifests.parse(whole.encode(), Path("models.toml")).models
+
+
+# ---- commands and options
+
+
+def command_lines() -> list[str]:
+    """Every command line of modelstow in README and docs: in console blocks, and inline in backticks."""
+    found = []
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        for block in blocks(text):
+            if block.language == "console":
+                found += re.findall(r"(?<![\w./-])modelstow +([^|;&)\n]+)", "\n".join(c.command for c in commands(block)))
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        found += re.findall(r"`modelstow +([^`]+)`", prose)
+    return [line for line in dict.fromkeys(found) if "COMMAND" not in line and line != "--version"]
+
+
+def subcommands() -> dict[str, argparse.ArgumentParser]:
+    parser = arguments.parser(__version__)
+    action = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+def test_every_command_line_that_is_shown_parses() -> None:
+    lines = command_lines()
+    assert len(lines) > 30
+    wrong = []
+    for line in lines:
+        words = shlex.split(re.sub(r"\s[0-9]?>.*", "", line), comments=True)
+        try:
+            arguments.parser(__version__).parse_args(words)
+        except InvalidConfigError as error:
+            wrong.append(f"{line}: {error}")
+    assert not wrong
+
+
+def table_of(heading: str) -> list[list[str]]:
+    """The rows of the first table under a heading, without the two head lines."""
+    section = re.split(rf"^#+ {re.escape(heading)}$", README, maxsplit=1, flags=re.MULTILINE)[1]
+    rows: list[list[str]] = []
+    for line in section.splitlines():
+        if line.startswith("|"):
+            rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+        elif rows or line.startswith("#"):
+            break
+    return rows[2:]
+
+
+def test_the_readme_lists_every_command_and_no_other() -> None:
+    named = [re.findall(r"`([a-z]+)", row[0]) for row in table_of("Commands")]
+    assert sorted(name for names in named for name in names) == sorted(subcommands())
+
+
+def test_every_option_is_documented_and_every_documented_option_exists() -> None:
+    real = {o for p in subcommands().values() for a in p._actions for o in a.option_strings if o.startswith("--")}
+    real |= {"--version"}
+    prose = re.sub(r"^```sh$.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", prose))
+    assert told == real
+
+
+# ---- codes and keys
+
+
+def test_the_readme_lists_every_kind_of_source_and_no_other() -> None:
+    told = set(re.findall(r"`([a-z0-9]+)://", " ".join(row[0] for row in table_of("Sources"))))
+    assert told == set(FACTORIES) - {""}
+
+
+def test_the_readme_gives_every_error_code_its_exit_code() -> None:
+    told = {
+        code: int(row[0]) for row in table_of("Exit codes and error codes") for code in re.findall(r"`([A-Z_]+)`", row[2])
+    }
+    assert {code: exit_ for code, exit_ in told.items() if exit_ != 1} == EXIT_CODES
+
+
+JSON_COMMANDS = {
+    "lock": ["lock"],
+    "plan": ["plan"],
+    "reconcile, ensure": ["ensure", "--all"],
+    "status": ["status"],
+    "verify": ["verify"],
+    "gc": ["gc", "--dry-run"],
+    "ls": ["ls"],
+    "du": ["du"],
+    "which": ["which", "models.toml"],
+    "diff": ["diff", "models.lock", "models.lock"],
+    "doctor": ["doctor"],
+    "pin, unpin, evict, init, add, remove": ["pin", "tiny#fp16"],
+}
+
+
+def keys_of(document: Any) -> set[str]:
+    if isinstance(document, dict):
+        return set(document).union(*(keys_of(value) for value in document.values()))
+    return set().union(*(keys_of(value) for value in document)) if isinstance(document, list) else set()
+
+
+def test_the_json_documents_have_the_keys_that_are_told(played: Played) -> None:
+    """Both ways at the top: what a command answers is documented, and what is documented it answers."""
+    text = next(block.text for block in blocks(README) if block.heading == "JSON" and block.language == "text")
+    shapes = dict(re.findall(r"^(\S.*?)\n((?:  .*\n?)+)", text, flags=re.MULTILINE))
+    assert shapes.keys() == JSON_COMMANDS.keys()
+    for name, argv in JSON_COMMANDS.items():
+        ran = played.cli.run(*argv, "--json", MODELSTOW_ROOT=str(played.cli.folder / "store"))
+        document = json.loads(ran.out)
+        assert document["schema"] == 1 and document["ok"] is True, (name, document)
+        told = set(re.findall(r"[a-z_]+", shapes[name])) | {"schema", "ok"}
+        assert keys_of(document) <= told, name
+        assert top_keys(shapes[name]) <= document.keys(), name
+
+
+def top_keys(shape: str) -> set[str]:
+    """The keys at the top of ``{a: int, b, c: [{d}]}``, without those that end in a question mark."""
+    text = shape.strip()[1:-1]
+    while (flat := re.sub(r"\{[^{}]*\}|\[[^\[\]]*\]", "", text)) != text:
+        text = flat
+    keys = [part.partition(":")[0].strip() for part in text.split(",")]
+    return {key for key in keys if not key.endswith("?")}
+
+
+def test_the_lockfile_is_as_shown(played: Played) -> None:
+    text = next(block.text for block in blocks(README) if block.heading == "models.lock" and block.language == "json")
+    shown, real = json.loads(text), json.loads((played.cli.folder / "models.lock").read_text())
+    assert list(shown) == list(real)
+    model, locked = next(iter(shown["models"].values())), next(iter(real["models"].values()))
+    assert list(model) == list(locked) and list(model["variants"]["fp16"]) == list(locked["variants"]["fp16"])
+    assert {tuple(blob) for blob in shown["blobs"].values()} == {tuple(blob) for blob in real["blobs"].values()}
+
+
+def test_links_within_the_repository_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
