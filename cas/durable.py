@@ -4,30 +4,53 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 import xxhash
+
+from . import locks
+
+UNFINISHED = ".tmp-"
+"""How the names of files begin that are being written."""
 
 
 def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace *path* by *data* in one step: write beside it, fsync, rename, fsync the folder.
 
-    Durable on return. A crash leaves the old content or the new, and perhaps a ``.tmp-*`` neighbour.
+    Durable on return. A crash leaves the old content or the new, and perhaps a ``.tmp-*`` neighbour, which is locked
+    while its writer lives: ``drop_unfinished`` removes the others.
     """
-    beside = path.with_name(f".tmp-{secrets.token_hex(6)}")
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    while not _replace(path, data, mode):
+        pass
+    fsync_folder(path.parent)
+
+
+def _replace(path: Path, data: bytes, mode: int) -> bool:
+    beside = path.with_name(f"{UNFINISHED}{secrets.token_hex(6)}")
+    fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
-        try:
-            os.fchmod(fd, mode)
-            write_all(fd, data)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        locks.try_lock(fd, shared=False)
+        os.fchmod(fd, mode)
+        write_all(fd, data)
+        os.fsync(fd)
         os.replace(beside, path)
+    except FileNotFoundError:
+        return False  # taken for the leftover of a dead writer, before it was locked or where locks lie
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    finally:
+        os.close(fd)
+    return True
+
+
+def drop_unfinished(folders: Iterable[Path]) -> None:
+    """Remove what ``write_file`` left in *folders* when it was killed. Raises OSError."""
+    for folder in folders:
+        for path in folder.glob(f"{UNFINISHED}*") if folder.is_dir() else ():
+            if not locks.is_held(path):
+                path.unlink(missing_ok=True)
 
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"

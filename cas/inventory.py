@@ -15,7 +15,7 @@ from pathlib import Path
 import xxhash
 
 from .digest import Digest
-from .durable import fsync_folder, seal, unseal, write_file
+from .durable import UNFINISHED, fsync_folder, seal, unseal, write_file
 from .errors import StoreStateError
 from .linking import LinkKind
 
@@ -142,4 +142,4 @@ def all_of(folder: Path) -> list[Path]:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
         return []
-    return [folder / name for name in names if not name.startswith(".tmp-")]
+    return [folder / name for name in names if not name.startswith(UNFINISHED)]

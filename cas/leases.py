@@ -21,7 +21,7 @@ from threading import Lock as Mutex
 
 from . import locks
 from .digest import Digest
-from .durable import fsync_folder
+from .durable import UNFINISHED, fsync_folder
 from .errors import StoreStateError
 from .store import BlobStore
 
@@ -82,7 +82,7 @@ class Lease:
     def _create(self) -> tuple[Path, int]:
         folder = self._store.layout.leases
         path = folder / f"{secrets.token_hex(8)}{_SUFFIX}"
-        beside = folder / f".tmp-{secrets.token_hex(8)}"
+        beside = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
         held = locks.acquire(beside, doing=self._record.doing, timeout_s=0, mode=self._store.lock_mode)
         try:
             held.write_note(
@@ -141,9 +141,7 @@ def standing(store: BlobStore, *, remove_expired: bool = False) -> list[tuple[Pa
     result = []
     for name in names:
         path = folder / name
-        if name.startswith(".tmp-"):
-            if remove_expired and _age(path) > 3600:
-                path.unlink(missing_ok=True)
+        if name.startswith(UNFINISHED):
             continue
         held = locks.is_held(path)
         if not held and _age(path) > UNFINISHED_S:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import re
 import secrets
 
 from .digest import Digest
 from .errors import LinkError
 
+_BESIDE = re.compile(r"\.modelstow-[0-9a-f]{12}")
 COPY_STEP = 64 << 20  # bytes handed to copy_file_range at once
 
 
@@ -151,6 +153,13 @@ def _copy(source: int, copy: int, size: int) -> None:
         if count == 0:
             raise OSError(errno.EIO, "the blob is shorter than its record")
         done += count
+
+
+def drop_unfinished(folder_fd: int) -> None:
+    """Remove the names that a killed ``replace`` left in an open folder; hold the tree's lock. Raises OSError."""
+    for name in os.listdir(folder_fd):
+        if _BESIDE.fullmatch(name):
+            os.unlink(name, dir_fd=folder_fd)
 
 
 def replace(

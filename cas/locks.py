@@ -142,7 +142,7 @@ def acquire(
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         try:
             _give_mode(fd, mode)
-            if _try_lock(fd, shared=shared) and _same_file(fd, path):
+            if try_lock(fd, shared=shared) and _same_file(fd, path):
                 lock = Lock(path, fd, _read_note(fd))
                 if not shared:
                     lock.write_note(holder=asdict(Holder.me(doing)))
@@ -192,12 +192,13 @@ def is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not _try_lock(fd, shared=True)
+        return not try_lock(fd, shared=True)
     finally:
         os.close(fd)
 
 
-def _try_lock(fd: int, *, shared: bool) -> bool:
+def try_lock(fd: int, *, shared: bool) -> bool:
+    """Lock an open file without waiting; False if another holds it. Raises OSError."""
     import portalocker  # loaded with the first lock: it costs 60 ms, and a command without work takes none
 
     kind = portalocker.LockFlags.SHARED if shared else portalocker.LockFlags.EXCLUSIVE

@@ -26,7 +26,7 @@ from threading import Event
 from . import layout as layouts
 from . import locks
 from .digest import Digest
-from .durable import fsync_folder, write_file
+from .durable import drop_unfinished, fsync_folder, write_file
 from .errors import ChecksumError, StoreFormatError
 from .layout import TABLE_FROM, Layout, StoreConfig
 from .partial import Partial, read_fully
@@ -97,6 +97,13 @@ class BlobStore:
                 hint="use the newer modelstow that made this store",
             )
         layouts.make_folders(self.layout, self.config)
+
+    def tidy(self, *, wholly: bool = False) -> None:
+        """Remove what killed processes left half written; *wholly*: among the blobs' tables too. Raises OSError."""
+        at = self.layout
+        drop_unfinished((at.root, at.pins, at.trash, at.state, at.inventories, at.roots, at.leases))
+        if wholly:
+            drop_unfinished(at.blobs / f"{fan:02x}" for fan in range(256))
 
     # ---- looking
 

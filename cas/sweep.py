@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from . import locks
 from .digest import Digest
+from .errors import LockTimeoutError
 from .store import BlobState, BlobStore
 
 STALE_S = 7 * 86_400
@@ -51,23 +52,34 @@ def orphan_tables(store: BlobStore) -> list[str]:
     return found
 
 
-def stale_partials(store: BlobStore, named: frozenset[Digest]) -> list[Digest]:
-    """Partials whose blob is committed, and week-old ones that are not in *named*; never one whose lock is held."""
+def partials(store: BlobStore) -> Iterator[Digest]:
+    """The blobs of which there is a partial, or a part of one."""
     try:
         names = os.listdir(store.layout.partials)
     except FileNotFoundError:
-        return []
-    stale = []
+        return
     for hex_ in sorted({name.partition(".")[0] for name in names}):
-        try:
-            digest = Digest.parse("sha256:" + hex_)
-        except ValueError:
-            continue  # not a name of ours
-        committed = _intact_by_name(store, digest)
+        with suppress(ValueError):  # not a name of ours
+            yield Digest.parse("sha256:" + hex_)
+
+
+def stale_partials(store: BlobStore, named: frozenset[Digest]) -> list[Digest]:
+    """Partials whose blob is committed, and week-old ones that are not in *named*; never one whose lock is held."""
+    stale = []
+    for digest in partials(store):
         old = time.time() - _newest(store.layout.partial(digest)) > STALE_S
-        if (committed or (old and digest not in named)) and not locks.is_held(store.blob_lock_path(digest)):
+        ended = _intact_by_name(store, digest) or (old and digest not in named)
+        if ended and not locks.is_held(store.blob_lock_path(digest)):
             stale.append(digest)
     return stale
+
+
+def end_commits(store: BlobStore) -> None:
+    """Remove partials whose blob is there: a kill came between the publishing and the removing. Raises OSError."""
+    for digest in partials(store):
+        if _intact_by_name(store, digest):
+            with suppress(LockTimeoutError):  # somebody is at it just now
+                remove_partial(store, digest)
 
 
 def partial_bytes(store: BlobStore, digest: Digest) -> int:

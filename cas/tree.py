@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import secrets
 import shutil
@@ -25,6 +26,7 @@ from .inventory import Placed
 from .linking import LinkKind, Placer
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_STAGING = ".modelstow"
 _MANY = 2_000  # from so many files on a second thread pays: link(2) releases the GIL
 
 
@@ -101,6 +103,8 @@ def populate(
             fd = _open_below(top, folder)
             try:
                 placed = []
+                if replace:
+                    linking.drop_unfinished(fd)
                 for name, path, item in rows:
                     say = target(path, item.digest) if target else ""
                     how = linking.replace if replace else Placer.place
@@ -185,8 +189,14 @@ def unlink(root: Path | str, path: str) -> None:
 
 
 def new_staging(live: Path) -> Path:
-    """A free name beside a tree for the folder that will replace it; never a legal variant name."""
-    return live.parent / f".{live.name}.{secrets.token_hex(6)}.modelstow"
+    """A free name beside a tree for the folder that will replace it; never a legal variant name.
+
+    Hold the tree's lock: empty ones that an earlier run made and was killed before it could announce them are removed.
+    """
+    for earlier in live.parent.glob(f".{glob.escape(live.name)}.*{_STAGING}"):
+        with contextlib.suppress(OSError):  # it holds something, and so is somebody's
+            earlier.rmdir()
+    return live.parent / f".{live.name}.{secrets.token_hex(6)}{_STAGING}"
 
 
 def publish(staging: Path, live: Path) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from threading import Event
 
 from backends import join
-from cas import EMPTY, BlobState, BlobStore, CasError, Digest, Look, Stopped, leases
+from cas import EMPTY, BlobState, BlobStore, CasError, Digest, Look, Stopped, leases, sweep
 from cas import inventory as inventories
 from cas.leases import Lease
 
@@ -243,6 +243,8 @@ class Executor:
             lease.close()
             return
         lease.finish()
+        self.store.tidy()
+        sweep.end_commits(self.store)
         leases.drop_superseded(self.store, self._digests(desired.trees))
 
 

@@ -90,6 +90,7 @@ class Collector:
         if not dry_run:
             self.store.prepare()
             self._refuse_where_locks_lie()
+            self.store.tidy(wholly=True)
         if state_lost and not dry_run:
             roots.accept_loss(self.store)
         result = Collected(dry_run=dry_run)

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 
 from cas import EMPTY, BlobStore, Digest, StoreStateError, leases, tree
 from cas import inventory as inventories
-from cas.durable import seal, unseal, write_file
+from cas.durable import UNFINISHED, seal, unseal, write_file
 from cas.inventory import NEXT, Inventory
 
 _FORMAT = 1
@@ -278,7 +278,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, bytes]]:
     except FileNotFoundError:
         return
     for name in names:
-        if not name.startswith(".tmp-"):
+        if not name.startswith(UNFINISHED):
             try:
                 yield folder / name, (folder / name).read_bytes()
             except FileNotFoundError:
@@ -335,6 +335,7 @@ def register_lock(store: BlobStore, root: LockRoot) -> None:
     write_file(store.layout.roots / root.id, root.encode())
     if epoch(store) != store.config.epoch:
         write_file(store.layout.epoch, store.config.epoch.encode())
+    store.tidy()
 
 
 def epoch(store: BlobStore) -> str:
@@ -372,7 +373,7 @@ def unpin(store: BlobStore, model: str, variant: str) -> bool:
 def pins(store: BlobStore) -> frozenset[str]:
     """The pinned variants by name, without reading the pins."""
     try:
-        return frozenset(unquote(name) for name in os.listdir(store.layout.pins) if not name.startswith(".tmp-"))
+        return frozenset(unquote(name) for name in os.listdir(store.layout.pins) if not name.startswith(UNFINISHED))
     except FileNotFoundError:
         return frozenset()
 
