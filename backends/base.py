@@ -11,8 +11,9 @@ from urllib.parse import quote
 class Body:
     """Bytes ``[start, …)`` of one object, read once, by one thread.
 
-    ``start`` may be less than asked for: 0 when the source ignored the range. ``total`` is the whole object's length,
-    None when the source does not say. ``fd`` is an open descriptor of the whole object where it is a local file.
+    ``start`` may be less than asked for: 0 when the source ignored the range; ``ranged`` is False then, and the body goes
+    to the object's end. ``total`` is the whole object's length, None when the source does not say. ``fd`` is an open
+    descriptor of the whole object where it is a local file.
     """
 
     def __init__(
@@ -23,8 +24,9 @@ class Body:
         read_into: Callable[[memoryview], int],
         close: Callable[[], None] = lambda: None,
         fd: int | None = None,
+        ranged: bool = True,
     ) -> None:
-        self.start, self.total, self.fd = start, total, fd
+        self.start, self.total, self.fd, self.ranged = start, total, fd, ranged
         self._read_into, self._close = read_into, close
 
     def read_into(self, view: memoryview) -> int:
@@ -32,8 +34,17 @@ class Body:
         return self._read_into(view)
 
     def close(self) -> None:
-        """Free what the body holds; may be called at any time, from any thread, more than once."""
+        """Free what the body holds; may be called at any time, from any thread, more than once.
+
+        A read that another thread is waiting in ends soon, with an error or as if the body were over.
+        """
         self._close()
+
+
+def replaced(body: Body, read_into: Callable[[memoryview], int], *, ranged: bool = True) -> Body:
+    """*body* read in another way, for wrappers."""
+    given = body.ranged and ranged
+    return Body(start=body.start, total=body.total, read_into=read_into, close=body.close, ranged=given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from threading import Lock
 
-from .base import Body, Source, Wrapper
+from .base import Body, Source, Wrapper, replaced
 from .errors import SourceError, Unreachable
 
 
@@ -49,4 +49,4 @@ class FaultySource(Wrapper):
             left = None if left is None else left - count
             return count
 
-        return Body(start=body.start, total=body.total, read_into=read_into, close=body.close)
+        return replaced(body, read_into, ranged=not self._ignore_ranges)

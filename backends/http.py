@@ -6,8 +6,9 @@ import email.utils
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from html.parser import HTMLParser
 from http.client import HTTPException
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
@@ -47,8 +48,15 @@ class HttpSource:
 
     network = True
 
-    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str] | None = None,
+        *,
+        token: Callable[[str], str | None] = lambda url: None,
+    ) -> None:
+        """*token* gives the bearer token for a URL, asked anew for every hop of a redirect."""
         self._environ = os.environ if environ is None else environ
+        self._token = token
         self._session = requests.Session()
         self._session.trust_env = False
         self._session.headers = requests.structures.CaseInsensitiveDict(
@@ -68,7 +76,7 @@ class HttpSource:
             # reader compares the length.
             response.close()
             response = self._ask("GET", locator, {})
-        return _body(response, locator)
+        return _body(response, locator, ranged=not headers or "Content-Range" in response.headers)
 
     def size(self, locator: str) -> int | None:
         response = self._ask("HEAD", locator, {})
@@ -104,12 +112,14 @@ class HttpSource:
         _origin(locator, locator)
         for _ in range(_REDIRECTS + 1):
             # Credentials are looked up for the host that is asked, so a redirect takes none along.
-            auth = credentials.netrc_auth(url, self._environ)
+            token = self._token(url)
+            auth = None if token else credentials.netrc_auth(url, self._environ)
+            bearer = {"Authorization": f"Bearer {token}"} if token else {}
             try:
                 response = self._session.request(
                     method,
                     url,
-                    headers=dict(headers),
+                    headers={**headers, **bearer},
                     stream=True,
                     allow_redirects=False,
                     timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
@@ -221,7 +231,7 @@ def _answers(response: requests.Response, start: int) -> bool:
     return match is not None and int(match[1]) == start
 
 
-def _body(response: requests.Response, locator: str) -> Body:
+def _body(response: requests.Response, locator: str, *, ranged: bool) -> Body:
     span = _RANGE.match(response.headers.get("Content-Range", ""))
     start = int(span[1]) if span else 0
     total = (int(span[3]) if span[3] != "*" else None) if span else _length(response)
@@ -249,10 +259,12 @@ def _body(response: requests.Response, locator: str) -> Body:
         # At its end http.client has closed the response by itself; then the connection is good for another request.
         if getattr(fast, "isclosed", lambda: done)():
             raw.release_conn()
-        else:
-            response.close()
+            return
+        with suppress(OSError, ValueError, RuntimeError):  # wakes a thread that waits for bytes
+            raw.shutdown()
+        response.close()
 
-    return Body(start=start, total=total, read_into=read_into, close=close)
+    return Body(start=start, total=total, read_into=read_into, close=close, ranged=ranged)
 
 
 def _length(response: requests.Response) -> int | None:

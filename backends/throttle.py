@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from threading import Lock
 
-from .base import Body, Source, Wrapper
+from .base import Body, Source, Wrapper, replaced
 
 _SLICE_S = 0.05  # how much of a second's budget may be taken at once, so that a cap is smooth
 
@@ -53,4 +53,4 @@ class ThrottledSource(Wrapper):
             self._budget.spend(count)
             return count
 
-        return Body(start=body.start, total=body.total, read_into=read_into, close=body.close)
+        return replaced(body, read_into)
