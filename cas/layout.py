@@ -8,7 +8,7 @@
       pins/                                what the user wants kept
       partial/<64 hex>[.pieces]            unfinished blobs and their journals
       quarantine/  trash/                  damaged and displaced files / what is on its way out
-      state/                               inventories, roots, leases, locks, suspects, verifying, epoch
+      state/                               inventories, roots, leases, locks, suspects, verifying, lies, epoch
 
 Losing ``state/`` or ``partial/`` never loses a model; the epoch tells gc that it happened.
 """
@@ -31,7 +31,7 @@ TABLE_FROM = 1 << 20
 """Blobs up to this many bytes have no piece table: sha256 is quick enough there."""
 
 _FOLDERS = ("models", "pins", "partial", "quarantine", "trash")
-_STATE = ("inventories", "roots", "leases", "locks", "suspects", "verifying")
+_STATE = ("inventories", "roots", "leases", "locks", "suspects", "verifying", "lies")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,10 @@ class Layout:
     @property
     def verifying(self) -> Path:
         return self.root / "state" / "verifying"
+
+    @property
+    def lies(self) -> Path:
+        return self.root / "state" / "lies"
 
     @property
     def epoch(self) -> Path:

@@ -83,7 +83,7 @@ class Lease:
         folder = self._store.layout.leases
         path = folder / f"{secrets.token_hex(8)}{_SUFFIX}"
         beside = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
-        held = locks.acquire(beside, doing=self._record.doing, timeout_s=0, mode=self._store.lock_mode)
+        held = locks.acquire(beside, doing=self._record.doing, mode=self._store.lock_mode)
         try:
             held.write_note(
                 digests=[digest.hex for digest in sorted(self._record.digests)],

@@ -36,7 +36,7 @@ from .sources import registry_of
 from .telemetry.report import Report
 
 if TYPE_CHECKING:  # what writes and reads content is loaded when there is something to do: start-up is performance
-    from .execution.transfer import RetryPolicy
+    from .execution.retry import RetryPolicy
     from .planning.auditor import Audit
     from .retention.collector import Collected, Goals
     from .telemetry.events import Sink
@@ -350,7 +350,7 @@ class ModelEnsurer:
             yield TreeOutcome(model=model, variant=variant, path=tree.path, state=state, changed=tree.key in changed)
 
     def _workshop(self) -> Workshop:
-        from .execution.transfer import RetryPolicy
+        from .execution.retry import RetryPolicy
         from .workshop import Workshop
 
         return Workshop(

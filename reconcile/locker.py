@@ -9,6 +9,7 @@ from threading import Event
 
 from cas import BlobState, BlobStore, Digest, leases
 from cas.durable import write_file
+from cas.layout import Layout
 
 from .config import Settings
 from .desired import lockfile as lockfiles
@@ -17,10 +18,11 @@ from .desired.lockfile import Lockfile
 from .desired.names import ModelId
 from .desired.resolver import resolve
 from .errors import InvalidConfigError, ModelNotFoundError, listing
-from .execution.download import Engine
+from .execution.engine import Engine
 from .execution.failures import FailureTable
 from .execution.fetcher import Fetcher
-from .execution.transfer import RetryPolicy
+from .execution.lies import Lies
+from .execution.retry import RetryPolicy
 from .sources import registry_of
 from .telemetry.events import Sink
 
@@ -111,6 +113,7 @@ def lock(
         registry=registry_of(settings),
         base=path.parent,
         failures=FailureTable(),
+        lies=Lies(Layout(settings.root).lies),
         emit=emit,
         policy=retry,
         stop=stop or Event(),

@@ -18,12 +18,13 @@ from .config import Settings
 from .desired import selection
 from .desired.lockfile import Lockfile
 from .errors import ApplyError, InvalidConfigError
-from .execution.download import Engine
+from .execution.engine import Connections, Engine
 from .execution.executor import Executor
 from .execution.failures import FailureTable
 from .execution.fetcher import Fetcher
+from .execution.lies import Lies
 from .execution.publisher import Publisher
-from .execution.transfer import RetryPolicy
+from .execution.retry import RetryPolicy
 from .planning.planner import Plan, Work
 from .planning.state import Desired, DesiredTree, TreeKey
 from .retention import roots
@@ -92,7 +93,9 @@ class Workshop:
             registry=self.registry,
             base=base,
             failures=self.failures,
+            lies=Lies(store.layout.lies),
             emit=recorder,
+            connections=Connections(self.settings.connections),
             policy=self.retry,
             stop=stop,
         )
@@ -110,7 +113,6 @@ class Workshop:
             emit=recorder,
             stop=stop,
             outer=self.stop,
-            connections=self.settings.connections,
             mirrors=self.settings.mirrors,
             lock_space=lambda: store.lock("space", doing="checking the space", timeout_s=timeout, stop=self.stop),
             make_room=preflight.make_room,

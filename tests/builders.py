@@ -17,9 +17,9 @@ from backends.memory import MemorySource
 from cas import Digest
 from reconcile import ModelEnsurer
 from reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile
-from reconcile.execution.transfer import RetryPolicy
+from reconcile.execution.retry import Backoff, RetryPolicy
 
-IMPATIENT = RetryPolicy(attempts=3, first_pause_s=0.0, throttled_attempts=3, throttled_pause_s=0.0, retry_after_cap_s=0.0)
+IMPATIENT = RetryPolicy(transient=Backoff(attempts=3), rate_limit=Backoff(attempts=3), retry_after_cap_s=0.0)
 """Retries without a pause, so that no test sleeps."""
 
 

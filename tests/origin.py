@@ -32,8 +32,6 @@ class Fault:
     no_length: bool = False  # neither Content-Length nor chunks: the end is the end of the connection
     redirect: str | None = None  # Location
     encoding: str | None = None  # a Content-Encoding nobody asked for
-    gate: threading.Event | None = None  # wait for it before the body
-    gate_at: int = 0  # bytes of body to send before waiting
     times: int = 1  # answers it applies to; -1: all
 
 
@@ -66,6 +64,7 @@ class Origin:
         self.objects: dict[str, bytes | Path] = dict(objects or {})
         self.listing, self.rate, self.protect = listing, rate, dict(protect or {})
         self.requests: list[Seen] = []
+        self.gates: dict[str, tuple[int, threading.Event]] = {}  # path -> offset in the object, and what to wait for there
         self.reached = threading.Event()  # set when an answer stands at a gate
         self._faults: dict[str, list[Fault]] = {}
         self._mutex = threading.Lock()
@@ -92,10 +91,8 @@ class Origin:
         self.stop()
 
     def stop(self) -> None:
-        for faults in self._faults.values():
-            for fault in faults:
-                if fault.gate is not None:
-                    fault.gate.set()
+        for _, gate in list(self.gates.values()):
+            gate.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -241,20 +238,21 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def _send(self, content: bytes | Path, start: int, stop: int, fault: Fault, seen: Seen) -> None:
-        at, sent, began = start, 0, time.monotonic()
+        at, sent, size, began = start, 0, stop, time.monotonic()
         file = None if isinstance(content, bytes) else open(content, "rb")  # noqa: SIM115 — closed below
         try:
             while at < stop:
                 count = min(_STEP, stop - at)
                 if fault.cut_after is not None:
                     count = min(count, fault.cut_after - sent)
-                if fault.gate is not None and sent < fault.gate_at:
-                    count = min(count, fault.gate_at - sent)
-                if fault.gate is not None and sent >= fault.gate_at:
+                offset, gate = self.served.gates.get(seen.path, (size, None))
+                if gate is not None and at < offset < at + count:
+                    count = offset - at
+                if gate is not None and at == offset:
                     self.wfile.flush()
                     self.served.reached.set()
-                    fault.gate.wait(60)
-                    fault.gate = None
+                    gate.wait(60)
+                    self.served.gates.pop(seen.path, None)
                 if count <= 0:
                     return self._drop()
                 if file is not None:
@@ -299,8 +297,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def gate_of(origin: Origin, path: str, *, after: int = 0) -> threading.Event:
-    """Hold the next answer for *path* after so many bytes; ``origin.reached`` tells when it stands there."""
+    """Hold the answer that comes to this byte of *path*; ``origin.reached`` tells when it stands there."""
     gate = threading.Event()
     origin.reached.clear()
-    origin.fail(path, Fault(gate=gate, gate_at=after))
+    origin.gates[path] = (after, gate)
     return gate

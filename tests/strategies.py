@@ -151,20 +151,23 @@ class Sim:
     lies: frozenset[int] = frozenset()
     lies_for: int = 1_000  # requests after which it tells the truth
     late: bool = False
+    piece_s: float = 0.01  # seconds that it takes for a piece; from 60 on it is as good as silent
 
 
 _retry_after = st.one_of(st.none(), st.sampled_from([-5.0, 0.0, 7.0, 1e9, float("nan"), float("inf")]))
 endings = st.sampled_from(["cut", "throttle", "gone"])
 replies = st.builds(Reply, pieces=st.integers(0, 2), then=endings, retry_after=_retry_after)
-flaky = st.builds(Sim, replies=st.lists(replies, max_size=12).map(tuple), late=st.booleans())
+_speeds = st.sampled_from([0.001, 0.01, 1.0, 70.0])
+flaky = st.builds(Sim, replies=st.lists(replies, max_size=12).map(tuple), late=st.booleans(), piece_s=_speeds)
 liars = st.builds(
     Sim,
     replies=st.lists(replies, max_size=4).map(tuple),
     lies=st.frozensets(st.integers(0, 4), min_size=1),
     lies_for=st.sampled_from([1, 2, 1_000]),
     late=st.booleans(),
+    piece_s=_speeds,
 )
-steady = st.builds(Sim, late=st.booleans())
+steady = st.builds(Sim, late=st.booleans(), piece_s=st.sampled_from([0.001, 0.01, 1.0]))
 
 
 @st.composite

@@ -7,8 +7,9 @@ anything continues from what is proven. One variant's failure stops no other; no
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from threading import Event
@@ -23,7 +24,7 @@ from ..planning.observer import observe
 from ..planning.planner import Fetch, Plan, Work, plan
 from ..planning.state import Actual, Desired, DesiredTree, TreeKey
 from ..telemetry.events import BlobsReused, Sink
-from .download import Wanted
+from .engine import Wanted
 from .fetcher import Fetcher
 from .publisher import Publisher
 
@@ -40,7 +41,6 @@ class Executor:
     emit: Sink
     stop: Event  # this run's: set when it ends badly, so that its threads end too
     outer: Event = field(default_factory=Event)  # the caller's: ends every run
-    connections: int = 8
     mirrors: tuple[str, ...] = ()
     lock_space: Callable[[], AbstractContextManager[object]] = nullcontext
     make_room: Callable[[Plan], None] = lambda plan: None
@@ -161,35 +161,50 @@ class Executor:
                         yield str(tree.path / path)
 
     def _obtain_all(self, desired: Desired, wanted: list[Wanted]) -> frozenset[Digest]:
-        replaced: set[Digest] = set()
-        failed: dict[Digest, ModelstowError | CasError] = {}
+        """Bring blobs home by several workers, largest first, so that the end is short; one begins with the smallest."""
         if not wanted:
             return frozenset()
-        pool = ThreadPoolExecutor(max(1, min(self.connections, len(wanted))), thread_name_prefix="fetch")
+        queue, replaced, failed = deque(wanted), set[Digest](), dict[Digest, ModelstowError | CasError]()
+        connections = self.fetcher.engine.connections
+
+        def work(smallest: bool) -> None:
+            connections.take()
+            try:
+                while queue:
+                    with suppress(IndexError):  # another took the last
+                        blob = queue.pop() if smallest else queue.popleft()
+                        self._obtain(blob, replaced, failed)
+            finally:
+                connections.give()
+
+        workers = min(connections.most, len(wanted))
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="fetch")
         try:
-            futures: dict[Future[bool], Wanted] = {pool.submit(self.fetcher.obtain, blob): blob for blob in wanted}
-            waiting = set(futures)
+            waiting = {pool.submit(work, number == 1) for number in range(workers)}
             while waiting:
                 done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
                 if self.outer.is_set():
                     self.stop.set()
                 for future in done:
-                    digest = futures[future].digest
-                    error = future.exception()
-                    if error is None:
-                        replaced |= {digest} if future.result() else set()
-                    elif isinstance(error, Exception) and not isinstance(error, Stopped):
-                        failed[digest] = _ours(error)
-                    else:
-                        raise error
+                    future.result()
         except BaseException as error:
             self.stop.set()
+            queue.clear()
             # Whoever pressed Ctrl-C does not wait for a socket; every thread ends at its next read, before it could commit.
             pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
             raise
         pool.shutdown()
         self._note_failures(desired, failed)
         return frozenset(replaced)
+
+    def _obtain(self, blob: Wanted, replaced: set[Digest], failed: dict[Digest, ModelstowError | CasError]) -> None:
+        try:
+            if self.fetcher.obtain(blob):
+                replaced.add(blob.digest)
+        except Stopped:
+            raise
+        except Exception as error:
+            failed[blob.digest] = _ours(error)
 
     def _note_failures(self, desired: Desired, failed: Mapping[Digest, ModelstowError | CasError]) -> None:
         told: set[Digest] = set()

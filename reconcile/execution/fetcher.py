@@ -35,9 +35,10 @@ from cas.pieces import PIECE, PieceTable, open_regular, piece_hash, piece_range,
 from cas.scrub import Level
 
 from ..telemetry.events import BlobFailed, BlobFetched, BlobReused, FetchStarted, Waiting
-from .download import THIS_STORE, Download, Engine, Wanted
-
-_READ_STEP = 1 << 20
+from .download import THIS_STORE, Download
+from .engine import Engine, Wanted
+from .lane import READ_STEP, fact_of
+from .retry import Patience
 
 
 @dataclass(slots=True, kw_only=True)
@@ -194,17 +195,15 @@ class Fetcher:
 
         Raises SourceError, OSError, Stopped.
         """
-        pause = self.engine.policy.first_pause_s
-        for attempt in range(self.engine.policy.attempts):
+        patience, clock = Patience(self.engine.policy), self.engine.clock
+        while True:
             try:
                 return self._pull_once(locator)
             except SourceError as error:
-                if not error.transient or attempt + 1 == self.engine.policy.attempts:
+                if not patience.failed(fact_of(error), clock()):
                     raise
-                if self.engine.stop.wait(min(error.retry_after or pause, self.engine.policy.retry_after_cap_s)):
+                if self.engine.stop.wait(max(0.0, patience.ready_at - clock())):
                     raise Stopped("stopped") from error
-                pause = min(pause * self.engine.policy.factor, self.engine.policy.longest_pause_s)
-        raise AssertionError("a policy allows at least one attempt")
 
     def _pull_once(self, locator: str) -> tuple[Digest, int]:
         source = self.engine.registry.find(locator)
@@ -246,7 +245,7 @@ def _read_piece(path: str, view: memoryview, start: int) -> bool:
 
 
 def _copy_body(body: Body, fd: int, locator: str, stop: Event) -> int:
-    buffer = memoryview(bytearray(_READ_STEP))
+    buffer = memoryview(bytearray(READ_STEP))
     size = 0
     while count := body.read_into(buffer):
         if stop.is_set():

@@ -1,8 +1,12 @@
 """Decides the next step of one blob's transfer. Feed it facts; it never sleeps, reads or connects.
 
-A blob is a row of pieces; each is missing or held, and a held one remembers who sent it. Sources stand in order: those
-that failed lately come last, never out. A transient failure costs a source a pause, during which others are asked;
-nothing waits while another source could serve. A permanent one ends the source for this blob.
+A blob is a row of pieces; each is missing, claimed by a range that is on its way, or held, and a held one remembers who
+sent it. Any number of ranges may be on their way at once, from any sources: each goes to the source that is fastest just
+now, in file order, within a window ahead of the first gap. Where nothing is left to be asked, a slow range loses its rest
+to a connection that is free. Bytes may be written only under the claim that is valid then.
+
+Sources stand in order: those that failed lately come last, never out. A transient failure costs a source a pause, during
+which others are asked; nothing waits while another source could serve. A permanent one ends the source for this blob.
 
 When all pieces are there and the whole is wrong, somebody lied. One sender: it is convicted, and another source takes
 over; where none can, it is asked once more. Several: *purify*. One sender's pieces are kept and the others' fetched
@@ -12,45 +16,24 @@ again from it. Right now: every sender whose piece differed is convicted. Still 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cas.pieces import piece_count, piece_range
+from cas.pieces import PIECE, piece_count, piece_range
+
+from .retry import Fact, Kind, Patience, RetryPolicy
 
 EARLIER = "an earlier run"
 """The sender of pieces whose source is not among those of today."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """How often and when a source is asked again. All waiting of the engine is set here; seconds."""
-
-    attempts: int = 5  # in a row without a new piece
-    first_pause_s: float = 1.0
-    factor: float = 2.0
-    longest_pause_s: float = 30.0
-    throttled_attempts: int = 10
-    throttled_pause_s: float = 5.0
-    throttled_factor: float = 1.5
-    retry_after_cap_s: float = 300.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fact:
-    """Why a source did not give what was asked."""
-
-    code: str
-    what: str
-    transient: bool = False
-    throttled: bool = False
-    retry_after: float | None = None
-    actual: str | int | None = None  # the wrong digest or size, where that is the reason
+_NOT_ASKED = Fact(code="SOURCE_UNAVAILABLE", what="not asked")
+_STALE_RATE_S = 30.0  # a source that was not asked for so long is tried again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """Ask *locator* for bytes ``[start, stop)``: whole pieces that are missing."""
+    """Ask *locator* for bytes ``[start, stop)``: whole pieces that are missing, *claim* is the right to write them."""
 
+    claim: int
     locator: str
     start: int
     stop: int
@@ -64,8 +47,13 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
+class Idle:
+    """There is nothing to ask for beside what is on its way."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prove:
-    """Every piece is held: look at the digest of the whole."""
+    """Every piece is held and nothing is on its way: look at the digest of the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +63,7 @@ class GiveUp:
     failures: Mapping[str, Fact]
 
 
-Step = Ask | Wait | Prove | GiveUp
+Step = Ask | Wait | Idle | Prove | GiveUp
 
 
 @dataclass(slots=True)
@@ -84,15 +72,37 @@ class _Standing:
 
     locator: str
     late: bool  # it failed lately, elsewhere
-    attempts: int
-    throttled_attempts: int
-    pause_s: float
-    throttled_pause_s: float
-    ready_at: float = 0.0
+    patience: Patience
+    chances: int  # how often it is asked again after wrong bytes
     over: bool = False  # permanent for this blob
     convicted: bool = False
-    second_chance: bool = True
     failure: Fact | None = None
+    rate: float | None = None  # bytes a second of one connection, lately
+    rated_at: float = 0.0
+    running: int = 0
+    most: int = 1 << 30  # connections that it bears
+
+
+@dataclass(slots=True)
+class _Range:
+    """A range on its way. ``began``: when the piece that is arriving began; ``got``: its bytes so far."""
+
+    standing: _Standing
+    began: float
+    heard: float
+    got: int = 0
+    writing: int | None = None  # a piece that is whole in memory: nobody takes it over any more
+    endless: bool = False  # the source ignores ranges and sends everything
+
+    def left_s(self, pieces: int, now: float) -> float:
+        """Seconds until so many pieces will be there, at the rate seen."""
+        rate = self.standing.rate or 0.0
+        if self.got and now > self.began:
+            seen = self.got / (now - self.began)
+            rate = seen if now - self.began > 1.0 or not rate else rate
+        elif now - self.began > 1.0:
+            rate = 0.0
+        return max(0.0, pieces * PIECE - self.got) / rate if rate else float("inf")
 
 
 @dataclass(slots=True)
@@ -106,53 +116,117 @@ class Transfer:
     jitter: Callable[[], float] = random.random
     _held: dict[int, str] = field(default_factory=dict)  # piece -> who sent it
     _hashes: dict[int, bytes] = field(default_factory=dict)
+    _front: int = 0  # no piece before it is missing
+    _claims: dict[int, int] = field(default_factory=dict)  # piece -> the range that brings it
+    _ranges: dict[int, _Range] = field(default_factory=dict)
+    _asked: int = 0
+    _moved: dict[int, int] = field(default_factory=dict)  # piece -> how often it was taken over
     _standings: list[_Standing] = field(default_factory=list)
     _purifier: str | None = None
     _hopeless: bool = False  # a blob of no bytes was found not to be its name
     _before: dict[int, tuple[str, bytes]] = field(default_factory=dict)  # what purifying replaced
 
     def __post_init__(self) -> None:
-        p = self.policy
         for locator in dict.fromkeys(self.locators):
             late = locator in self.late
-            attempts = (1, 1) if late else (p.attempts, p.throttled_attempts)
-            self._standings.append(_Standing(locator, late, *attempts, p.first_pause_s, p.throttled_pause_s))
+            patience = Patience(self.policy, late, self.jitter)
+            self._standings.append(_Standing(locator, late, patience, self.policy.integrity.attempts - 1))
         self._standings.sort(key=lambda standing: standing.late)
 
     # ---- facts
 
     def hold(self, piece: int, sender: str, hash_: bytes) -> None:
-        """A piece is there: it just arrived whole, or an earlier run left it."""
-        self._held[piece] = sender
-        self._hashes[piece] = hash_
-        for standing in self._standings:
-            if standing.locator == sender:  # progress gives a source its patience back
-                standing.attempts, standing.throttled_attempts = self.policy.attempts, self.policy.throttled_attempts
-                standing.pause_s, standing.throttled_pause_s = self.policy.first_pause_s, self.policy.throttled_pause_s
+        """A piece is there from before: an earlier run left it, or it was found on this disk."""
+        self._held[piece], self._hashes[piece] = sender, hash_
 
-    def failed(self, locator: str, fact: Fact, now: float) -> None:
-        """A source did not give what was asked."""
-        standing = self._standing(locator)
+    def takes(self, claim: int, piece: int) -> bool:
+        """Whether this range is the one to bring the piece. One that sends everything claims what nobody else brings."""
+        range_ = self._ranges.get(claim)
+        if range_ is not None and range_.endless and piece not in self._held:
+            return self._claims.setdefault(piece, claim) == claim
+        return range_ is not None and self._claims.get(piece) == claim
+
+    def claim_rest(self, claim: int) -> bool:
+        """Let this range bring all of the blob at once; False if something is held, or another is on its way."""
+        if self._held or list(self._ranges) != [claim]:
+            return False
+        self._claims = dict.fromkeys(range(piece_count(self.size)), claim)
+        return True
+
+    def ignores_ranges(self, claim: int) -> None:
+        """The source sends everything: one connection to it is enough."""
+        if range_ := self._ranges.get(claim):
+            range_.endless, range_.standing.most = True, 1
+
+    def got(self, claim: int, count: int, now: float) -> bool:
+        """So many bytes came for a range; False if it was taken over."""
+        if range_ := self._ranges.get(claim):
+            range_.got, range_.heard = range_.got + count, now
+        return range_ is not None
+
+    def may_write(self, claim: int, piece: int) -> bool:
+        """Whether the piece, whole in memory, may be written; if so, nobody takes it over until ``kept``."""
+        if not self.takes(claim, piece):
+            return False
+        self._ranges[claim].writing = piece
+        return True
+
+    def kept(self, claim: int, piece: int, hash_: bytes, now: float) -> None:
+        """The piece was written and is on record."""
+        range_ = self._ranges[claim]
+        standing = range_.standing
+        start, stop = piece_range(piece, self.size)
+        rate = (stop - start) / max(now - range_.began, 1e-6)
+        # The harmonic mean: one slow piece counts for more than many quick ones before it.
+        standing.rate = rate if standing.rate is None else 2 / (1 / standing.rate + 1 / rate)
+        standing.rated_at = now
+        standing.patience.progressed()
+        standing.over = standing.over and standing.failure is not None and standing.failure.kind is Kind.PERMANENT
+        range_.began, range_.heard, range_.got, range_.writing = now, now, 0, None
+        del self._claims[piece]
+        self.hold(piece, standing.locator, hash_)
+
+    def ended(self, claim: int) -> None:
+        """A range is over: it brought what it was asked for, or lost it to another."""
+        if range_ := self._ranges.pop(claim, None):
+            range_.standing.running -= 1
+            self._claims = {piece: owner for piece, owner in self._claims.items() if owner != claim}
+
+    def failed(self, claim: int, fact: Fact, now: float) -> bool:
+        """A source did not give what was asked. False, and not counted, if the range was not its own any more."""
+        if claim not in self._ranges:
+            return False
+        standing = self._ranges[claim].standing
+        self.ended(claim)
         standing.failure = fact
-        if not fact.transient:
-            standing.over = True
-        elif fact.throttled:
-            standing.throttled_attempts -= 1
-            pause = standing.throttled_pause_s
-            standing.throttled_pause_s = pause * self.policy.throttled_factor
-            standing.over = standing.throttled_attempts <= 0
-            standing.ready_at = now + self._pause(pause, fact.retry_after)
-        else:
-            standing.attempts -= 1
-            pause = standing.pause_s
-            standing.pause_s = min(pause * self.policy.factor, self.policy.longest_pause_s)
-            standing.over = standing.attempts <= 0
-            standing.ready_at = now + self._pause(pause, fact.retry_after)
+        standing.over = not standing.patience.failed(fact, now) or standing.over
+        if fact.kind is Kind.RATE_LIMIT:
+            standing.most = max(1, standing.running)
         # It goes to the end of the row: the others are asked first, it is asked again when they cannot.
         self._standings.remove(standing)
         self._standings.append(standing)
-        if standing.over and self._purifier == locator:
+        if standing.over and self._purifier == standing.locator:
             self._purifier = None
+        return True
+
+    def overdue(self, now: float) -> list[int]:
+        """Ranges that have been silent for too long while another connection could bring their pieces."""
+        silent = [claim for claim, r in self._ranges.items() if now - r.heard > self.policy.stall_s and r.writing is None]
+        return [claim for claim in silent if self._other_could(self._ranges[claim], now)]
+
+    def lives(self, claim: int, piece: int = -1) -> bool:
+        """Whether the range still has something to bring, from behind *piece* on."""
+        range_ = self._ranges.get(claim)
+        if range_ is None or piece < 0:
+            return range_ is not None
+        if range_.endless:
+            later = range(piece + 1, piece_count(self.size))
+            return any(p not in self._held and self._claims.get(p, claim) == claim for p in later)
+        return any(owner == claim and p > piece for p, owner in self._claims.items())
+
+    def locator(self, claim: int) -> str:
+        """Who was asked for a range; empty where it does not count any more."""
+        return self._ranges[claim].standing.locator if claim in self._ranges else ""
 
     def senders(self) -> frozenset[str]:
         """Who sent the pieces that are held."""
@@ -189,53 +263,123 @@ class Transfer:
         self._strike(struck)
         return struck, liars
 
-    def wrong_piece(self, piece: int, locator: str, fact: Fact) -> None:
+    def wrong_piece(self, claim: int, fact: Fact) -> None:
         """A piece arrived that cannot be right, because what it should hash to was proven before."""
-        self._convict(locator, fact)
-        self._strike((piece,))
-        if self._purifier == locator:
+        range_ = self._ranges.get(claim)
+        if range_ is None:
+            return
+        self._convict(range_.standing.locator, fact)
+        if self._purifier == range_.standing.locator:
             self._purifier = None
 
     # ---- decisions
 
-    def next(self, now: float) -> Step:
-        """What to do now."""
-        span = self._missing_run()
-        if span is None and not self._hopeless:
-            return Prove()
+    def next(self, now: float, allowed: int = 1) -> Step:
+        """What one more connection should do now; *allowed*: how many may run at once."""
+        if len(self._held) == piece_count(self.size) and not self._hopeless:
+            return Idle() if self._ranges else Prove()
         open_ = [s for s in self._standings if self._may_serve(s)]
-        if not open_ and self._purifier is None:
+        if not open_ and not self._ranges and self._purifier is None:
             self._give_second_chances()
             open_ = [s for s in self._standings if self._may_serve(s)]
         if not open_:
-            return GiveUp(
-                {s.locator: s.failure or Fact(code="SOURCE_UNAVAILABLE", what="not asked") for s in self._standings}
-            )
-        ready = next((s for s in open_ if s.ready_at <= now), None)
-        if ready is None:
-            return Wait(seconds=min(s.ready_at for s in open_) - now)
-        start, stop = span or (0, 0)
-        return Ask(locator=ready.locator, start=start, stop=stop)
+            return Idle() if self._ranges else self._give_up()
+        ready = [s for s in open_ if s.patience.ready_at <= now and s.running < s.most]
+        if not ready:
+            return Idle() if self._ranges else Wait(seconds=min(s.patience.ready_at for s in open_) - now)
+        standing = self._choose(ready, now, allowed)
+        first = next(self._unclaimed(), None)
+        if first is not None:
+            return self._ask(standing, first, self._run(first, standing, allowed), now)
+        return self._take_over(standing, now) or Idle()
+
+    def _give_up(self) -> GiveUp:
+        return GiveUp({s.locator: s.failure or _NOT_ASKED for s in self._standings})
 
     def _may_serve(self, standing: _Standing) -> bool:
         if standing.over or standing.convicted:
             return False
         return self._purifier is None or standing.locator == self._purifier
 
-    def _missing_run(self) -> tuple[int, int] | None:
-        """The first run of missing pieces, in bytes."""
-        count = piece_count(self.size)
-        first = next((piece for piece in range(count) if piece not in self._held), None)
-        if first is None:
+    def _choose(self, ready: Sequence[_Standing], now: float, allowed: int) -> _Standing:
+        """The source that is fastest just now; with several connections, each source is tried by one of them first."""
+        several = allowed > 1 or bool(self._ranges)
+        for standing in ready if several else ready[:1]:
+            untried = standing.rate is None or now - standing.rated_at > _STALE_RATE_S
+            if untried and not standing.late and not standing.running:
+                return standing
+        measured = [s for s in ready if s.rate is not None]
+        return max(measured, key=lambda s: s.rate or 0.0, default=ready[0])
+
+    def _unclaimed(self) -> Iterator[int]:
+        """Missing pieces that nothing brings, in order, within the window ahead of the first gap."""
+        while self._front in self._held:
+            self._front += 1
+        stop = min(piece_count(self.size), self._front + max(1, self.policy.window // PIECE))
+        return (piece for piece in range(self._front, stop) if piece not in self._held and piece not in self._claims)
+
+    def _run(self, first: int, standing: _Standing, allowed: int) -> int:
+        """The end of the range to be asked: some seconds' worth, and a fair share where several connections run."""
+        free = list(self._unclaimed())
+        if standing.rate is None:  # all to the first that is asked, one piece to one that is tried beside others
+            most = 1 if self._ranges else len(free)
+        else:
+            most = max(1, int(standing.rate * self.policy.range_s / PIECE))
+        if allowed > 1:
+            most = min(most, max(1, len(free) // (2 * allowed)))
+        stop = first
+        while stop - first < most and stop in free[:most]:
+            stop += 1
+        return stop
+
+    def _ask(self, standing: _Standing, first: int, stop: int, now: float) -> Ask:
+        self._asked += 1
+        self._ranges[self._asked] = _Range(standing, now, now)
+        standing.running += 1
+        self._claims |= dict.fromkeys(range(first, stop), self._asked)
+        start, end = piece_range(first, self.size)[0], piece_range(stop - 1, self.size)[1]
+        return Ask(claim=self._asked, locator=standing.locator, start=start, stop=end)
+
+    def _take_over(self, standing: _Standing, now: float) -> Ask | None:
+        """The later half of what the slowest range still has to bring; or its last piece, if it would take far longer."""
+        rows = []
+        for claim, range_ in self._ranges.items():
+            if pieces := sorted(p for p, owner in self._claims.items() if owner == claim and p != range_.writing):
+                rows.append((range_.left_s(len(pieces), now), claim, pieces))
+        left_s, claim, pieces = max(rows, default=(0.0, 0, []))
+        if not pieces or left_s < self.policy.worth_s:
             return None
-        last = next((piece for piece in range(first, count) if piece in self._held), count)
-        return piece_range(first, self.size)[0], piece_range(last - 1, self.size)[1]
+        range_ = self._ranges[claim]
+        if len(pieces) > 1 or range_.writing is not None:
+            first = pieces[len(pieces) // 2] if standing.rate else pieces[-1]
+            return self._ask(standing, first, pieces[-1] + 1, now)
+        piece = pieces[0]
+        mine_s = PIECE / standing.rate if standing.rate else 0.0
+        unknown = standing.rate is None and standing is range_.standing
+        if left_s < 2 * mine_s + self.policy.worth_s or unknown or self._moved.get(piece, 0) >= self.policy.takeovers:
+            return None
+        if now - range_.began < self.policy.worth_s:
+            return None  # it has only just begun
+        self._moved[piece] = self._moved.get(piece, 0) + 1
+        if not range_.endless:
+            self.ended(claim)
+        return self._ask(standing, piece, piece + 1, now)
+
+    def _other_could(self, range_: _Range, now: float) -> bool:
+        """Whether another source could bring what this range does not, or the same over another connection."""
+        for standing in self._standings:
+            if standing is not range_.standing and self._may_serve(standing) and standing.patience.ready_at <= now:
+                return True
+        fellows = (r for r in self._ranges.values() if r is not range_ and r.standing is range_.standing)
+        return any(now - fellow.heard < self.policy.stall_s / 2 for fellow in fellows)
+
+    # ---- those who lied
 
     def _give_second_chances(self) -> None:
         """Nobody else can serve: whoever sent wrong bytes is asked once more."""
         for standing in self._standings:
-            if standing.convicted and standing.second_chance and not standing.over:
-                standing.convicted, standing.second_chance = False, False
+            if standing.convicted and standing.chances and not standing.over:
+                standing.convicted, standing.chances = False, standing.chances - 1
 
     def _choose_purifier(self, senders: Iterable[str]) -> str | None:
         able = [s.locator for s in self._standings if s.locator in senders and not s.over and not s.convicted]
@@ -246,16 +390,11 @@ class Transfer:
         for standing in self._standings:
             if standing.locator == locator:
                 standing.convicted, standing.failure = True, fact
+        for claim in [claim for claim, r in self._ranges.items() if r.standing.locator == locator and r.writing is None]:
+            self.ended(claim)
 
     def _strike(self, pieces: Iterable[int]) -> None:
         for piece in pieces:
             self._held.pop(piece, None)
             self._hashes.pop(piece, None)
-
-    def _standing(self, locator: str) -> _Standing:
-        return next(standing for standing in self._standings if standing.locator == locator)
-
-    def _pause(self, pause: float, retry_after: float | None) -> float:
-        jittered = pause * (0.5 + self.jitter() / 2)
-        asked = min(retry_after or 0.0, self.policy.retry_after_cap_s)
-        return max(jittered, asked)
+        self._front = 0

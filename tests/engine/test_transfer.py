@@ -9,20 +9,20 @@ from hypothesis import strategies as st
 from strategies import Reply, Sim, crowds
 
 from cas.pieces import PIECE, piece_count
-from reconcile.execution.transfer import EARLIER, Ask, Fact, GiveUp, Prove, RetryPolicy, Transfer, Wait
+from reconcile.execution.retry import Backoff, Fact, Kind, RetryPolicy
+from reconcile.execution.transfer import EARLIER, Ask, GiveUp, Idle, Prove, Transfer, Wait
 
-CUT = Fact(code="SOURCE_UNAVAILABLE", what="cut", transient=True)
+CUT = Fact(code="SOURCE_UNAVAILABLE", what="cut", kind=Kind.TRANSIENT)
 GONE = Fact(code="INCOMPLETE_DOWNLOAD", what="HTTP 404")
-BUSY = Fact(code="RATE_LIMIT", what="HTTP 429", transient=True, throttled=True)
-WRONG = Fact(code="CHECKSUM_FAIL", what="sent wrong bytes")
+DENIED = Fact(code="AUTH_FAIL", what="HTTP 401", kind=Kind.AUTHENTICATION)
+BUSY = Fact(code="RATE_LIMIT", what="HTTP 429", kind=Kind.RATE_LIMIT)
+WRONG = Fact(code="CHECKSUM_FAIL", what="sent wrong bytes", kind=Kind.INTEGRITY)
 A, B, C = "mem://a", "mem://b", "mem://c"
 THREE = 3 * PIECE - 5
 
 
-def transfer(
-    *locators: str, size: int = THREE, late=(), policy: RetryPolicy = RetryPolicy(), jitter: float = 1.0
-) -> Transfer:
-    return Transfer(size, locators, policy, frozenset(late), jitter=lambda: jitter)
+def transfer(*locators: str, size: int = THREE, late=(), jitter: float = 1.0, **policy: object) -> Transfer:
+    return Transfer(size, locators, RetryPolicy(**policy), frozenset(late), jitter=lambda: jitter)
 
 
 def send(t: Transfer, sender: str, *pieces: int, lie: bool = False) -> None:
@@ -34,10 +34,41 @@ def right(piece: int) -> bytes:
     return b"right %d" % piece
 
 
-def asked(t: Transfer, now: float = 0.0) -> str:
-    step = t.next(now)
+def begin(t: Transfer, locator: str = "", now: float = 0.0, allowed: int = 1) -> Ask:
+    """The next range is on its way."""
+    step = t.next(now, allowed)
     assert isinstance(step, Ask), step
-    return step.locator
+    assert locator in ("", step.locator)
+    return step
+
+
+def bring(t: Transfer, ask: Ask, now: float, *, pieces: int = 99) -> None:
+    """Some pieces of a range arrive, and are right; with the last the range is over."""
+    wanted = range(ask.start // PIECE, piece_count(ask.stop))
+    for piece in wanted[:pieces]:
+        assert t.got(ask.claim, 1, now) and t.may_write(ask.claim, piece)
+        t.kept(ask.claim, piece, right(piece), now)
+    if pieces >= len(wanted):
+        t.ended(ask.claim)
+
+
+def asked(t: Transfer, now: float = 0.0) -> str:
+    """Who would be asked."""
+    return span(t, now)[0]
+
+
+def span(t: Transfer, now: float = 0.0) -> tuple[str, int, int]:
+    """Who would be asked for which bytes."""
+    step = begin(t, now=now)
+    t.ended(step.claim)
+    return step.locator, step.start, step.stop
+
+
+def fail(t: Transfer, locator: str, fact: Fact, now: float, *, after: int = 0) -> None:
+    """The next range is asked of this source, which sends so many pieces and fails."""
+    step = begin(t, locator, now)
+    bring(t, step, now, pieces=after) if after else None
+    assert t.failed(step.claim, fact, now)
 
 
 # ---- examples
@@ -45,13 +76,13 @@ def asked(t: Transfer, now: float = 0.0) -> str:
 
 def test_the_first_source_is_asked_for_everything():
     """The best source, for the whole run of missing pieces in bytes."""
-    assert transfer(A, B).next(0) == Ask(locator=A, start=0, stop=THREE)
+    assert span(transfer(A, B)) == (A, 0, THREE)
 
 
 def test_a_source_named_twice_is_one_source():
     """Its failure is told once."""
     t = transfer(A, A)
-    t.failed(A, GONE, 0)
+    fail(t, A, GONE, 0)
 
     assert t.next(0) == GiveUp({A: GONE})
 
@@ -61,9 +92,9 @@ def test_pieces_that_are_held_are_not_asked_for():
     t = transfer(A, size=6 * PIECE)
     send(t, EARLIER, 0, 3)
 
-    assert t.next(0) == Ask(locator=A, start=PIECE, stop=3 * PIECE)
+    assert span(t, 0) == (A, PIECE, 3 * PIECE)
     send(t, A, 1, 2)
-    assert t.next(0) == Ask(locator=A, start=4 * PIECE, stop=6 * PIECE)
+    assert span(t, 0) == (A, 4 * PIECE, 6 * PIECE)
 
 
 def test_a_full_blob_is_to_be_proven():
@@ -85,9 +116,9 @@ def test_a_source_that_failed_lately_is_asked_last_and_not_never():
     t = transfer(A, B, C, late=[A, B])
 
     assert asked(t) == C
-    t.failed(C, GONE, 0)
+    fail(t, C, GONE, 0)
     assert asked(t) == A
-    t.failed(A, GONE, 0)
+    fail(t, A, GONE, 0)
     assert asked(t) == B
 
 
@@ -99,22 +130,21 @@ def test_where_all_failed_lately_the_first_is_asked_at_once():
 def test_a_late_source_has_one_attempt_until_it_sends_a_piece():
     """Its patience comes back with progress."""
     t = transfer(A, late=[A])
-    t.failed(A, CUT, 0)
+    fail(t, A, CUT, 0)
     assert t.next(0) == GiveUp({A: CUT})
 
     t = transfer(A, late=[A])
-    send(t, A, 0)
-    t.failed(A, CUT, 0)
+    fail(t, A, CUT, 0, after=1)
     assert isinstance(t.next(0), Wait)
 
 
 def test_while_one_source_pauses_another_is_asked():
     """A transient failure costs its source a pause, and nobody else."""
     t = transfer(A, B)
-    t.failed(A, CUT, 0)
+    fail(t, A, CUT, 0)
 
     assert asked(t) == B
-    t.failed(B, CUT, 0)
+    fail(t, B, CUT, 0)
     assert t.next(0) == Wait(seconds=1.0)
     assert asked(t, 1.0) == A
 
@@ -124,15 +154,14 @@ def test_pauses_double_to_the_longest_and_progress_starts_them_anew():
     t = transfer(A)
     pauses, now = [], 0.0
     for _ in range(4):
-        t.failed(A, CUT, now)
+        fail(t, A, CUT, now)
         step = t.next(now)
         assert isinstance(step, Wait)
         pauses.append(step.seconds)
         now += step.seconds
     assert pauses == [1.0, 2.0, 4.0, 8.0]
 
-    send(t, A, 0)
-    t.failed(A, CUT, now)
+    fail(t, A, CUT, now, after=1)
 
     assert t.next(now) == Wait(seconds=1.0)
 
@@ -140,10 +169,8 @@ def test_pauses_double_to_the_longest_and_progress_starts_them_anew():
 def test_attempts_in_a_row_end_a_source():
     """Five failures without a new piece, then it is over, and its reason is told."""
     t = transfer(A)
-    for _ in range(4):
-        t.failed(A, CUT, -1000)
-        assert asked(t) == A
-    t.failed(A, CUT, 0)
+    for turn in range(5):
+        fail(t, A, CUT, 100.0 * turn)
 
     assert t.next(1e9) == GiveUp({A: CUT})
 
@@ -151,14 +178,22 @@ def test_attempts_in_a_row_end_a_source():
 def test_a_throttled_source_has_its_own_patience_and_pauses():
     """429 and 503 count apart from broken connections."""
     t = transfer(A)
-    for _ in range(9):
-        t.failed(A, BUSY, -1000)
-    for _ in range(4):
-        t.failed(A, CUT, -1000)
-    assert asked(t, 0) == A
-    t.failed(A, BUSY, 0)
+    for turn in range(9):
+        fail(t, A, BUSY, 1000.0 * turn)
+    for turn in range(4):
+        fail(t, A, CUT, 10_000.0 + 1000.0 * turn)
+    fail(t, A, BUSY, 20_000.0)
 
     assert t.next(1e9) == GiveUp({A: BUSY})
+
+
+def test_a_refusal_is_tried_once_more_at_once_and_no_more():
+    """A signed address may have run out; waiting mends no credential."""
+    t = transfer(A)
+    fail(t, A, DENIED, 0)
+    fail(t, A, DENIED, 0)
+
+    assert t.next(0) == GiveUp({A: DENIED})
 
 
 @pytest.mark.parametrize(
@@ -167,7 +202,7 @@ def test_a_throttled_source_has_its_own_patience_and_pauses():
 def test_retry_after_is_honoured_up_to_its_cap(retry_after, pause):
     """At least the pause of the policy, at most five minutes."""
     t = transfer(A)
-    t.failed(A, Fact(code="RATE_LIMIT", what="429", transient=True, throttled=True, retry_after=retry_after), 0)
+    fail(t, A, Fact(code="RATE_LIMIT", what="429", kind=Kind.RATE_LIMIT, retry_after=retry_after), 0)
 
     assert t.next(0) == Wait(seconds=pause)
 
@@ -175,7 +210,7 @@ def test_retry_after_is_honoured_up_to_its_cap(retry_after, pause):
 def test_jitter_shortens_a_pause_by_half_at_most():
     """So that many clients do not come back together."""
     t = transfer(A, jitter=0.0)
-    t.failed(A, CUT, 0)
+    fail(t, A, CUT, 0)
 
     assert t.next(0) == Wait(seconds=0.5)
 
@@ -184,10 +219,10 @@ def test_a_permanent_failure_ends_the_source_for_this_blob():
     """The next one takes over at once, from where the first one stopped."""
     t = transfer(A, B)
     send(t, A, 0)
-    t.failed(A, GONE, 0)
+    fail(t, A, GONE, 0)
 
-    assert t.next(0) == Ask(locator=B, start=PIECE, stop=THREE)
-    t.failed(B, GONE, 0)
+    assert span(t, 0) == (B, PIECE, THREE)
+    fail(t, B, GONE, 0)
     assert t.next(0) == GiveUp({A: GONE, B: GONE})
 
 
@@ -197,13 +232,13 @@ def test_one_sender_of_wrong_bytes_is_convicted_and_another_takes_over():
     send(t, A, 0, 1, 2, lie=True)
 
     assert t.wrong(WRONG) == ((0, 1, 2), (A,))
-    assert t.next(0) == Ask(locator=B, start=0, stop=THREE)
+    assert span(t, 0) == (B, 0, THREE)
 
 
 def test_where_none_can_take_over_the_convicted_is_asked_once_more():
     """Once: a proxy may have been wrong. Then it is given up with the reason."""
-    t = transfer(A, B)
-    t.failed(B, GONE, 0)
+    t = transfer(B, A)
+    fail(t, B, GONE, 0)
     send(t, A, 0, 1, 2, lie=True)
     t.wrong(WRONG)
 
@@ -218,11 +253,11 @@ def test_of_two_senders_the_purifier_replaces_the_pieces_of_the_other():
     """Who sent most is kept; when the whole is right then, the other is proven a liar."""
     t = transfer(A, B)
     send(t, A, 0, lie=True)
-    t.failed(A, CUT, 0)
+    fail(t, A, CUT, 0)
     send(t, B, 1, 2)
 
     assert t.wrong(WRONG) == ((0,), ())
-    assert t.next(0) == Ask(locator=B, start=0, stop=PIECE)
+    assert span(t, 0) == (B, 0, PIECE)
     send(t, B, 0)
 
     assert t.next(0) == Prove() and t.proven() == (A,)
@@ -232,15 +267,15 @@ def test_a_purifier_that_lied_is_convicted_and_the_honest_one_is_not():
     """The honest one then serves the whole, and nobody says it lied."""
     t = transfer(A, B)
     send(t, A, 0, 1, lie=True)
-    t.failed(A, CUT, -1000)
+    fail(t, A, CUT, 0)
     send(t, B, 2)
 
     assert t.wrong(WRONG) == ((2,), ())
-    assert asked(t) == A, "while purifying only the purifier is asked"
+    assert asked(t, 1000.0) == A, "while purifying only the purifier is asked"
     send(t, A, 2, lie=True)
 
     assert t.wrong(WRONG) == ((0, 1, 2), (A,))
-    assert t.next(0) == Ask(locator=B, start=0, stop=THREE)
+    assert span(t, 0) == (B, 0, THREE)
     send(t, B, 0, 1, 2)
     assert t.proven() == ()
 
@@ -262,10 +297,10 @@ def test_a_purifier_that_fails_for_good_makes_room_for_the_others():
     """What it could not replace, another may."""
     t = transfer(A, B, C)
     send(t, A, 0, 1, lie=True)
-    t.failed(A, CUT, -1000)
+    fail(t, A, CUT, 0)
     send(t, B, 2)
     t.wrong(WRONG)
-    t.failed(A, GONE, 0)
+    fail(t, A, GONE, 1000.0)
 
     assert asked(t) in (B, C)
 
@@ -274,11 +309,10 @@ def test_a_purifier_caught_by_a_piece_makes_room_for_the_others():
     """A piece that cannot be right convicts it; an honest source is still there and is asked."""
     t = transfer(A, B)
     send(t, A, 0, 1, lie=True)
-    t.failed(A, CUT, -1000)
+    fail(t, A, CUT, 0)
     send(t, B, 2)
     t.wrong(WRONG)
-    assert asked(t) == A
-    t.wrong_piece(2, A, WRONG)
+    t.wrong_piece(begin(t, A, 1000.0).claim, WRONG)
 
     assert asked(t) == B
 
@@ -286,12 +320,8 @@ def test_a_purifier_caught_by_a_piece_makes_room_for_the_others():
 def test_a_piece_that_cannot_be_right_convicts_at_once():
     """The next source is asked for that piece; where there is none, the same once more."""
     t = transfer(A, B)
-    t.wrong_piece(0, A, WRONG)
-    assert asked(t) == B
-    t.wrong_piece(0, B, WRONG)
-    assert asked(t) in (A, B)
-    t.wrong_piece(0, A, WRONG)
-    t.wrong_piece(0, B, WRONG)
+    for locator in (A, B, A, B):
+        t.wrong_piece(begin(t, locator).claim, WRONG)
 
     assert t.next(0) == GiveUp({A: WRONG, B: WRONG})
 
@@ -300,9 +330,9 @@ def test_where_all_senders_are_over_none_is_convicted_of_what_another_may_have_d
     """Who lied is not known; the pieces are struck off and a third serves the whole."""
     t = transfer(A, B, C, late=[C])
     send(t, A, 0, lie=True)
-    t.failed(A, GONE, 0)
+    fail(t, A, GONE, 0)
+    fail(t, B, GONE, 0)
     send(t, B, 1, 2)
-    t.failed(B, GONE, 0)
 
     struck, convicted = t.wrong(WRONG)
 
@@ -322,7 +352,157 @@ def test_a_blob_of_no_bytes_that_is_wrong_ends(locators):
     assert isinstance(t.next(0), GiveUp)
 
 
+# ---- several ranges at once
+
+
+def test_further_connections_try_every_source_and_then_the_fastest():
+    """One piece of each that was not tried; after that whoever is fastest just now."""
+    t = transfer(A, B, size=64 * PIECE)
+    first, second = begin(t, A), begin(t, B, allowed=8)
+    assert second.stop - second.start == PIECE
+    bring(t, second, 0.1)
+    bring(t, first, 4.0, pieces=1)
+    assert asked(t, 4.0) == B
+    slower = begin(t, B, 4.0, allowed=8)
+    bring(t, slower, 44.0, pieces=1)
+
+    assert begin(t, now=44.0, allowed=8).locator == A, "what was fast may have become slow"
+
+
+def test_a_rest_is_shared_by_connections_in_file_order():
+    """Whoever comes later takes what nobody brings, from the front; no piece is asked for twice."""
+    t = transfer(A, size=64 * PIECE)
+    bring(t, begin(t, A), 1.0, pieces=1)
+    rows = [begin(t, A, 1.0, allowed=4) for _ in range(4)]
+
+    assert [sum(t.takes(claim, piece) for claim in range(1, 6)) for piece in range(1, 64)] == [1] * 63
+    assert all(row.stop > row.start for row in rows)
+
+
+def test_what_is_asked_for_stays_near_the_first_gap():
+    """Else one slow piece at the front would let the rest run far ahead of the proof (D17)."""
+    t = transfer(A, size=64 * PIECE, window=4 * PIECE)
+
+    assert span(t) == (A, 0, 4 * PIECE)
+
+
+def test_a_slow_range_loses_its_later_half_to_a_free_connection():
+    """The tail of a transfer is short: nobody waits for one connection while others are free."""
+    t = transfer(A, size=8 * PIECE)
+    slow = begin(t, A)
+    for piece in (0, 1):
+        assert t.may_write(slow.claim, piece)
+        t.kept(slow.claim, piece, right(piece), 2.0 * (piece + 1))
+
+    thief = begin(t, A, 4.0, allowed=2)
+
+    assert (thief.start, thief.stop) == (5 * PIECE, 8 * PIECE)
+    assert [piece for piece in range(8) if t.takes(slow.claim, piece)] == [2, 3, 4]
+
+
+def test_what_will_be_there_at_once_is_not_divided():
+    """A new request costs more than it saves."""
+    t = transfer(A, size=8 * PIECE)
+    bring(t, begin(t, A), 0.01, pieces=1)
+
+    assert t.next(0.01, 2) == Idle()
+
+
+def test_the_last_piece_of_a_slow_source_goes_to_a_fast_one_that_is_free():
+    """Once begun it is brought by the other; what the slow one sends of it is not written."""
+    t = transfer(A, B, size=2 * PIECE)
+    slow = begin(t, A)
+    fast = begin(t, B, 0.0, allowed=2)
+    bring(t, fast, 0.1)
+    assert t.got(slow.claim, 1000, 10.0)
+
+    taken = begin(t, B, 10.0, allowed=2)
+
+    assert (taken.start, taken.stop) == (0, PIECE)
+    assert not t.lives(slow.claim) and not t.may_write(slow.claim, 0) and not t.got(slow.claim, 1, 10.0)
+    assert not t.failed(slow.claim, CUT, 10.0), "it is not blamed for what was taken from it"
+
+
+def test_a_piece_that_is_being_written_is_not_taken_over():
+    """It is whole in memory: a second writer could only do harm (D5)."""
+    t = transfer(A, B, size=PIECE)
+    slow = begin(t, A)
+    assert t.may_write(slow.claim, 0)
+
+    assert t.next(1e6, 2) == Idle() and t.overdue(1e6) == []
+    t.kept(slow.claim, 0, right(0), 1e6)
+    t.ended(slow.claim)
+    assert t.next(1e6) == Prove()
+
+
+def test_a_silent_range_is_overdue_where_another_source_is_ready_and_not_before():
+    """Five seconds without a byte; a source that is alone is waited for."""
+    t = transfer(A, B)
+    one = begin(t, A)
+    assert t.overdue(4.0) == [] and t.overdue(6.0) == [one.claim]
+    assert t.got(one.claim, 1, 6.0) and t.overdue(10.0) == []
+
+    alone = transfer(A)
+    begin(alone, A)
+    assert alone.overdue(60.0) == []
+
+
+def test_a_silent_range_is_overdue_where_its_source_still_talks_to_another_connection():
+    """One dead connection is renewed."""
+    t = transfer(A, size=64 * PIECE)
+    dead, alive = begin(t, A), begin(t, A, 1.0, allowed=2)
+    t.got(alive.claim, 1, 6.0)
+
+    assert t.overdue(6.0) == [dead.claim]
+
+
+def test_a_server_that_asks_to_slow_down_gets_fewer_connections():
+    """After a 429 no more than were still running."""
+    t = transfer(A, size=64 * PIECE)
+    rows = [begin(t, A, allowed=4) for _ in range(4)]
+    t.failed(rows[0].claim, BUSY, 0.0)
+
+    later = 1e3
+    assert t.next(later, 4) == Idle()
+    t.ended(rows[1].claim)
+    begin(t, A, later, allowed=4)
+
+
+def test_a_source_that_ignores_ranges_has_one_connection_and_brings_what_nobody_else_does():
+    """It sends everything from the start; a second connection would get the same again."""
+    t = transfer(A, B, size=8 * PIECE)
+    endless = begin(t, A)
+    t.ignores_ranges(endless.claim)
+    t.ended(begin(t, B, allowed=2).claim)
+    t.failed(begin(t, B, allowed=2).claim, GONE, 0.0)
+
+    assert t.next(0.0, 2) == Idle()
+    assert all(t.takes(endless.claim, piece) for piece in range(8))
+
+
+def test_a_local_file_may_be_taken_at_once_only_by_one_that_is_alone():
+    """Sharing extents replaces all that is there, so nobody else may be writing."""
+    t = transfer(A, B)
+    one = begin(t, A)
+    assert t.claim_rest(one.claim)
+    assert all(t.takes(one.claim, piece) for piece in range(3))
+
+    t = transfer(A, B, size=64 * PIECE)
+    one, two = begin(t, A), begin(t, B, allowed=2)
+    assert not t.claim_rest(one.claim) and not t.claim_rest(two.claim)
+
+
 # ---- laws
+
+
+@dataclass
+class Flight:
+    """A range on its way in the simulated world: the pieces still to come, and when the next thing happens to it."""
+
+    ask: Ask
+    left: list[int]
+    reply: Reply
+    due: float
 
 
 @dataclass
@@ -334,10 +514,13 @@ class World:
     policy: RetryPolicy
     earlier: Mapping[int, str] = field(default_factory=dict)  # piece -> who sent it, right unless it lies about it
     jumps: tuple[float, ...] = (0.0,)
+    allowed: int = 1  # connections at once
     now: float = 1_000.0
     steps: int = 0
     waits: list[float] = field(default_factory=list)
     held: dict[int, bytes] = field(default_factory=dict)
+    begun: int = 0  # pieces that a source began to send
+    taken_over: int = 0  # pieces that another brought while they were on their way
     lied: set[str] = field(default_factory=set)  # who ever sent a wrong piece
     convicted: set[str] = field(default_factory=set)  # by ``wrong``
     blamed: tuple[str, ...] = ()  # by ``proven``
@@ -346,6 +529,7 @@ class World:
     row: dict[str, list[int]] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     fresh: set[str] = field(default_factory=set)  # late ones that never sent a piece
+    flights: list[Flight] = field(default_factory=list)
 
     def run(self) -> Prove | GiveUp:
         t = Transfer(
@@ -357,14 +541,21 @@ class World:
         )
         self.fresh = {locator for locator, sim in self.sims.items() if sim.late}
         for piece, sender in self.earlier.items():
-            self._hold(t, piece, sender)
+            t.hold(piece, sender, self._sent(piece, sender))
         while True:
             self.steps += 1
             assert self.steps <= self.most_steps(), "it does not end"
-            step = t.next(self.now)
+            for flight in [flight for flight in self.flights if not t.lives(flight.ask.claim)]:
+                self.flights.remove(flight)
+                self.taken_over += bool(flight.left)
+            step = t.next(self.now, self.allowed) if len(self.flights) < self.allowed else Idle()
+            assert isinstance(step, Ask | Idle) or not self.flights
             match step:
                 case Ask():
-                    self._answer(t, step)
+                    self._take_off(t, step)
+                case Idle():
+                    assert self.flights, "idle for ever"
+                    self._fly(t)
                 case Wait(seconds=seconds):
                     self.waits.append(seconds)
                     self.now += seconds
@@ -383,50 +574,81 @@ class World:
     def most_steps(self) -> int:
         """Each source is convicted twice at most and purifies as often; between two pieces all may lose their patience."""
         rounds = 4 * len(self.sims) + 4
-        failures = 2 * len(self.sims) * (self.policy.attempts + self.policy.throttled_attempts)
-        return 2 * rounds * (self.pieces + 1) * (failures + 2)
+        failures = 2 * len(self.sims) * (self.policy.transient.attempts + self.policy.rate_limit.attempts)
+        return 16 * rounds * (self.pieces + 1) * (failures + 2)
 
-    def _hold(self, t: Transfer, piece: int, sender: str) -> None:
+    def _sent(self, piece: int, sender: str) -> bytes:
         sim = self.sims.get(sender, Sim())
         lies = piece in sim.lies and self.requests.get(sender, 0) <= sim.lies_for
         hash_ = f"{sender} lies about {piece}".encode() if lies or sender == "mem://liar of old" else right(piece)
         if hash_ != right(piece):
             self.lied.add(sender)
         self.held[piece] = hash_
-        self.row[sender] = [0, 0]
-        self.fresh.discard(sender)
-        t.hold(piece, sender, hash_)
+        return hash_
 
-    def _answer(self, t: Transfer, ask: Ask) -> None:
+    def _take_off(self, t: Transfer, ask: Ask) -> None:
         assert ask.start % PIECE == 0 and ask.start < ask.stop <= self.pieces * PIECE
-        wanted = range(ask.start // PIECE, piece_count(ask.stop))
+        wanted = list(range(ask.start // PIECE, piece_count(ask.stop)))
         assert not any(piece in self.held for piece in wanted), "a piece is asked for that is held"
         sim, number = self.sims[ask.locator], self.requests.get(ask.locator, 0)
         self.requests[ask.locator] = number + 1
         reply = sim.replies[number] if number < len(sim.replies) else Reply()
         self.now += self.jumps[self.steps % len(self.jumps)]
-        for piece in wanted[: reply.pieces]:
-            self._hold(t, piece, ask.locator)
-        if not reply.then:
+        self.flights.append(Flight(ask, wanted[: reply.pieces], reply, self.now + sim.piece_s))
+        self.begun += bool(wanted[: reply.pieces])
+
+    def _fly(self, t: Transfer) -> None:
+        """The next thing happens to one range; a second passes at most, and silence is looked at as often."""
+        flight = min(self.flights, key=lambda flight: flight.due)
+        if flight.due > self.now + 1.0:
+            self.now += 1.0
+            for slow in self.flights:
+                if slow.left and (piece_s := self.sims[slow.ask.locator].piece_s) < 60:
+                    t.got(slow.ask.claim, int(PIECE / piece_s), self.now)
+            for claim in t.overdue(self.now):
+                self._end(t, next(f for f in self.flights if f.ask.claim == claim), "cut")
             return
-        row = self.row.setdefault(ask.locator, [0, 0])
-        if reply.then == "gone":
-            self.gone.add(ask.locator)
-            fact = GONE
-        elif reply.then == "cut":
-            row[0] += 1
-            fact = Fact(code="SOURCE_UNAVAILABLE", what="cut", transient=True, retry_after=reply.retry_after)
+        self.now = max(self.now, flight.due)
+        claim, locator = flight.ask.claim, flight.ask.locator
+        if flight.left:
+            piece = flight.left.pop(0)
+            t.got(claim, PIECE, self.now)
+            assert t.may_write(claim, piece)
+            assert piece not in self.held, "written twice"
+            hash_ = self._sent(piece, locator)
+            self.row[locator] = [0, 0]
+            self.fresh.discard(locator)
+            t.kept(claim, piece, hash_, self.now)
+            flight.due = self.now + self.sims[locator].piece_s
+            if flight.left and t.takes(claim, flight.left[0]):
+                self.begun += 1
+            else:
+                flight.left = []
+                if not flight.reply.then or not t.lives(claim, 0):
+                    self._end(t, flight, "")
         else:
-            row[1] += 1
-            fact = Fact(code="RATE_LIMIT", what="429", transient=True, throttled=True, retry_after=reply.retry_after)
-        t.failed(ask.locator, fact, self.now)
+            self._end(t, flight, flight.reply.then)
+
+    def _end(self, t: Transfer, flight: Flight, how: str) -> None:
+        locator, after = flight.ask.locator, flight.reply.retry_after
+        self.flights.remove(flight)
+        plain, throttled = self.row.setdefault(locator, [0, 0])
+        if not how:
+            t.ended(flight.ask.claim)
+        elif how == "gone" and t.failed(flight.ask.claim, GONE, self.now):
+            self.gone.add(locator)
+        elif how == "cut":
+            fact = Fact(code="SOURCE_UNAVAILABLE", what="cut", kind=Kind.TRANSIENT, retry_after=after)
+            self.row[locator] = [plain + t.failed(flight.ask.claim, fact, self.now), throttled]
+        elif how == "throttle":
+            fact = Fact(code="RATE_LIMIT", what="429", kind=Kind.RATE_LIMIT, retry_after=after)
+            self.row[locator] = [plain, throttled + t.failed(flight.ask.claim, fact, self.now)]
 
     def over(self, locator: str) -> bool:
         """Whether this source gave every reason not to be asked again."""
         plain, throttled = self.row.get(locator, [0, 0])
-        if locator in self.fresh:
-            return locator in self.gone or plain + throttled >= 1
-        return locator in self.gone or plain >= self.policy.attempts or throttled >= self.policy.throttled_attempts
+        attempts = 1 if locator in self.fresh else self.policy.transient.attempts
+        return locator in self.gone or plain >= attempts or throttled >= self.policy.rate_limit.attempts
 
     def honest(self) -> set[str]:
         return {locator for locator, sim in self.sims.items() if not sim.lies}
@@ -434,11 +656,10 @@ class World:
 
 policies = st.builds(
     RetryPolicy,
-    attempts=st.integers(1, 5),
-    first_pause_s=st.sampled_from([0.0, 0.1, 1.0]),
-    throttled_attempts=st.integers(1, 5),
-    throttled_pause_s=st.sampled_from([0.0, 5.0]),
+    transient=st.builds(Backoff, attempts=st.integers(1, 5), pause_s=st.sampled_from([0.0, 0.1, 1.0]), factor=st.just(2.0)),
+    rate_limit=st.builds(Backoff, attempts=st.integers(1, 5), pause_s=st.sampled_from([0.0, 5.0]), factor=st.just(1.5)),
     retry_after_cap_s=st.sampled_from([0.0, 300.0]),
+    window=st.sampled_from([1, 2 * PIECE, 512 << 20]),
 )
 jumps = st.lists(st.sampled_from([0.0, 0.001, 1.0, 1e6]), min_size=1, max_size=3).map(tuple)
 
@@ -446,23 +667,22 @@ jumps = st.lists(st.sampled_from([0.0, 0.001, 1.0, 1e6]), min_size=1, max_size=3
 @st.composite
 def worlds(draw: st.DrawFn, *, with_steady: bool = False) -> World:
     sims = draw(crowds(with_steady=with_steady))
-    pieces = draw(st.integers(1, 5))
+    pieces = draw(st.integers(1, 9))
     senders = st.sampled_from([*sims, EARLIER, "mem://liar of old"])
     earlier = draw(st.dictionaries(st.integers(0, pieces - 1), senders))
-    return World(sims, pieces, draw(policies), earlier=earlier, jumps=draw(jumps))
+    allowed = draw(st.integers(1, 5))
+    return World(sims, pieces, draw(policies), earlier=earlier, jumps=draw(jumps), allowed=allowed)
 
 
 @given(worlds())
-@settings(max_examples=150)
+@settings(max_examples=300)
 def test_a_transfer_always_ends(world):
     """Whatever the sources do, within a number of steps that follows from the policy."""
     world.run()
 
-    assert sum(world.requests.values()) <= world.steps
-
 
 @given(worlds())
-@settings(max_examples=150)
+@settings(max_examples=300)
 def test_it_never_gives_up_while_an_honest_source_could_still_serve(world):
     """Where it gives up, every honest source is over: for good, or out of patience."""
     end = world.run()
@@ -473,12 +693,12 @@ def test_it_never_gives_up_while_an_honest_source_could_still_serve(world):
 
 
 @given(worlds(with_steady=True))
-@settings(max_examples=150)
+@settings(max_examples=300)
 @example(World({A: Sim(lies=frozenset([0])), B: Sim()}, 1, RetryPolicy()))
 @example(World({A: Sim((Reply(1, "gone"),), frozenset([0])), B: Sim()}, 2, RetryPolicy()))
 @example(World({A: Sim((Reply(2, "cut"),), frozenset([0])), B: Sim((Reply(1, "cut"),)), C: Sim()}, 4, RetryPolicy()))
 def test_it_ends_with_the_right_bytes_where_an_honest_source_can_be_reached(world):
-    """One honest source that serves is enough, however many others lie."""
+    """One honest source that serves is enough, however many others lie, stall or break off."""
     end = world.run()
 
     assert end == Prove()
@@ -502,20 +722,37 @@ def test_pauses_are_bounded_by_the_policy(world):
     world.run()
 
     p = world.policy
-    longest = max(
-        p.longest_pause_s,
-        p.first_pause_s,
-        p.throttled_pause_s * p.throttled_factor**p.throttled_attempts,
-        p.retry_after_cap_s,
-    )
+    longest = max(p.transient.longest_s, p.rate_limit.longest_s, p.retry_after_cap_s)
     assert all(0 < seconds <= longest for seconds in world.waits)
+
+
+@given(st.lists(st.sampled_from([0.001, 0.1, 1.0, 20.0]), min_size=1, max_size=4), st.integers(1, 40), st.integers(1, 8))
+@settings(max_examples=200)
+def test_honest_sources_send_no_more_than_the_blob_and_what_was_taken_over(speeds, pieces, allowed):
+    """Each piece is written once; beyond the size only pieces that a slow source had begun are sent twice, if ever."""
+    world = World({f"mem://{n}": Sim(piece_s=s) for n, s in enumerate(speeds)}, pieces, RetryPolicy(), allowed=allowed)
+
+    assert world.run() == Prove()
+    assert world.begun <= pieces + world.taken_over
+    assert world.taken_over <= world.policy.takeovers * pieces
+    assert allowed > 1 or world.taken_over == 0
+
+
+@given(st.integers(8, 40), st.integers(2, 8))
+def test_a_slow_source_does_not_hold_up_the_end(pieces, allowed):
+    """With a source a thousand times faster beside it, the whole takes far less than the slow one's share would."""
+    world = World({A: Sim(piece_s=100.0), B: Sim(piece_s=0.1)}, pieces, RetryPolicy(), allowed=allowed)
+    began = world.now
+
+    assert world.run() == Prove()
+    assert world.now - began < 100.0
 
 
 @given(worlds())
 def test_a_single_honest_world_makes_no_request_twice(world):
     """A source that serves what it is asked is asked as often as there are gaps, and no more."""
     for locator in world.sims:
-        alone = World({locator: Sim()}, world.pieces, world.policy, earlier=dict.fromkeys(world.earlier, EARLIER))
+        alone = World({locator: Sim()}, world.pieces, RetryPolicy(), earlier=dict.fromkeys(world.earlier, EARLIER))
         gaps = sum(1 for p in range(world.pieces) if p not in alone.earlier and (p == 0 or p - 1 in alone.earlier))
 
         assert alone.run() == Prove()

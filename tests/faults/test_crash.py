@@ -218,11 +218,12 @@ def test_a_kill_in_mid_transfer_costs_only_the_piece_in_flight(cli: Cli):
     data = some_bytes(40_000_000, 9)
     with Origin({"m/model.bin": data}) as origin:
         write_lock(cli.folder, lock_of({"m@1": {"v": {"model.bin": data}}}, sources=[f"{origin.url}/m"]))
-        gate_of(origin, "m/model.bin", after=30_000_000)
+        gate = gate_of(origin, "m/model.bin", after=30_000_000)
         running = cli.start("ensure", "m")
         assert origin.reached.wait(60)
         running.kill()
         running.communicate()
+        gate.set()
         sent = origin.sent()
 
         done = cli.ok("ensure", "m", "--json").json
@@ -241,12 +242,13 @@ def test_a_signal_ends_it_at_once_and_keeps_what_was_fetched(cli: Cli, number: s
     data = some_bytes(20_000_000, 9)
     with Origin({"m/model.bin": data}) as origin:
         write_lock(cli.folder, lock_of({"m@1": {"v": {"model.bin": data}}}, sources=[f"{origin.url}/m"]))
-        gate_of(origin, "m/model.bin", after=17_000_000)
+        gate = gate_of(origin, "m/model.bin", after=17_000_000)
         running = cli.start("ensure", "m", "--json")
         assert origin.reached.wait(60)
         began = time.monotonic()
         running.send_signal(number)
         out, err = running.communicate(timeout=30)
+        gate.set()
 
         assert running.returncode == code
         assert time.monotonic() - began < 10, "a minute would mean that it waited for the socket"

@@ -1,0 +1,64 @@
+"""What all downloads of one run share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Lock
+
+from backends import Registry
+from cas import Digest
+
+from ..telemetry.events import Sink
+from .failures import FailureTable
+from .lies import Lies
+from .retry import RetryPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """One blob to bring home."""
+
+    digest: Digest
+    size: int
+    urls: tuple[str, ...]
+    paths: tuple[str, ...] = ()  # in trees, for messages
+    spares: tuple[str, ...] = ()  # files on this disk that may hold its bytes
+    anew: bool = False  # fetch it even if it is there
+    seen_commit: str = ""  # ``store.commits_seen`` when it was asked for
+
+
+class Connections:
+    """The connections that no blob uses just now: whoever fetches a large one may take them. Safe for threads."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self._free, self._mutex = most, most, Lock()
+
+    def take(self) -> bool:
+        """Take one; False if all are in use."""
+        with self._mutex:
+            taken = self._free > 0
+            self._free -= taken
+            return taken
+
+    def give(self) -> None:
+        """Give one back."""
+        with self._mutex:
+            self._free += 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """Set *stop* to end all downloads soon."""
+
+    registry: Registry
+    base: Path  # what relative locators are relative to
+    failures: FailureTable
+    lies: Lies
+    emit: Sink
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    connections: Connections = field(default_factory=lambda: Connections(1))
+    stop: Event = field(default_factory=Event)
+    clock: Callable[[], float] = time.monotonic

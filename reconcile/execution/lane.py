@@ -1,0 +1,151 @@
+"""One connection at work for one blob: opens what it is told to ask, reads, hands on whole pieces. Boring on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from backends import Body, Denied, EndedEarly, Registry, SourceError, Throttled, TimedOut
+from cas.pieces import PIECE, piece_count, piece_range
+
+from .retry import Fact, Kind, RetryPolicy
+from .transfer import Ask
+
+READ_STEP = 1 << 20
+
+
+class Blob(Protocol):
+    """What a lane tells of its work, and asks before each step. Any number of lanes may call it at once."""
+
+    size: int
+
+    def opened(self, claim: int, body: Body) -> bool:
+        """A source answered; False if nobody waits for it any more."""
+        ...
+
+    def whole_file(self, claim: int, body: Body) -> bool:
+        """Take all of a local file at once, where that can be done; then nothing is left to read."""
+        ...
+
+    def takes(self, claim: int, piece: int) -> bool: ...
+
+    def ignores_ranges(self, claim: int) -> None: ...
+
+    def lives(self, claim: int, piece: int) -> bool: ...
+
+    def got(self, claim: int, count: int) -> bool: ...
+
+    def keep(self, claim: int, piece: int, data: memoryview) -> bool:
+        """A piece is whole; False if this range should end."""
+        ...
+
+
+class WrongSize(Exception):
+    """A source's object has another length than the lockfile says."""
+
+    def __init__(self, expected: int, actual: int) -> None:
+        super().__init__(f"its file has {actual:,} bytes, the lockfile says {expected:,}")
+        self.actual = actual
+
+
+class _TakenOver(Exception):
+    """Another connection brings what this one was asked for."""
+
+
+class Lane:
+    """Reads ranges one after the other into one buffer of a piece."""
+
+    def __init__(self, blob: Blob, registry: Registry, policy: RetryPolicy, clock: Callable[[], float]) -> None:
+        self._blob, self._registry, self._policy, self._clock = blob, registry, policy, clock
+        self._buffer = memoryview(bytearray(min(PIECE, blob.size)))
+        self._window_began, self._window_bytes = clock(), 0
+
+    def run(self, ask: Ask) -> Fact | None:
+        """Bring one range; why it failed, or None. Raises Stopped, OSError of this disk."""
+        try:
+            body = self._registry.find(ask.locator).open(ask.locator, start=ask.start, stop=ask.stop)
+            try:
+                if self._blob.opened(ask.claim, body):
+                    self._window_began, self._window_bytes = self._clock(), 0
+                    self._receive(ask, body)
+            finally:
+                body.close()
+        except _TakenOver:
+            return None
+        except SourceError as error:
+            return fact_of(error)
+        except WrongSize as error:
+            return Fact(code="SIZE_MISMATCH", what=str(error), actual=error.actual)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # a source that stumbles over an answer
+            return Fact(code="SOURCE_UNAVAILABLE", what=f"its answer makes no sense ({type(error).__name__})")
+        return None
+
+    def _receive(self, ask: Ask, body: Body) -> None:
+        blob, size = self._blob, self._blob.size
+        if body.total is not None and body.total != size:
+            raise WrongSize(size, body.total)
+        if body.start > ask.start:
+            raise EndedEarly(f"the body begins at {body.start:,}, not at {ask.start:,}", locator=ask.locator)
+        if body.fd is not None and blob.whole_file(ask.claim, body):
+            return
+        if not body.ranged:
+            blob.ignores_ranges(ask.claim)
+        at, stop = body.start, ask.stop if body.ranged else size
+        for index in range(body.start // PIECE, piece_count(stop)):
+            start, end = piece_range(index, size)
+            if at > start or not blob.takes(ask.claim, index):
+                if body.ranged and start >= ask.start:
+                    return
+                at = self._skip(body, at, end, ask)
+                continue
+            view = self._buffer[: end - start]
+            self._fill(body, view, ask)
+            at = end
+            if not blob.keep(ask.claim, index, view):
+                return
+            if not body.ranged and not blob.lives(ask.claim, index):
+                break
+        if at == size and body.total is None and (extra := body.read_into(memoryview(bytearray(1)))):
+            raise WrongSize(size, size + extra)
+
+    def _skip(self, body: Body, at: int, end: int, ask: Ask) -> int:
+        while at < end:
+            at += self._read(body, self._buffer[: min(READ_STEP, end - at)], ask)
+        return at
+
+    def _fill(self, body: Body, view: memoryview, ask: Ask) -> None:
+        done, began = 0, self._clock()
+        while done < len(view):
+            done += self._read(body, view[done : done + READ_STEP], ask)
+            if self._clock() - began > self._policy.piece_s:
+                raise TimedOut(f"a piece took longer than {self._policy.piece_s:.0f} s", locator=ask.locator)
+
+    def _read(self, body: Body, view: memoryview, ask: Ask) -> int:
+        count = body.read_into(view)
+        if not self._blob.got(ask.claim, count):
+            raise _TakenOver
+        if count == 0:
+            raise EndedEarly("the body ended early", locator=ask.locator)
+        self._watch_rate(count, ask.locator)
+        return count
+
+    def _watch_rate(self, count: int, locator: str) -> None:
+        """A server that drips would never time out by itself."""
+        now, floor, window_s = self._clock(), self._policy.floor_bytes_s, self._policy.floor_window_s
+        self._window_bytes += count
+        if now - self._window_began >= window_s:
+            if self._window_bytes < window_s * floor:
+                raise TimedOut(f"less than {floor} bytes a second for {window_s:.0f} s", locator=locator)
+            self._window_began, self._window_bytes = now, 0
+
+
+def fact_of(error: SourceError) -> Fact:
+    """An error of a source as the transfer judges it."""
+    kind = Kind.PERMANENT
+    if isinstance(error, Throttled):
+        kind = Kind.RATE_LIMIT
+    elif isinstance(error, Denied):
+        kind = Kind.AUTHENTICATION
+    elif error.transient:
+        kind = Kind.TRANSIENT
+    return Fact(code=error.code, what=error.what, kind=kind, retry_after=error.retry_after, hint=error.hint)

@@ -1,0 +1,61 @@
+"""Proven lies, by source and digest, remembered on disk: another process need not be lied to again.
+
+Only what was proven is shared: a source that could not be reached, or refused, may serve a neighbour who has the token.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends import redact
+from cas import Digest
+from cas.durable import seal, unseal, write_file
+
+KEPT_S = 7 * 86_400.0
+"""How long a lie counts: the source may have been mended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lies:
+    """One file a digest in *folder*. What cannot be read or written is no lie: it only costs another download."""
+
+    folder: Path
+    clock: Callable[[], float] = time.time
+
+    def of(self, digest: Digest) -> frozenset[str]:
+        """The redacted locators that sent wrong bytes for this digest lately."""
+        now = self.clock()
+        return frozenset(locator for locator, at in self._read(digest).items() if abs(now - at) < KEPT_S)
+
+    def note(self, digest: Digest, locator: str) -> None:
+        """A source was proven to have sent wrong bytes."""
+        self._write(digest, {**self._read(digest), redact(locator): self.clock()})
+
+    def clear(self, digest: Digest, locators: frozenset[str]) -> None:
+        """Sources sent the right bytes."""
+        known = self._read(digest)
+        honest = {redact(locator) for locator in locators} & known.keys()
+        if honest:
+            self._write(digest, {locator: at for locator, at in known.items() if locator not in honest})
+
+    def _read(self, digest: Digest) -> dict[str, float]:
+        try:
+            rows = json.loads(unseal((self.folder / digest.hex).read_bytes()))
+            return {str(locator): float(at) for locator, at in rows.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+
+    def _write(self, digest: Digest, rows: dict[str, float]) -> None:
+        path = self.folder / digest.hex
+        try:
+            if rows:
+                write_file(path, seal(json.dumps(rows, sort_keys=True).encode()))
+            else:
+                os.unlink(path)
+        except OSError:
+            return

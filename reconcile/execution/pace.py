@@ -1,0 +1,58 @@
+"""How many connections one blob uses: more while that makes it faster, and only while its proof could follow. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_SAMPLE_S = 0.1  # rates are looked at so often
+_PROBE_S = 1.0  # how long more connections may take to show that they help
+_GAIN = 1.15  # what counts as help
+_QUIET_S, _LONGEST_QUIET_S = 5.0, 60.0  # after a try that did not help
+
+
+@dataclass(slots=True)
+class Pace:
+    """Starts with one connection, then 4, 8, … up to *most*, as long as the rate grows by 15 % at each step.
+
+    Where the bytes arrive at half the rate of sha256 or faster, another connection could at best double a rate that the
+    proof cannot follow, and takes processor time from it: so it is not tried.
+    """
+
+    most: int
+    allowed: int = 1
+    _from: tuple[float, int] | None = None  # when this sample began, and the bytes received until then
+    _before: tuple[int, float] | None = None  # the step that is being tried: connections and rate before it
+    _since: float = 0.0
+    _quiet_until: float = 0.0
+    _quiet_s: float = _QUIET_S
+
+    def look(self, now: float, received: int, running: int, proof_rate: float | None) -> int:
+        """How many connections may run now. *received* bytes so far by *running*; *proof_rate*: sha256's bytes a second."""
+        if self._from is None:
+            self._from = (now, received) if received else None  # from the first byte on
+            return self.allowed
+        began, before = self._from
+        if now - began < _SAMPLE_S:
+            return self.allowed
+        self._from = (now, received)
+        rate = (received - before) / (now - began)
+        if self._before is not None:
+            self._judge(now, rate, running)
+        elif now >= self._quiet_until and running >= self.allowed < self.most and 2 * rate < (proof_rate or rate * 3):
+            self._grow(now, rate)
+        return self.allowed
+
+    def _judge(self, now: float, rate: float, running: int) -> None:
+        assert self._before is not None
+        connections, before = self._before
+        if rate >= before * _GAIN:
+            self._before, self._quiet_s = None, _QUIET_S
+            if running >= self.allowed < self.most:
+                self._grow(now, rate)
+        elif now - self._since >= _PROBE_S:
+            self.allowed, self._before = connections, None
+            self._quiet_until, self._quiet_s = now + self._quiet_s, min(2 * self._quiet_s, _LONGEST_QUIET_S)
+
+    def _grow(self, now: float, rate: float) -> None:
+        self._before, self._since = (self.allowed, rate), now
+        self.allowed = min(self.most, max(4, 2 * self.allowed))
