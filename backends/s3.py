@@ -243,7 +243,8 @@ def _refused(response: Mapping[str, Any], locator: str, unsigned: str) -> Source
     after = stream.retry_after(response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", ""))
     if code == "InvalidObjectState":
         return SourceError("the object is archived", locator=locator, hint="restore it from its storage class first")
-    if code in _DENIED or status in (401, 403, 407):
+    # Some servers find a request without a signature malformed rather than forbidden.
+    if code in _DENIED or status in (401, 403, 407) or (unsigned and status == 400):
         hint = unsigned or f"check the credentials ({_DENIED.get(code) or _CREDENTIALS_HINT})"
         return Denied(f"S3 refused ({code})" + ", asked without credentials" * bool(unsigned), locator=locator, hint=hint)
     if status == 416:
