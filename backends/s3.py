@@ -37,7 +37,7 @@ _EXPIRED = "log in again, or renew AWS_SESSION_TOKEN: the session is over"
 _DENIED = {  # what S3 refuses with a status other than 401 or 403 too
     "AccessDenied": "they may not read this: s3:GetObject is needed, and s3:ListBucket to lock",
     "AllAccessDisabled": "",
-    "AuthorizationHeaderMalformed": "check AWS_REGION",
+    "AuthorizationHeaderMalformed": "check AWS_DEFAULT_REGION",
     "CredentialsNotSupported": "",
     "ExpiredToken": _EXPIRED,
     "InvalidAccessKeyId": "this server does not know AWS_ACCESS_KEY_ID; check it and the endpoint",
@@ -210,7 +210,8 @@ def _make() -> tuple[BaseClient, str]:
         signature_version=botocore.UNSIGNED if unsigned else None,
         response_checksum_validation="when_required",  # the lock's digest decides
     )
-    return session.client("s3", config=config, region_name=session.region_name or "us-east-1"), unsigned
+    region = session.region_name or os.environ.get("AWS_REGION") or "us-east-1"
+    return session.client("s3", config=config, region_name=region), unsigned
 
 
 def _parts(locator: str) -> tuple[str, str, str]:
@@ -293,5 +294,5 @@ def _failed(error: Exception, locator: str) -> SourceError:
         error, (botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError, *stream.BROKEN)
     ):
         return Unreachable(f"connection failed ({name})", locator=locator)
-    hint = "check AWS_ENDPOINT_URL_S3, AWS_REGION and the profile"
+    hint = "check AWS_ENDPOINT_URL_S3, AWS_DEFAULT_REGION and the profile"
     return Misbehaved(f"it cannot be asked, or the answer makes no sense ({name})", locator=locator, hint=hint)

@@ -11,6 +11,7 @@ from typing import Any
 
 import boto3
 import pytest
+from builders import Cli, blobs_of, tree_of
 from moto.server import ThreadedMotoServer
 from origin import Fault, Origin, gate_of
 from s3servers import SECRET, settings, use
@@ -116,6 +117,23 @@ def test_a_long_listing_is_read_page_by_page(client: Any):
 
 
 # ---- what a listing knows
+
+
+def test_lock_downloads_nothing_and_pins_what_it_saw(client: Any, cli: Cli):
+    """From checksum to lockfile; reconcile then fetches the very version, though the key has another content by now."""
+    client.create_bucket(Bucket="pinned")
+    client.put_bucket_versioning(Bucket="pinned", VersioningConfiguration={"Status": "Enabled"})
+    client.put_object(Bucket="pinned", Key="m/ten", Body=TEN, ChecksumAlgorithm="SHA256")
+    environ = settings(client.meta.endpoint_url)
+    table = '[models."m"]\nversion = "1"\nsources = ["s3://pinned/m"]\n[models."m".variants.v]\ninclude = ["*"]\n'
+    (cli.folder / "models.toml").write_text(f"schema = 1\n{table}")
+
+    cli.ok("lock", **environ)
+    assert not blobs_of(cli.root)
+    client.put_object(Bucket="pinned", Key="m/ten", Body=TEN[::-1], ChecksumAlgorithm="SHA256")
+    done = cli.ok("reconcile", "--json", **environ).json
+
+    assert tree_of(Path(done["trees"][0]["path"])) == {"ten": TEN}
 
 
 def test_a_checksum_of_parts_is_not_the_contents(client: Any):
