@@ -340,6 +340,16 @@ def test_keys_beyond_the_prefix_are_passed_over(origin: Origin):
     assert [listed.path for listed in S3Source().listing("s3://models/m").files] == ["a"]
 
 
+def test_a_listing_is_whole_or_fails(origin: Origin):
+    """A server that is busy for a moment must not make lock download what has a checksum."""
+    rows = "<Contents><Key>m/a</Key><Size>1</Size></Contents>"
+    origin.objects |= {"models": f"<ListBucketResult>{rows}</ListBucketResult>".encode(), "models/m/a": b"x"}
+    origin.fail("models/m/a", Fault(status=503))
+
+    with pytest.raises(Throttled):
+        S3Source().listing("s3://models/m")
+
+
 # ---- endpoints, credentials, errors
 
 
