@@ -144,6 +144,7 @@ class S3Source:
             head = {}  # perhaps nobody wants this one; who does will be told by GET, and better
         version = head.get("VersionId", "null")
         suffix = "" if version == "null" else f"?versionId={quote(version, safe='')}"
+        size = head.get("ContentLength", size)  # of the very version whose checksum it is
         return Listed(path=key[len(prefix) :], size=size, sha256=_sha256(head), suffix=suffix)
 
     # ---- asking
