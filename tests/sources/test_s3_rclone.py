@@ -14,7 +14,7 @@ from backends.conformance import TEN, SourceContract
 from backends.faulty import FaultySource
 from backends.s3 import S3Source
 from cas.pieces import PIECE
-from reconcile.execution.transfer import RetryPolicy
+from reconcile.execution.retry import Backoff, RetryPolicy
 
 _FILES = {"config.json": b'{"layers": 2}', "model.bin": some_bytes(3 * PIECE + 1000)}
 _MANIFEST = """\
@@ -115,7 +115,7 @@ def test_a_cut_download_goes_on_where_it_was(private: str, cli: Cli, monkeypatch
     """The pieces that arrived before the cut are not asked for again."""
     use(monkeypatch, settings(private))
     lock = lock_of({"m@1": {"all": {"model.bin": _FILES["model.bin"]}}}, ["s3://models/v1"])
-    once = RetryPolicy(attempts=1, first_pause_s=0)
+    once = RetryPolicy(transient=Backoff(attempts=1))
     faulty = FaultySource(S3Source(), cuts=[PIECE + 5])
     with pytest.raises(Exception, match="connection dropped"):
         ensurer_of(cli.folder, lock, sources={"s3": faulty}, retry=once).ensure("m")
