@@ -92,6 +92,23 @@ class Source(Protocol):
     def origin(self, locator: str) -> str: ...
 
 
+Reader = Callable[[int, int], bytes]
+"""Gives bytes ``[start, stop)`` of what is to be put. Whatever it raises ends the putting."""
+
+
+@runtime_checkable
+class Target(Protocol):
+    """A source that can be written to."""
+
+    def put(self, locator: str, size: int, read: Reader) -> int:
+        """Let an object of *size* bytes stand at *locator*, whole or not at all; how many bytes were sent.
+
+        What an earlier call with the same bytes left unfinished is not sent again. There, and synced where that is ours
+        to do, on return. Raises SourceError.
+        """
+        ...
+
+
 class Wrapper:
     """A source around another: subclass it and say what opening does."""
 

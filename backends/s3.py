@@ -11,13 +11,15 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from . import stream
-from .base import Body, Listed, Listing
+from .base import Body, Listed, Listing, Reader
 from .errors import Denied, Misbehaved, NotFound, NotListable, SourceError, Throttled, TimedOut, Unreachable
+from .upload import Upload
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -111,6 +113,10 @@ class S3Source:
 
     def origin(self, locator: str) -> str:
         return f"s3://{_parts(locator)[0]}"
+
+    def put(self, locator: str, size: int, read: Reader) -> int:
+        bucket, key, _ = _parts(locator)
+        return Upload(partial(self._ask, locator=locator), bucket, key).put(size, read)
 
     # ---- listing
 
@@ -210,6 +216,7 @@ def _make() -> tuple[BaseClient, str]:
         max_pool_connections=_CONNECTIONS,
         signature_version=botocore.UNSIGNED if unsigned else None,
         response_checksum_validation="when_required",  # the lock's digest decides
+        request_checksum_calculation="when_required",  # older servers refuse the trailers that it needs
     )
     region = session.region_name or os.environ.get("AWS_REGION") or "us-east-1"
     return session.client("s3", config=config, region_name=region), unsigned

@@ -37,6 +37,7 @@ LAYERS = {
     "telemetry": {"errors", "telemetry"},
     "retention": {"errors", "desired", "planning", "retention", "telemetry"},
     "execution": {"errors", "desired", "planning", "telemetry", "execution"},
+    "exchange": {"errors", "desired", "planning", "telemetry", "execution", "exchange"},
 }
 
 

@@ -55,6 +55,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     _manifest_commands(add)
     _disk_commands(add)
     _keeping_commands(add)
+    _exchange_commands(add)
     _looking_commands(add)
     return top
 
@@ -132,6 +133,14 @@ def _keeping_commands(add: _Add) -> None:
     evict.add_argument("--dry-run", action="store_true", help="remove nothing, say what would go")
     for name, what in (("pin", "keep a variant from eviction"), ("unpin", "let a variant be evicted again")):
         add(name, what).add_argument("selectors", nargs="+", metavar="SEL")
+
+
+def _exchange_commands(add: _Add) -> None:
+    push = add("push", "publish blobs to a mirror")
+    push.add_argument("selectors", nargs="+", metavar="SEL", help="name[@version][#variant]")
+    push.add_argument("url", metavar="URL", help="a folder, file:// or s3://bucket/prefix")
+    push.add_argument("--compress", action="store_true", help="zstd-coded pieces, where that saves a tenth")
+    push.add_argument("--dry-run", action="store_true", help="send nothing, say what would be sent")
 
 
 def _looking_commands(add: _Add) -> None:

@@ -22,6 +22,7 @@ _WHERE = {
     "manifest": ("init", "add", "remove", "lock"),
     "disk": ("plan", "reconcile", "ensure", "status", "verify"),
     "keeping": ("gc", "evict", "pin", "unpin"),
+    "exchange": ("push",),
     "looking": ("ls", "du", "which", "diff"),
     "doctor": ("doctor",),
     "bench": ("bench",),

@@ -17,6 +17,7 @@ from ..telemetry.events import BytesArrived, Note, SourceFailed
 from .engine import Engine, Wanted
 from .lane import Lane
 from .pace import Pace
+from .packed import Packed
 from .proof import Chaser
 from .reasons import given_up
 from .retry import Fact, Kind
@@ -41,6 +42,11 @@ class Download:
         self.engine, self.wanted, self.partial, self.table, self._lock = engine, wanted, partial, table, lock
         self.size, self.fetched = wanted.size, 0
         self._locators = {absolute(url, engine.base): url for url in wanted.urls}
+        self._packed = {
+            locator: Packed(locator, wanted.digest, wanted.size)
+            for locator, url in self._locators.items()
+            if url in wanted.packed
+        }
         lies = engine.lies.of(wanted.digest)
         late = frozenset(locator for locator in self._locators if redact(locator) in lies or self._is_late(locator))
         self._transfer = Transfer(wanted.size, tuple(self._locators), engine.policy, late)
@@ -86,7 +92,8 @@ class Download:
             case Prove():
                 return self._prove()
             case GiveUp(failures=failures):
-                raise given_up(self.wanted, failures)
+                told = {name: f for name, f in failures.items() if not self._is_no_pack(name, f)}
+                raise given_up(self.wanted, told or failures)
         return False
 
     def _look(self) -> Step:
@@ -183,7 +190,7 @@ class Download:
 
     def _serve(self, ask: Ask | None, *, alone: bool) -> None:
         """Bring one range after the other, as long as there is one for this connection."""
-        lane = Lane(self, self.engine.registry, self.engine.policy, self.engine.clock)
+        lane = Lane(self, self.engine.policy, self.engine.clock)
         while ask is not None:
             fact = lane.run(ask)
             ask = self._next(ask, fact, alone=alone)
@@ -211,6 +218,13 @@ class Download:
         locator = self._transfer.locator(claim)
         if self._transfer.failed(claim, fact, self.engine.clock()):
             self._note(locator, fact, exactly=fact.code in ("INCOMPLETE_DOWNLOAD", "SIZE_MISMATCH"))
+
+    def open(self, ask: Ask) -> Body:
+        """See ``Blob``."""
+        source = self.engine.registry.find(ask.locator)
+        if packed := self._packed.get(ask.locator):
+            return packed.open(source, ask.start, ask.stop, lambda: self.got(ask.claim, 0))
+        return source.open(ask.locator, start=ask.start, stop=ask.stop)
 
     def opened(self, claim: int, body: Body) -> bool:
         """See ``Blob``."""
@@ -311,11 +325,15 @@ class Download:
         except SourceError:
             return redact(locator), redact(locator)
 
+    def _is_no_pack(self, locator: str, fact: Fact) -> bool:
+        """A mirror that holds the plain blob, or none, has not failed."""
+        return locator in self._packed and fact.code == "INCOMPLETE_DOWNLOAD"
+
     def _is_late(self, locator: str) -> bool:
         return any(key in self.engine.failures for key in self._keys(locator))
 
     def _note(self, locator: str, fact: Fact, *, exactly: bool = False) -> None:
-        if locator not in self._locators:
+        if locator not in self._locators or self._is_no_pack(locator, fact):
             return
         lied = fact.code == "CHECKSUM_FAIL"
         if lied:

@@ -24,6 +24,7 @@ class Wanted:
     digest: Digest
     size: int
     urls: tuple[str, ...]
+    packed: frozenset[str] = frozenset()  # those of *urls* that hold it as compressed pieces
     paths: tuple[str, ...] = ()  # in trees, for messages
     spares: tuple[str, ...] = ()  # files on this disk that may hold its bytes
     anew: bool = False  # fetch it even if it is there

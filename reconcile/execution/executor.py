@@ -17,6 +17,7 @@ from threading import Event
 from backends import join
 from cas import EMPTY, BlobState, BlobStore, CasError, Digest, Look, Stopped, leases, sweep
 from cas import inventory as inventories
+from cas.layout import TABLE_FROM
 from cas.leases import Lease
 
 from ..errors import ApplyError, Failure, ModelstowError, as_ours
@@ -128,10 +129,14 @@ class Executor:
                 reused += 1
                 reused_bytes += desired.size(digest)
                 continue
+            large = desired.size(digest) > TABLE_FROM
+            plain = [mirrored(mirror, digest) for mirror in self.mirrors]
+            mirrors = [(url + PACKED if large else "", url) for url in plain]
             blob = Wanted(
                 digest=digest,
                 size=desired.size(digest),
-                urls=(*(mirrored(mirror, digest) for mirror in self.mirrors), *desired.blobs[digest].urls),
+                urls=(*(url for pair in mirrors for url in pair if url), *desired.blobs[digest].urls),
+                packed=frozenset(packed for packed, _ in mirrors if packed),
                 paths=tuple(dict.fromkeys(paths.get(digest, ()))),
                 spares=tuple(self._spares(digest, desired, actual)),
                 anew=digest in seen_commits,
@@ -261,6 +266,10 @@ class Executor:
         self.store.tidy()
         sweep.end_commits(self.store)
         leases.drop_superseded(self.store, self._digests(desired.trees))
+
+
+PACKED = ".pzst"
+"""Behind a mirrored blob's name: the same as compressed pieces, where that is what the mirror holds."""
 
 
 def mirrored(mirror: str, digest: Digest) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from backends import Body, Denied, EndedEarly, Registry, SourceError, Throttled, TimedOut
+from backends import Body, Denied, EndedEarly, SourceError, Throttled, TimedOut
 from cas.pieces import PIECE, piece_count, piece_range
 
 from .retry import Fact, Kind, RetryPolicy
@@ -18,6 +18,10 @@ class Blob(Protocol):
     """What a lane tells of its work, and asks before each step. Any number of lanes may call it at once."""
 
     size: int
+
+    def open(self, ask: Ask) -> Body:
+        """Ask a source. Raises SourceError."""
+        ...
 
     def opened(self, claim: int, body: Body) -> bool:
         """A source answered; False if nobody waits for it any more."""
@@ -55,15 +59,15 @@ class _TakenOver(Exception):
 class Lane:
     """Reads ranges one after the other into one buffer of a piece."""
 
-    def __init__(self, blob: Blob, registry: Registry, policy: RetryPolicy, clock: Callable[[], float]) -> None:
-        self._blob, self._registry, self._policy, self._clock = blob, registry, policy, clock
+    def __init__(self, blob: Blob, policy: RetryPolicy, clock: Callable[[], float]) -> None:
+        self._blob, self._policy, self._clock = blob, policy, clock
         self._buffer = memoryview(bytearray(min(PIECE, blob.size)))
         self._window_began, self._window_bytes = clock(), 0
 
     def run(self, ask: Ask) -> Fact | None:
         """Bring one range; why it failed, or None. Raises Stopped, OSError of this disk."""
         try:
-            body = self._registry.find(ask.locator).open(ask.locator, start=ask.start, stop=ask.stop)
+            body = self._blob.open(ask)
             try:
                 if self._blob.opened(ask.claim, body):
                     self._window_began, self._window_bytes = self._clock(), 0
