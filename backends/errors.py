@@ -72,4 +72,8 @@ def redact(locator: str) -> str:
     scheme, separator, rest = locator.partition("://")
     if not separator:
         return locator  # a path
-    return scheme + separator + re.sub(r"^[^/@]*@", "", rest).split("?", 1)[0].split("#", 1)[0]
+    authority, slash, path = rest.partition("/")
+    if "@" in authority and re.search(r"[?#]", authority):
+        return f"{scheme}://…"  # a password with a ? in it, or a query with an @: nobody can tell
+    host = authority.rpartition("@")[2]
+    return re.split(r"[?#]", scheme + separator + host + slash + path, maxsplit=1)[0]
