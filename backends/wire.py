@@ -6,6 +6,7 @@ http.client reads from gives each read of the head what is left of the deadline:
 
 from __future__ import annotations
 
+import errno
 import http.client
 import io
 import logging
@@ -140,9 +141,12 @@ class _Incoming(io.RawIOBase):
             raise TimeoutError("the head of the answer took too long")
         self._sock.settimeout(left if self._patience is None else min(left, self._patience))
         try:
-            return self._raw.readinto(buffer)
+            count = self._raw.readinto(buffer)
         finally:
             self._sock.settimeout(self._patience)
+        if count == 0:  # http.client would take half a head, with half a Location in it, for a whole one
+            raise ConnectionResetError(errno.ECONNRESET, "closed before the head of the answer was over")
+        return count
 
     def close(self) -> None:
         self._raw.close()
