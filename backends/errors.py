@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?\Z")
+
 
 class SourceError(Exception):
     """A source could not give the bytes. ``transient`` says whether asking the same again can help."""
@@ -73,7 +75,7 @@ def redact(locator: str) -> str:
     if not separator:
         return locator  # a path
     authority, slash, path = rest.partition("/")
-    if "@" in authority and re.search(r"[?#]", authority):
-        return f"{scheme}://…"  # a password with a ? in it, or a query with an @: nobody can tell
     host = authority.rpartition("@")[2]
+    if ("@" in authority and re.search(r"[?#]", authority)) or not _HOST.match(re.split(r"[?#]", host)[0]):
+        return f"{scheme}://…"  # a password with a ?, # or / in it: where it ends, nobody can tell
     return re.split(r"[?#]", scheme + separator + host + slash + path, maxsplit=1)[0]

@@ -45,6 +45,7 @@ class Fact:
     throttled: bool = False
     retry_after: float | None = None
     actual: str | int | None = None  # the wrong digest or size, where that is the reason
+    hint: str = ""  # what the source itself advises
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
