@@ -243,6 +243,19 @@ def test_a_target_that_refuses_is_renewed_by_its_hub(hub: Origin, cdn: Origin, f
     assert len(hub.gets()) == 2
 
 
+def test_a_target_that_refused_is_not_asked_again(hub: Origin, cdn: Origin):
+    """Its hub has the file itself by now."""
+    source = HttpSource({})
+    hub.fail("m/ten", Fault(redirect=f"{cdn.url}/x"))
+    part(source, f"{hub.url}/m/ten", 0, 1)
+    cdn.fail("x", Fault(status=403, times=-1))
+
+    for _ in range(3):
+        assert part(source, f"{hub.url}/m/ten", 1, 5) == TEN[1:5]
+
+    assert len(cdn.gets()) == 2
+
+
 def test_a_target_that_went_away_is_renewed_by_its_hub(hub: Origin, cdn: Origin):
     """A refused connection is a refusal."""
     source = HttpSource({})

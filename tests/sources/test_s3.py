@@ -129,5 +129,7 @@ def test_closing_from_another_thread_ends_a_read_that_waits(credentials: str, mo
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(body.read_into, memoryview(bytearray(5)))
             assert origin.reached.wait(10)
+            with pytest.raises(TimeoutError):
+                waiting.exception(0.1)  # it is in the middle of it
             body.close()
             assert waiting.exception(10) is not None or waiting.result() == 0
