@@ -86,6 +86,7 @@ class Origin:
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *about: None  # type: ignore[method-assign]  # a client that hangs up is no news
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
     @classmethod

@@ -14,13 +14,14 @@ from backends import Misbehaved, SourceError, TimedOut, Unreachable
 from backends.http import HttpSource
 
 OK = b"HTTP/1.1 200 OK\r\n"
+SECRET = "canary"
 
 
 def asked(answer: Callable[[socket.socket], object], **options: float) -> SourceError:
     """The error that this answer to a GET ends in."""
     with RawServer(answer) as server, pytest.raises(SourceError) as caught:
-        HttpSource({}, **options).open(f"{server.url}/x?canary")
-    assert "canary" not in "".join(traceback.format_exception(caught.value))
+        HttpSource({}, **options).open(f"{server.url}/x?{SECRET}")
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
     return caught.value
 
 

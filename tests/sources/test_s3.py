@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -131,5 +132,7 @@ def test_closing_from_another_thread_ends_a_read_that_waits(credentials: str, mo
             assert origin.reached.wait(10)
             with pytest.raises(TimeoutError):
                 waiting.exception(0.1)  # it is in the middle of it
+            began = time.monotonic()
             body.close()
             assert waiting.exception(10) is not None or waiting.result() == 0
+            assert time.monotonic() - began < 30  # the server would wait for longer
