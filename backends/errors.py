@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?\Z")
+
 
 class SourceError(Exception):
     """A source could not give the bytes. ``transient`` says whether asking the same again can help."""
@@ -72,4 +74,8 @@ def redact(locator: str) -> str:
     scheme, separator, rest = locator.partition("://")
     if not separator:
         return locator  # a path
-    return scheme + separator + re.sub(r"^[^/@]*@", "", rest).split("?", 1)[0].split("#", 1)[0]
+    authority, slash, path = rest.partition("/")
+    host = authority.rpartition("@")[2]
+    if ("@" in authority and re.search(r"[?#]", authority)) or not _HOST.match(re.split(r"[?#]", host)[0]):
+        return f"{scheme}://…"  # a password with a ?, # or / in it: where it ends, nobody can tell
+    return re.split(r"[?#]", scheme + separator + host + slash + path, maxsplit=1)[0]

@@ -1,4 +1,4 @@
-"""Putting one object into a bucket: small ones at once, large ones in parts that an interrupted upload leaves to the next."""
+"""Putting one object into a bucket: a small one at once, a large one in parts that an interrupted upload leaves behind."""
 
 from __future__ import annotations
 
