@@ -11,8 +11,11 @@ class SourceError(Exception):
     transient = False
     code = "SOURCE_UNAVAILABLE"
 
-    def __init__(self, what: str, *, locator: str, hint: str = "", retry_after: float | None = None) -> None:
+    def __init__(
+        self, what: str, *, locator: str, hint: str = "", retry_after: float | None = None, reason: str = ""
+    ) -> None:
         self.what, self.locator, self.hint = what, redact(locator), hint
+        self.reason = reason  # the server's own code for its refusal, where it gives one
         self.retry_after = retry_after  # seconds the source asks to be left alone
         super().__init__(f"{what}: {self.locator}")
 
@@ -72,4 +75,5 @@ def redact(locator: str) -> str:
     scheme, separator, rest = locator.partition("://")
     if not separator:
         return locator  # a path
-    return scheme + separator + re.sub(r"^[^/@]*@", "", rest).split("?", 1)[0].split("#", 1)[0]
+    userinfo = r"^[^/@]*:[^/@]*@" if scheme == "hf" else r"^[^/@]*@"  # in hf://gpt2@main the name stands before the @
+    return scheme + separator + re.sub(userinfo, "", rest).split("?", 1)[0].split("#", 1)[0]

@@ -17,7 +17,7 @@ import requests
 import urllib3
 
 from . import credentials
-from .base import Body, Listed, Listing, join, read_all
+from .base import Body, Listed, Listing, join, read_all, read_body
 from .errors import (
     Denied,
     Misbehaved,
@@ -142,6 +142,15 @@ class HttpSource:
             response.close()
             url = _redirect(url, target, locator)
         raise Misbehaved(f"more than {_REDIRECTS} redirects", locator=locator)
+
+    def page(self, url: str, *, at_most: int) -> tuple[bytes, str]:
+        """A small answer whole, and the address of the page behind it by its ``Link`` header; empty at the last.
+
+        Raises SourceError, ValueError where it is longer than *at_most* bytes.
+        """
+        response = self._ask("GET", url, {})
+        behind = response.links.get("next", {}).get("url", "")
+        return read_body(_body(response, url, ranged=True), at_most=at_most), behind and urljoin(response.url, behind)
 
     # ---- listing
 
@@ -308,10 +317,12 @@ def _check_status(response: requests.Response, locator: str, *, ranged: bool) ->
     retry_after = _retry_after(response.headers.get("Retry-After", ""))
     response.close()
     what = f"HTTP {status} {response.reason or ''}".strip()
+    reason = response.headers.get("X-Error-Code", "")
     if status in (404, 410):
-        raise NotFound(what, locator=locator)
+        raise NotFound(what, locator=locator, reason=reason)
     if status in (401, 403, 407):
-        raise Denied(what, locator=locator, hint="put a login for this host into ~/.netrc, or check the one there")
+        hint = "put a login for this host into ~/.netrc, or check the one there"
+        raise Denied(what, locator=locator, hint=hint, reason=reason)
     if status in (429, 503):
         raise Throttled(what, locator=locator, retry_after=retry_after)
     if status == 408 or status >= 500:

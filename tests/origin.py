@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote, unquote, urlsplit
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)\Z")
@@ -46,6 +47,7 @@ class Seen:
     range: str | None
     headers: Mapping[str, str]
     sent: int = 0  # bytes of body
+    target: str = ""  # path and query as they came
 
 
 class Origin:
@@ -142,6 +144,10 @@ class Origin:
                     return fault
         return Fault()
 
+    def answer(self, seen: Seen) -> tuple[int, Mapping[str, str], bytes | Path] | None:
+        """Status, headers and content of an answer that a subclass gives by rules of its own; None: an object as usual."""
+        return None
+
     def read(self, path: str) -> bytes | Path | None:
         if path in self.objects:
             return self.objects[path]
@@ -191,13 +197,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path).lstrip("/")
-        seen = Seen(self.command, path, self.headers.get("Range"), dict(self.headers))
+        seen = Seen(self.command, path, self.headers.get("Range"), dict(self.headers), target=self.path)
         self.served.requests.append(seen)
         fault = self.served.next_fault(path)
         if fault.redirect is not None:
             return self._head(fault.status or 302, 0, {"Location": fault.redirect, **fault.headers})
         if fault.status is not None:
             return self._head(fault.status, 0, fault.headers)
+        if (told := self.served.answer(seen)) is not None:
+            status, headers, content = told
+            if status != 200:
+                return self._head(status, 0, headers)
+            return self._object(content, fault, seen, body=body, headers=headers)
         if not self._allowed(path):
             return self._head(401, 0, {"WWW-Authenticate": 'Basic realm="models"'})
         content = self.served.read(path)
@@ -221,12 +232,20 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.headers.get("Authorization") == want
         return True
 
-    def _object(self, content: bytes | Path, fault: Fault, seen: Seen, *, body: bool) -> None:
+    def _object(
+        self,
+        content: bytes | Path,
+        fault: Fault,
+        seen: Seen,
+        *,
+        body: bool,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         match = None if fault.ignore_range else _RANGE.match(seen.range or "")
         start = int(match[1]) if match else 0
         stop = min(size, int(match[2]) + 1) if match and match[2] else size
-        headers = dict(fault.headers)
+        headers = {**headers, **fault.headers}
         if match and start >= size:
             return self._head(416, 0, {"Content-Range": f"bytes */{size}"})
         if match:

@@ -138,6 +138,7 @@ class Download:
             fact = Fact(
                 code=error.code,
                 what=error.what,
+                hint=error.hint,
                 transient=error.transient,
                 throttled=isinstance(error, Throttled),
                 retry_after=error.retry_after,
@@ -287,7 +288,8 @@ class Download:
         kind = _KINDS.get(code, SourceUnavailableError)
         what = f"{names}: no source could give {wanted.digest.short}… ({wanted.size:,} bytes){reasons}"
         offline = any("--offline" in fact.what for fact in failures.values())
-        hint = "drop --offline, or add a folder that has it" if offline else _HINTS.get(code, _HINTS[""])
+        told = next((fact.hint for fact in ranked if fact.code == code and fact.hint), "")
+        hint = "drop --offline, or add a folder that has it" if offline else told or _HINTS.get(code, _HINTS[""])
         return kind(what, hint=hint, missing_files=list(wanted.paths), **fields)
 
 

@@ -41,6 +41,7 @@ class Fact:
 
     code: str
     what: str
+    hint: str = ""
     transient: bool = False
     throttled: bool = False
     retry_after: float | None = None
