@@ -431,6 +431,16 @@ def test_the_endpoint_is_what_fails_together(hub: Hub, monkeypatch: pytest.Monke
 # ---- whole transfers
 
 
+def test_a_file_outlives_the_signatures_of_its_addresses(hub: Hub):
+    """What was signed for one range is not needed for the next."""
+    hub.add("org/name", FILES)
+    source = source_of(hub)
+
+    for start in (0, 100_000, 200_000):
+        assert read(source, "hf://org/name/model.safetensors", start) == WEIGHTS[start:]
+        hub.cdn.expire()
+
+
 def test_a_signed_address_that_expires_in_mid_file_is_asked_for_anew(hub: Hub, tmp_path: Path):
     """Each signature serves once and the connection breaks: what is there is kept, and the hub is asked again."""
     big = some_bytes(24 << 20, 5)
