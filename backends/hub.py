@@ -231,6 +231,9 @@ def _explanation(error: SourceError, where: HubPath, page: str, *, has_token: bo
     if error.reason == "GatedRepo":
         hint = f"request access at {page}, then set HF_TOKEN" + (" to a token that has it" if has_token else "")
         return f"{where.name} is gated ({error.what})", hint
+    if isinstance(error, Denied) and "HTTP 401" not in error.what:
+        hint = f"look at {page} for the reason, and check what the token (HF_TOKEN, or that of `hf auth login`) may read"
+        return f"the hub refuses ({error.what})", hint
     if isinstance(error, Denied) and not has_token:
         hint = "check the name; for a private repository set HF_TOKEN or run `hf auth login`"
         return f"{where.name} is private, or there is no such repository ({error.what})", hint

@@ -46,8 +46,9 @@ class Seen:
     path: str
     range: str | None
     headers: Mapping[str, str]
+    client: int = 0  # the port it came from: one for each connection
+    target: str = ""  # as it stood in the request, query and all
     sent: int = 0  # bytes of body
-    target: str = ""  # path and query as they came
 
 
 class Origin:
@@ -197,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path).lstrip("/")
-        seen = Seen(self.command, path, self.headers.get("Range"), dict(self.headers), target=self.path)
+        seen = Seen(self.command, path, self.headers.get("Range"), dict(self.headers), self.client_address[1], self.path)
         self.served.requests.append(seen)
         fault = self.served.next_fault(path)
         if fault.redirect is not None:

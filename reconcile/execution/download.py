@@ -138,10 +138,10 @@ class Download:
             fact = Fact(
                 code=error.code,
                 what=error.what,
-                hint=error.hint,
                 transient=error.transient,
                 throttled=isinstance(error, Throttled),
                 retry_after=error.retry_after,
+                hint=error.hint,
             )
             self._transfer.failed(ask.locator, fact, self.engine.clock())
             self._note(ask.locator, fact, exactly=isinstance(error, NotFound))
@@ -288,8 +288,9 @@ class Download:
         kind = _KINDS.get(code, SourceUnavailableError)
         what = f"{names}: no source could give {wanted.digest.short}… ({wanted.size:,} bytes){reasons}"
         offline = any("--offline" in fact.what for fact in failures.values())
-        told = next((fact.hint for fact in ranked if fact.code == code and fact.hint), "")
-        hint = "drop --offline, or add a folder that has it" if offline else told or _HINTS.get(code, _HINTS[""])
+        hint = "drop --offline, or add a folder that has it" if offline else _HINTS.get(code, _HINTS[""])
+        if code in ("AUTH_FAIL", "SOURCE_UNAVAILABLE") and ranked and ranked[0].hint:
+            hint = ranked[0].hint  # whether a login, a key or a certificate is wanted, and whose, it knows best
         return kind(what, hint=hint, missing_files=list(wanted.paths), **fields)
 
 

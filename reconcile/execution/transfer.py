@@ -41,11 +41,11 @@ class Fact:
 
     code: str
     what: str
-    hint: str = ""
     transient: bool = False
     throttled: bool = False
     retry_after: float | None = None
     actual: str | int | None = None  # the wrong digest or size, where that is the reason
+    hint: str = ""  # what the source itself advises
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -332,6 +332,17 @@ def test_a_refusal_says_what_to_do(hub: Hub, locator: str, token: str, kind: typ
     assert "canary" not in str(caught.value) + caught.value.hint
 
 
+def test_a_refusal_without_a_reason_is_told_as_it_is(hub: Hub):
+    """Not every 403 is about a gate: the repository may be disabled, or the CDN may refuse."""
+    hub.add("org/name", FILES)
+    hub.fail("*", Fault(status=403))
+    with pytest.raises(Denied, match=r"the hub refuses \(HTTP 403 Forbidden"):
+        source_of(hub).listing("hf://org/name")
+    hub.cdn.uses = 0
+    with pytest.raises(Denied, match=r"the hub refuses \(HTTP 403 Forbidden"):
+        source_of(hub).open("hf://org/name/model.safetensors")
+
+
 def test_a_listing_is_refused_in_the_same_words(hub: Hub):
     """Private, missing, no such revision, no such folder."""
     hub.add("org/open", FILES)
