@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Event, Thread
 
-from .base import Source, join
-from .errors import NotFound
+from .base import Body, Source, join
+from .errors import NotFound, SourceError
 
 TEN = b"0123456789"
 BIG = bytes(range(251)) * 8_000  # two megabytes that are nowhere alike
@@ -111,3 +113,25 @@ class SourceContract:
             body.read_into(memoryview(bytearray(10)))
             body.close()
         assert self.read(source, "ten") == TEN
+
+    def test_closing_from_another_thread_ends_the_reading(self) -> None:
+        """Whoever reads gets an error or an end, soon, and never bytes of something else."""
+        source = self.make()
+        for _ in range(5):
+            body = source.open(join(self.folder(), "deep/er/big.bin"))
+            data, begun = bytearray(), Event()
+
+            def read(body: Body = body, data: bytearray = data, begun: Event = begun) -> None:
+                view = memoryview(bytearray(1000))
+                with suppress(SourceError):
+                    while count := body.read_into(view):
+                        data += view[:count]
+                        begun.set()
+
+            reader = Thread(target=read, daemon=True)
+            reader.start()
+            assert begun.wait(10)
+            body.close()
+            reader.join(10)
+            assert not reader.is_alive()
+            assert data == BIG[: len(data)]

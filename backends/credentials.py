@@ -30,8 +30,12 @@ def _exempt(host: str, no_proxy: str) -> bool:
     return False
 
 
-def netrc_auth(url: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
-    """Login and password that ``NETRC`` or ``~/.netrc`` keeps for the URL's host."""
+def netrc_auth(url: str, environ: Mapping[str, str], *, locator: str | None = None) -> tuple[str, str] | None:
+    """Login and password that ``NETRC`` or ``~/.netrc`` keeps for the URL's host.
+
+    The file knows no ports. So where a redirect of *locator* leads to another port of its host, there is none; but
+    from http to https as everybody does it, there is.
+    """
     import netrc
     import os
 
@@ -40,6 +44,9 @@ def netrc_auth(url: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
     if not path:
         return None
     host = urlsplit(url).hostname or ""
+    here, there = origin(locator or url), origin(url)
+    if here[1] == there[1] and here != there and (here[0], here[2], there[0], there[2]) != ("http", 80, "https", 443):
+        return None
     try:
         found = netrc.netrc(path).hosts.get(host)  # not the default entry: it is for no host in particular
     except (OSError, netrc.NetrcParseError):
@@ -48,7 +55,7 @@ def netrc_auth(url: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 def ca_bundle(environ: Mapping[str, str]) -> str | bool:
-    """What to verify TLS against: ``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, or the default."""
+    """What to verify TLS against: ``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, or the default (True)."""
     return environ.get("REQUESTS_CA_BUNDLE") or environ.get("CURL_CA_BUNDLE") or True
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?\Z")
+
 
 class SourceError(Exception):
     """A source could not give the bytes. ``transient`` says whether asking the same again can help."""
@@ -75,5 +77,9 @@ def redact(locator: str) -> str:
     scheme, separator, rest = locator.partition("://")
     if not separator:
         return locator  # a path
-    userinfo = r"^[^/@]*:[^/@]*@" if scheme == "hf" else r"^[^/@]*@"  # in hf://gpt2@main the name stands before the @
-    return scheme + separator + re.sub(userinfo, "", rest).split("?", 1)[0].split("#", 1)[0]
+    authority, slash, path = rest.partition("/")
+    named = scheme == "hf" and ":" not in authority  # in hf://gpt2@main what stands before the @ is the repository
+    host = authority if named else authority.rpartition("@")[2]
+    if ("@" in authority and re.search(r"[?#]", authority)) or not _HOST.match(re.split(r"[?#]", host)[0]):
+        return f"{scheme}://…"  # a password with a ?, # or / in it: where it ends, nobody can tell
+    return re.split(r"[?#]", scheme + separator + host + slash + path, maxsplit=1)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from threading import Lock
 from urllib.parse import unquote, urlsplit
 
 from .base import Body, Listed, Listing
@@ -25,22 +26,35 @@ class FileSource:
         if not stat.S_ISREG(found.st_mode):
             os.close(fd)
             raise NotFound("not a regular file", locator=locator)
-        at, end, closed = start, found.st_size if stop is None else min(stop, found.st_size), False
+        at, end = start, found.st_size if stop is None else min(stop, found.st_size)
+        reading = closed = False
+        mutex = Lock()
 
         def read_into(view: memoryview) -> int:
-            nonlocal at
+            nonlocal at, reading
+            with mutex:
+                if closed:
+                    raise Unreachable("the body was closed", locator=locator)
+                reading = True
             try:
                 count = os.preadv(fd, [view[: max(0, min(len(view), end - at))]], at)
             except OSError as error:
                 raise _translated(error, locator) from error
+            finally:
+                with mutex:
+                    reading = False
+                    if closed:
+                        os.close(fd)
             at += count
             return count
 
         def close() -> None:
             nonlocal closed
-            if not closed:
+            with mutex:
+                # Under a read of another thread the number would be free for another file: that read closes it then.
+                if not closed and not reading:
+                    os.close(fd)
                 closed = True
-                os.close(fd)
 
         return Body(start=start, total=found.st_size, read_into=read_into, close=close, fd=fd)
 

@@ -1,49 +1,42 @@
-"""``http://`` and ``https://``: ranges, redirects followed by ourselves, and folders listed by SHA256SUMS or index page."""
+"""``http://`` and ``https://``: ranges, redirects followed by ourselves, errors told apart."""
 
 from __future__ import annotations
 
 import email.utils
 import os
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from html.parser import HTMLParser
-from http.client import HTTPException
-from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+from http import HTTPStatus
+from http.client import HTTPException, IncompleteRead, LineTooLong, RemoteDisconnected
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
 
-from . import credentials
-from .base import Body, Listed, Listing, join, read_all, read_body
-from .errors import (
-    Denied,
-    Misbehaved,
-    NotFound,
-    NotListable,
-    SourceError,
-    Throttled,
-    TimedOut,
-    Unreachable,
-    redact,
-)
+from . import addresses, credentials, listing, redirects, wire
+from .addresses import NotAllowed, Reach
+from .base import Body, Listing, read_body
+from .errors import Denied, Misbehaved, NotFound, SourceError, Throttled, TimedOut, Unreachable
+from .redirects import Target, Targets
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
+HEAD_TIMEOUT_S = 60.0
+"""For the whole head of one answer, however its bytes are spread."""
 _REDIRECTS = 5
-_LISTING_BYTES = 64 << 20
-_PAGES = 10_000
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)\Z")
-_SUMS_LINE = re.compile(r"\\?([0-9A-Fa-f]{64}) [ *](.+)\Z")
-_INDEX_TITLE = re.compile(r"\s*(Index of|Directory listing for)\b")  # nginx and Apache; Python's http.server
+_HEADERS = {"User-Agent": "modelstow", "Accept": "*/*", "Accept-Encoding": "identity"}
+_FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
 
 
 class HttpSource:
     """Any web server. Bytes are asked for as they are (``identity``), because a range of a compressed form is no range.
 
-    One session is shared by all threads; nothing is retried here.
+    Sessions are shared by all threads; nothing is retried here, but that a remembered redirect which no longer holds is
+    followed anew. Where redirects may lead: ``addresses``.
     """
 
     network = True
@@ -53,34 +46,33 @@ class HttpSource:
         environ: Mapping[str, str] | None = None,
         *,
         token: Callable[[str], str | None] = lambda url: None,
+        head_timeout_s: float = HEAD_TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """*token* gives the bearer token for a URL, asked anew for every hop of a redirect."""
+        """*token* gives the bearer token for a URL, asked anew for every hop of a redirect; *clock* ages redirects."""
         self._environ = os.environ if environ is None else environ
         self._token = token
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.headers = requests.structures.CaseInsensitiveDict(
-            {"User-Agent": "modelstow", "Accept": "*/*", "Accept-Encoding": "identity"}
-        )
-        adapter = requests.adapters.HTTPAdapter(pool_connections=16, pool_maxsize=64, max_retries=0)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
+        self._targets = Targets(clock)
+        self._sessions = {reach: wire.session(reach, _HEADERS, head_timeout_s=head_timeout_s) for reach in Reach}
 
     def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
         headers = {}
+        response = None
         if start or stop is not None:
             headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        response = self._ask("GET", locator, headers)
+            response = self._ask_remembered(locator, headers, start)
+        if response is None:
+            response = self._ask("GET", locator, headers)
         if headers and not _answers(response, start):
             # 416, several parts, another range: the server and we differ about the object. Ask for all of it; the
             # reader compares the length.
-            response.close()
+            _let_go(response)
             response = self._ask("GET", locator, {})
         return _body(response, locator, ranged=not headers or "Content-Range" in response.headers)
 
     def size(self, locator: str) -> int | None:
         response = self._ask("HEAD", locator, {})
-        response.close()
+        _let_go(response)
         if (length := _length(response)) is not None:
             return length
         body = self.open(locator, start=0, stop=1)
@@ -88,17 +80,7 @@ class HttpSource:
         return body.total
 
     def listing(self, locator: str) -> Listing:
-        folder = locator.rstrip("/") + "/"
-        try:
-            text = read_all(self, folder + "SHA256SUMS", at_most=_LISTING_BYTES).decode("utf-8")
-        except (NotFound, Denied) as error:
-            # Static servers on object stores answer 403 for what is not there.
-            files = tuple(self._index(folder, because=error))
-        except ValueError as error:
-            raise NotListable(f"SHA256SUMS is unreadable ({error})", locator=locator) from error
-        else:
-            files = self._sums(folder, text)
-        return Listing(locator=locator, files=files)
+        return listing.listing(self, locator)
 
     def origin(self, locator: str) -> str:
         parts = urlsplit(locator)
@@ -108,39 +90,18 @@ class HttpSource:
 
     def _ask(self, method: str, locator: str, headers: Mapping[str, str]) -> requests.Response:
         """One answer with a body to read, after redirects. Raises SourceError for every other status."""
-        url = locator
-        _origin(locator, locator)
+        redirects.check(locator)
+        target = Target(locator, Reach.ANY)
         for _ in range(_REDIRECTS + 1):
-            # Credentials are looked up for the host that is asked, so a redirect takes none along.
-            token = self._token(url)
-            auth = None if token else credentials.netrc_auth(url, self._environ)
-            bearer = {"Authorization": f"Bearer {token}"} if token else {}
-            try:
-                response = self._session.request(
-                    method,
-                    url,
-                    headers={**headers, **bearer},
-                    stream=True,
-                    allow_redirects=False,
-                    timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-                    proxies=credentials.proxies(url, self._environ),
-                    verify=credentials.ca_bundle(self._environ),
-                    auth=auth,
-                )
-            except (
-                requests.RequestException,
-                urllib3.exceptions.HTTPError,
-                HTTPException,
-                OSError,
-                ValueError,
-            ) as error:
-                raise _translated(error, locator) from error
+            response = self._send(method, target, headers, locator)
             if response.status_code not in (301, 302, 303, 307, 308):
-                _check_status(response, locator, ranged="Range" in headers)
+                _check_answer(response, locator, target.url, ranged="Range" in headers)
+                if method == "GET" and target.url != locator:
+                    self._targets.remember(locator, target)
                 return response
-            target = urljoin(url, response.headers.get("Location", ""))
-            response.close()
-            url = _redirect(url, target, locator)
+            _let_go(response)
+            url = redirects.follow(target.url, response.headers.get("Location"), locator)
+            target = Target(url, self._reach(url, locator))
         raise Misbehaved(f"more than {_REDIRECTS} redirects", locator=locator)
 
     def page(self, url: str, *, at_most: int) -> tuple[bytes, str]:
@@ -152,80 +113,72 @@ class HttpSource:
         behind = response.links.get("next", {}).get("url", "")
         return read_body(_body(response, url, ranged=True), at_most=at_most), behind and urljoin(response.url, behind)
 
-    # ---- listing
+    def _ask_remembered(self, locator: str, headers: Mapping[str, str], start: int) -> requests.Response | None:
+        """The answer of where the locator led last; None if nowhere, or if that no longer gives what is asked.
 
-    def _sums(self, folder: str, text: str) -> tuple[Listed, ...]:
-        rows = []
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip() or line.startswith("#"):
-                continue
-            match = _SUMS_LINE.match(line)
-            if match is None:
-                raise NotListable(f"SHA256SUMS line {number} is not '<64 hex>  <path>'", locator=folder)
-            rows.append((match[2].removeprefix("./"), match[1].lower()))
-        with ThreadPoolExecutor(8) as pool:
-            sizes = list(pool.map(lambda row: self.size(join(folder, row[0])), rows))
-        return tuple(Listed(path=p, size=n, sha256=h) for (p, h), n in zip(rows, sizes, strict=True))
-
-    def _index(self, folder: str, *, because: SourceError) -> Iterator[Listed]:
-        waiting, seen = [folder], {folder}
-        while waiting:
-            page = waiting.pop()
-            if len(seen) > _PAGES:
-                raise NotListable(f"more than {_PAGES} index pages", locator=folder)
-            for url in self._links(page, folder, because):
-                if url.endswith("/"):
-                    if url not in seen:
-                        seen.add(url)
-                        waiting.append(url)
-                else:
-                    yield Listed(path=unquote(url[len(folder) :]))
-
-    def _links(self, page: str, folder: str, because: SourceError) -> list[str]:
-        no_index = NotListable(
-            "the server has neither SHA256SUMS nor an index page",
-            locator=folder,
-            hint="list the variant's `files` with path, size and sha256 in models.toml",
-        )
+        So a signed address that expired is renewed, and a thousand ranges of a file cost its hub one request.
+        """
+        target = self._targets.find(locator)
+        if target is None:
+            return None
         try:
-            html = read_all(self, page, at_most=_LISTING_BYTES).decode("utf-8", "replace")
-        except (NotFound, Denied, ValueError) as error:
-            if isinstance(because, Denied) and isinstance(error, Denied):
-                raise error from because  # not a missing listing: we may not look
-            raise no_index from error
-        parser = _Links()
-        parser.feed(html)
-        if not _INDEX_TITLE.match(parser.title):
-            raise no_index
-        links = []
-        for href in parser.hrefs:
-            url, fragment = urldefrag(urljoin(page, href))
-            below = url.startswith(page) and url != page and not fragment
-            if below and "?" not in url:
-                links.append(url)
-        return sorted(set(links))
+            response = self._send("GET", target, headers, locator)
+            if response.status_code in (200, 206) and _answers(response, start):
+                _check_answer(response, locator, target.url, ranged=True)
+                return response
+            _let_go(response)
+        except SourceError:
+            pass
+        self._targets.drop(locator, target)
+        return None
 
+    def _send(self, method: str, target: Target, headers: Mapping[str, str], locator: str) -> requests.Response:
+        """One request and the head of its answer, whatever it is. Credentials are looked up for the very host asked."""
+        url = target.url
+        token = self._token(url)
+        bearer = {"Authorization": f"Bearer {token}"} if token else {}
+        auth = None if token else credentials.netrc_auth(url, self._environ, locator=locator)
+        bundle = credentials.ca_bundle(self._environ)
+        if isinstance(bundle, str) and not os.path.exists(bundle):
+            hint = "let REQUESTS_CA_BUNDLE name a file of certificates, or unset it"
+            raise SourceError("the file of certificates to trust is not there", locator=locator, hint=hint)
+        try:
+            return self._sessions[target.reach].request(
+                method,
+                url,
+                headers={**headers, **bearer},
+                stream=True,
+                allow_redirects=False,
+                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+                proxies=credentials.proxies(url, self._environ),
+                verify=bundle,
+                auth=auth,
+            )
+        except NotAllowed as error:
+            raise _led_astray(error, locator) from None
+        except _FAILURES as error:
+            # The library's own text may hold the URL with its query, also where a traceback is printed: only the kind
+            # of failure is passed on.
+            raise _translated(error, locator) from None
 
-class _Links(HTMLParser):
-    """The title and the links of a page."""
+    def _reach(self, url: str, locator: str) -> Reach:
+        """How far the session that asks *url*, a redirect of *locator*, may reach."""
+        if credentials.origin(url) == credentials.origin(locator):
+            return Reach.ANY
+        try:
+            allowed = addresses.reach_of(self._addresses(locator))
+            if credentials.proxies(url, self._environ):
+                # The proxy resolves names and connects; what a name means there we cannot know, what a number means we can.
+                addresses.check(urlsplit(url).hostname or "", self._addresses(url), allowed)
+        except NotAllowed as error:
+            raise _led_astray(error, locator) from None
+        except _FAILURES as error:
+            raise _translated(error, locator) from None
+        return allowed
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.hrefs: list[str] = []
-        self.title = ""
-        self._in_title = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._in_title = tag == "title"
-        if tag == "a":
-            self.hrefs += [value for name, value in attrs if name == "href" and value]
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_title = self._in_title and tag != "title"
-
-    def handle_data(self, data: str) -> None:
-        if self._in_title:
-            self.title += data
+    def _addresses(self, url: str) -> tuple[str, ...]:
+        _, host, port = credentials.origin(url)
+        return addresses.resolve(host, port, literal=bool(credentials.proxies(url, self._environ)))
 
 
 def _answers(response: requests.Response, start: int) -> bool:
@@ -249,7 +202,7 @@ def _body(response: requests.Response, locator: str, *, ranged: bool) -> Body:
     # used here only, with the public way as fall-back; a test notices when it changes.
     fast = getattr(raw, "_fp", None)
     read = getattr(fast, "readinto", None) or raw.readinto
-    done = False
+    done = closed = False
 
     def read_into(view: memoryview) -> int:
         nonlocal done
@@ -257,21 +210,21 @@ def _body(response: requests.Response, locator: str, *, ranged: bool) -> Body:
             return 0
         try:
             count: int = read(view)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
-            raise _translated(error, locator) from error
+        except (*_FAILURES, AttributeError) as error:
+            if closed:  # by another thread, under our hands
+                raise Unreachable("the body was closed", locator=locator) from None
+            if isinstance(error, AttributeError):
+                raise
+            raise _translated(error, locator) from None
         if count == 0 and len(view):
             done = True
             raw.release_conn()
         return count
 
     def close() -> None:
-        # At its end http.client has closed the response by itself; then the connection is good for another request.
-        if getattr(fast, "isclosed", lambda: done)():
-            raw.release_conn()
-            return
-        with suppress(OSError, ValueError, RuntimeError):  # wakes a thread that waits for bytes
-            raw.shutdown()
-        response.close()
+        nonlocal closed
+        closed = True
+        _let_go(response)
 
     return Body(start=start, total=total, read_into=read_into, close=close, ranged=ranged)
 
@@ -286,48 +239,60 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 18
 
 
-def _origin(url: str, locator: str) -> tuple[str, str, int]:
-    try:
-        return credentials.origin(url)
-    except ValueError as error:
-        raise Misbehaved(f"not a URL that can be asked ({error})", locator=locator) from error
+def _let_go(response: requests.Response) -> None:
+    """Be done with an answer. Its connection serves another request if nothing of the body is left to come."""
+    raw = response.raw
+    if raw.length_remaining == 0:  # a HEAD, an empty body: http.client notices when it is read
+        raw.drain_conn()
+    elif getattr(getattr(raw, "_fp", None), "isclosed", lambda: False)():  # at its end http.client closes by itself
+        raw.release_conn()
+    else:
+        with suppress(OSError, ValueError, RuntimeError):  # wakes a thread that waits for bytes
+            raw.shutdown()
+        response.close()
 
 
-def _redirect(url: str, target: str, locator: str) -> str:
-    scheme, host, _ = _origin(target, locator)
-    if scheme not in ("http", "https") or not host:
-        raise Misbehaved(f"redirected to a {scheme or 'nameless'} address", locator=locator)
-    if url.startswith("https:") and scheme == "http":
-        raise Misbehaved("redirected from https to http", locator=locator)
-    if "@" in urlsplit(target).netloc:
-        raise Misbehaved("redirected to an address with credentials in it", locator=locator)
-    return target
-
-
-def _check_status(response: requests.Response, locator: str, *, ranged: bool) -> None:
+def _check_answer(response: requests.Response, locator: str, url: str, *, ranged: bool) -> None:
+    """Whether there is a body to read. *url* is who answers, in the end. Raises SourceError."""
     status = response.status_code
-    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if status in (200, 206):
-        if encoding not in ("", "identity"):
+        encodings = [response.headers.get("Content-Encoding", ""), response.headers.get("Transfer-Encoding", "")]
+        odd = [text for text in encodings if text.strip().lower() not in ("", "identity", "chunked")]
+        if odd:
             response.close()
-            raise Misbehaved(f"the server encodes the body as {encoding[:20]}", locator=locator)
+            # Whatever a server writes may hold what a terminal obeys.
+            raise Misbehaved(
+                f"the server encodes the body as {re.sub('[^A-Za-z0-9, -]', '', odd[0])[:20]}", locator=locator
+            )
         return
     if status == 416 and ranged:
         return
     retry_after = _retry_after(response.headers.get("Retry-After", ""))
     response.close()
-    what = f"HTTP {status} {response.reason or ''}".strip()
-    reason = response.headers.get("X-Error-Code", "")
+    error = _refusal(status, locator, url, retry_after)
+    error.reason = response.headers.get("X-Error-Code", "")
+    raise error
+
+
+def _refusal(status: int, locator: str, url: str, retry_after: float | None) -> SourceError:
+    what = f"HTTP {status}"
+    with suppress(ValueError):  # not the server's own phrase
+        what += f" {HTTPStatus(status).phrase}"
+    hint = "put a login for this host into ~/.netrc, or check the one there"
+    if credentials.origin(url) != credentials.origin(locator):
+        what += f" from {urlsplit(url).netloc}, where it redirects to"
+        hint = (
+            f"the redirect's target refused, not {urlsplit(locator).netloc}; if it goes on, tell those who run the source"
+        )
     if status in (404, 410):
-        raise NotFound(what, locator=locator, reason=reason)
+        return NotFound(what, locator=locator)
     if status in (401, 403, 407):
-        hint = "put a login for this host into ~/.netrc, or check the one there"
-        raise Denied(what, locator=locator, hint=hint, reason=reason)
+        return Denied(what, locator=locator, hint=hint)
     if status in (429, 503):
-        raise Throttled(what, locator=locator, retry_after=retry_after)
+        return Throttled(what, locator=locator, retry_after=retry_after)
     if status == 408 or status >= 500:
-        raise Unreachable(what, locator=locator, retry_after=retry_after)
-    raise SourceError(what, locator=locator)
+        return Unreachable(what, locator=locator, retry_after=retry_after)
+    return SourceError(what, locator=locator, hint=hint if url != locator else "")
 
 
 def _retry_after(text: str) -> float | None:
@@ -340,24 +305,45 @@ def _retry_after(text: str) -> float | None:
         return None
 
 
+def _led_astray(error: NotAllowed, locator: str) -> Misbehaved:
+    hint = "redirects lead into a private network only from there; name the address itself as the source if it is meant"
+    return Misbehaved(f"redirected to an address that is not allowed ({error})", locator=locator, hint=hint)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _translated(error: Exception, locator: str) -> SourceError:
-    chain: BaseException | None = error
-    while chain is not None:
-        if isinstance(chain, urllib3.exceptions.NewConnectionError):  # by its class a timeout, by its meaning none
+    """What a failure of the library means. Nothing of its text is kept."""
+    for cause in _chain(error):
+        if isinstance(cause, urllib3.exceptions.NewConnectionError):  # by its class a timeout, by its meaning none
             break
-        if isinstance(chain, (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)):
+        if isinstance(cause, (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)):
             return TimedOut("the server did not answer in time", locator=locator)
-        chain = chain.__cause__ or chain.__context__
-    if isinstance(error, requests.exceptions.SSLError | urllib3.exceptions.SSLError):
-        return Misbehaved("the server's certificate is not valid", locator=locator, hint="REQUESTS_CA_BUNDLE names a CA")
+        if isinstance(cause, urllib3.exceptions.SSLError) and (what := _mistrust(cause)):
+            return Misbehaved(what, locator=locator, hint="REQUESTS_CA_BUNDLE names a file of certificates to trust")
+        if isinstance(cause, RemoteDisconnected | IncompleteRead | ConnectionError):
+            break
+        if isinstance(cause, LineTooLong) or type(cause) is HTTPException:  # of the latter http.client has no other
+            return Misbehaved("the answer's head is too large", locator=locator)
+        if isinstance(cause, urllib3.exceptions.InvalidHeader | requests.exceptions.InvalidHeader):
+            return Misbehaved("the answer contradicts itself about its length", locator=locator)
     bad_url = (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema)
     if isinstance(error, bad_url) or (isinstance(error, ValueError) and not isinstance(error, OSError)):
         return Misbehaved("the address cannot be asked", locator=locator)
-    # The library's own text may hold the URL with its query: only the kind of failure is passed on.
-    return Unreachable(f"connection failed ({_root(error)})", locator=redact(locator))
+    *_, root = _chain(error)
+    return Unreachable(f"connection failed ({getattr(root, 'strerror', None) or type(root).__name__})", locator=locator)
 
 
-def _root(error: BaseException) -> str:
-    while (deeper := error.__cause__ or error.__context__) is not None:
-        error = deeper
-    return getattr(error, "strerror", None) or type(error).__name__
+def _mistrust(error: urllib3.exceptions.SSLError) -> str:
+    """What TLS has against the server; empty where the connection just broke."""
+    for cause in _chain(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"the server's certificate is not valid ({cause.verify_message})"
+        if isinstance(cause, ssl.SSLError):
+            broke = isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError)
+            return "" if broke else f"TLS failed ({cause.reason or type(cause).__name__})"
+    return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -63,7 +64,13 @@ class S3Source:
             view[: len(data)] = data
             return len(data)
 
-        return Body(start=begins, total=total, read_into=read_into, close=stream.close)
+        def close() -> None:
+            # Closing alone would wait for the read of another thread. botocore does not show what is beneath.
+            with suppress(AttributeError, OSError, ValueError, RuntimeError):
+                stream._raw_stream.shutdown()
+            stream.close()
+
+        return Body(start=begins, total=total, read_into=read_into, close=close)
 
     def size(self, locator: str) -> int | None:
         size: int = self._ask("head_object", locator, self._arguments(locator))["ContentLength"]

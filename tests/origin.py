@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import html
 import re
+import socket
+import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -55,7 +58,7 @@ class Origin:
     """Serves ``objects`` (path -> bytes or a file on disk). Use as a context manager.
 
     ``listing``: "index" (as nginx), "python" (as http.server), "sums" (a SHA256SUMS file in every folder) or "none".
-    ``rate`` caps bytes a second of each connection.
+    ``rate`` caps bytes a second of each connection; ``tls`` makes it speak https; ``address`` is where it listens.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class Origin:
         listing: str = "index",
         rate: float | None = None,
         protect: Mapping[str, tuple[str, str]] | None = None,
+        tls: ssl.SSLContext | None = None,
+        address: str = "127.0.0.1",
     ) -> None:
         self.objects: dict[str, bytes | Path] = dict(objects or {})
         self.listing, self.rate, self.protect = listing, rate, dict(protect or {})
@@ -77,7 +82,10 @@ class Origin:
         class Handler(_Handler):
             served = origin
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.scheme = "https" if tls else "http"
+        self._server = ThreadingHTTPServer((address, 0), Handler)
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
@@ -108,7 +116,11 @@ class Origin:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return self.at("127.0.0.1")
+
+    def at(self, host: str) -> str:
+        """Its URL under another name of the same machine."""
+        return f"{self.scheme}://{host}:{self.port}"
 
     def fail(self, path: str, fault: Fault) -> None:
         """Let the next answers for *path* ("*": for any) go wrong; several queue up."""
@@ -324,3 +336,35 @@ def gate_of(origin: Origin, path: str, *, after: int = 0) -> threading.Event:
     origin.reached.clear()
     origin.fail(path, Fault(gate=gate, gate_at=after))
     return gate
+
+
+class RawServer:
+    """Answers every connection on loopback by a function that may write whatever it likes. A context manager."""
+
+    def __init__(self, answer: Callable[[socket.socket], object]) -> None:
+        self._answer, self.stopped = answer, threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.connections = 0
+
+    def __enter__(self) -> RawServer:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stopped.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.connections += 1
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            while b"\r\n\r\n" not in connection.recv(1 << 16):
+                pass
+            self._answer(connection)

@@ -1,5 +1,6 @@
 """Folders and file:// keep the contract; what is peculiar to them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,26 @@ def test_a_file_url_with_a_host_is_refused():
 def test_the_two_kinds_of_refusal_are_told_apart():
     """What is not there and what may not be read are different errors."""
     assert issubclass(NotFound, SourceError) and not issubclass(NotFound, Denied)
+
+
+def test_closing_under_a_read_frees_the_file_only_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Freed at once, its number could belong to another file before the bytes are read."""
+    (tmp_path / "one").write_bytes(b"one")
+    (tmp_path / "two").write_bytes(b"two")
+    body, real, others = FileSource().open(str(tmp_path / "one")), os.preadv, []
+
+    def closed_meanwhile(fd: int, views: list[memoryview], at: int) -> int:
+        body.close()
+        others.append(os.open(tmp_path / "two", os.O_RDONLY))
+        return real(fd, views, at)
+
+    monkeypatch.setattr(os, "preadv", closed_meanwhile)
+    view = memoryview(bytearray(3))
+
+    assert body.read_into(view) == 3 and bytes(view) == b"one"
+    assert body.fd is not None
+    with pytest.raises(OSError):
+        os.fstat(body.fd)
+    with pytest.raises(SourceError):
+        body.read_into(view)
+    os.close(others[0])

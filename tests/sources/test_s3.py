@@ -6,11 +6,13 @@ import hashlib
 import os
 from base64 import b64encode
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from origin import Origin, gate_of
 
 from backends import Denied, NotFound, Source, Unreachable
 from backends.conformance import SourceContract
@@ -115,3 +117,19 @@ def test_what_is_not_there_is_told_apart_from_what_may_not_be_read(credentials: 
     with pytest.raises(Unreachable) as caught:
         S3Source().open("s3://models/m/ten")
     assert "canary" not in str(caught.value)
+
+
+def test_closing_from_another_thread_ends_a_read_that_waits(credentials: str, monkeypatch: pytest.MonkeyPatch):
+    """A server that stalls holds nobody up."""
+    with Origin({"models/ten": b"0123456789"}) as origin:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", origin.url)
+        gate_of(origin, "models/ten", after=5)
+        body = S3Source().open("s3://models/ten")
+        assert body.read_into(memoryview(bytearray(5))) == 5
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(body.read_into, memoryview(bytearray(5)))
+            assert origin.reached.wait(10)
+            with pytest.raises(TimeoutError):
+                waiting.exception(0.1)  # it is in the middle of it
+            body.close()
+            assert waiting.exception(10) is not None or waiting.result() == 0

@@ -1,0 +1,165 @@
+"""Connections of our own make: to addresses that were checked, and with a deadline for the head of an answer.
+
+The library's timeout counts from byte to byte, so a server that drips its headers would never meet it. Here the file that
+http.client reads from gives each read of the head what is left of the deadline: no thread watches.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import io
+import logging
+import re
+import socket
+import time
+from collections.abc import Mapping
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any
+
+import requests
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.util.connection import create_connection
+
+from .addresses import Reach, check, resolve
+
+_ADDRESSES = 6  # of one host that are tried: each may take the whole connect timeout
+
+
+def session(reach: Reach, headers: Mapping[str, str], *, head_timeout_s: float) -> requests.Session:
+    """A session that sends *headers* and connects within *reach* only; NotAllowed comes through as it is.
+
+    Each reach needs a session of its own: a pooled connection was checked when it was made, by the reach of then.
+    """
+    made = requests.Session()
+    made.trust_env = False
+    made.headers = requests.structures.CaseInsensitiveDict(headers)
+    made.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # they know neither scheme nor port
+    adapter = _Adapter(reach, head_timeout_s)
+    made.mount("http://", adapter)
+    made.mount("https://", adapter)
+    return made
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """Pools of our connections, also those to proxies."""
+
+    def __init__(self, reach: Reach, head_timeout_s: float) -> None:
+        own = {"reach": reach, "head_timeout_s": head_timeout_s}
+        plain, secure = type("Plain", (_Plain,), own), type("Secure", (_Secure,), own)
+        self._pools = {
+            "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
+            "https": type("SecurePool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
+        }
+        super().__init__(pool_connections=16, pool_maxsize=64, max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = self._pools
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        made = super().proxy_manager_for(proxy, **options)
+        if isinstance(made, urllib3.ProxyManager):  # SOCKS ones have connections of their own
+            made.pool_classes_by_scheme = self._pools
+        return made
+
+
+class _Plain(HTTPConnection):
+    """Resolves once, checks every address, and connects to one of those; the name stays what TLS verifies."""
+
+    reach: Reach
+    head_timeout_s: float
+
+    def _new_conn(self) -> socket.socket:
+        if self.proxy is not None:  # the user's choice; and it is the proxy that resolves the host
+            return super()._new_conn()
+        try:
+            addresses = resolve(self.host, self.port)
+        except socket.gaierror as error:
+            raise urllib3.exceptions.NameResolutionError(self.host, self, error) from error
+        check(self.host, addresses, self.reach)
+        failure: OSError = OSError("the host has no address")
+        for address in addresses[:_ADDRESSES]:
+            try:
+                # A numeric address is not looked up again.
+                return create_connection(
+                    (address, self.port), self.timeout, self.source_address, socket_options=self.socket_options
+                )
+            except OSError as error:
+                failure = error
+        if isinstance(failure, TimeoutError):
+            raise urllib3.exceptions.ConnectTimeoutError(self, "connecting took too long") from failure
+        raise urllib3.exceptions.NewConnectionError(self, "cannot connect") from failure
+
+    def response_class(  # type: ignore[override]  # http.client calls it, be it a class or not
+        self, sock: socket.socket, **options: Any
+    ) -> http.client.HTTPResponse:
+        """What http.client makes an answer with, that of a proxy to CONNECT included."""
+        return _Answer(_Incoming(sock, time.monotonic() + self.head_timeout_s), **options)
+
+
+class _Secure(_Plain, HTTPSConnection):
+    """The same with TLS."""
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer whose head has a deadline."""
+
+    def __init__(self, incoming: _Incoming, **options: Any) -> None:
+        super().__init__(incoming, **options)  # type: ignore[arg-type]  # it asks a socket for makefile only
+        self._incoming = incoming
+
+    def begin(self) -> None:
+        super().begin()
+        self._incoming.deadline = None
+
+
+class _Incoming(io.RawIOBase):
+    """What arrives at a socket. While *deadline* (monotonic seconds) is set, no read waits beyond it."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock, self._raw = sock, sock.makefile("rb", buffering=0)
+        self.deadline: float | None = deadline
+        self._patience = sock.gettimeout()  # seconds between two reads
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self.deadline is None:
+            return self._raw.readinto(buffer)
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the head of the answer took too long")
+        self._sock.settimeout(left if self._patience is None else min(left, self._patience))
+        try:
+            count = self._raw.readinto(buffer)
+        finally:
+            self._sock.settimeout(self._patience)
+        if count == 0:  # http.client would take half a head, with half a Location in it, for a whole one
+            raise ConnectionResetError(errno.ECONNRESET, "closed before the head of the answer was over")
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _WithoutQueries(logging.Filter):
+    """The library logs addresses: a signed query is a credential, whoever listens."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args, record.exc_info = re.sub(r"\?[^\s\"']*", "?…", record.getMessage()), (), None
+        return True
+
+
+for _name in ("urllib3.connection", "urllib3.connectionpool"):
+    logging.getLogger(_name).addFilter(_WithoutQueries())
