@@ -1,6 +1,6 @@
 """Bytes in flight: turns a locator and a range into bytes, and says what went wrong. Knows no digest and no store."""
 
-from .base import Body, Listed, Listing, Source, join, read_all
+from .base import Body, Listed, Listing, Source, beginnings, join, read_all
 from .errors import (
     Denied,
     EndedEarly,
@@ -32,6 +32,7 @@ __all__ = [
     "Throttled",
     "TimedOut",
     "Unreachable",
+    "beginnings",
     "join",
     "open_source",
     "read_all",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 from urllib.parse import quote
+
+# The repository that a hub's locator names: org/name, or one segment where a revision or nothing follows it.
+_REPOSITORY = re.compile(r"hf://(?:(?:models|datasets|spaces)/)?[^/@]+(/[^/@]+)?")
 
 
 class Body:
@@ -128,16 +132,30 @@ class Wrapper:
 
 def join(folder: str, path: str) -> str:
     """The locator of a file below a folder's locator; quoted where locators are URLs."""
-    quoted = folder.startswith(("http://", "https://", "file://"))
-    return f"{folder.rstrip('/')}/{quote(path) if quoted else path}"
+    folder = folder.rstrip("/")
+    repository = _REPOSITORY.fullmatch(folder)
+    if repository and not repository[1]:
+        folder += "@main"  # a repository of one segment would be taken for the organisation of the next
+    quoted = folder.startswith(("http://", "https://", "file://", "hf://"))
+    return f"{folder}/{quote(path) if quoted else path}"
+
+
+def beginnings(source: str) -> tuple[str, ...]:
+    """How the locators of a source's files begin, whatever revision they are pinned to."""
+    repository = _REPOSITORY.match(source)
+    return (f"{repository[0]}@", f"{repository[0]}/") if repository else (join(source, ""),)
 
 
 def read_all(source: Source, locator: str, *, at_most: int) -> bytes:
     """A small object whole. Raises SourceError, ValueError where it is longer than *at_most* bytes."""
-    body = source.open(locator)
+    return read_body(source.open(locator), at_most=at_most)
+
+
+def read_body(body: Body, *, at_most: int) -> bytes:
+    """A small body whole, and close it. Raises SourceError, ValueError where it is longer than *at_most* bytes."""
     try:
         if body.start != 0:
-            raise ValueError(f"{locator} was answered from byte {body.start}")
+            raise ValueError(f"the answer begins at byte {body.start}")
         data, view = bytearray(), memoryview(bytearray(1 << 16))
         while count := body.read_into(view):
             data += view[:count]

@@ -13,8 +13,11 @@ class SourceError(Exception):
     transient = False
     code = "SOURCE_UNAVAILABLE"
 
-    def __init__(self, what: str, *, locator: str, hint: str = "", retry_after: float | None = None) -> None:
+    def __init__(
+        self, what: str, *, locator: str, hint: str = "", retry_after: float | None = None, reason: str = ""
+    ) -> None:
         self.what, self.locator, self.hint = what, redact(locator), hint
+        self.reason = reason  # the server's own code for its refusal, where it gives one
         self.retry_after = retry_after  # seconds the source asks to be left alone
         super().__init__(f"{what}: {self.locator}")
 
@@ -75,7 +78,8 @@ def redact(locator: str) -> str:
     if not separator:
         return locator  # a path
     authority, slash, path = rest.partition("/")
-    host = authority.rpartition("@")[2]
+    named = scheme == "hf" and ":" not in authority  # in hf://gpt2@main what stands before the @ is the repository
+    host = authority if named else authority.rpartition("@")[2]
     if ("@" in authority and re.search(r"[?#]", authority)) or not _HOST.match(re.split(r"[?#]", host)[0]):
         return f"{scheme}://…"  # a password with a ?, # or / in it: where it ends, nobody can tell
     return re.split(r"[?#]", scheme + separator + host + slash + path, maxsplit=1)[0]

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from http.client import HTTPException, IncompleteRead, LineTooLong, RemoteDisconnected
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
 
 from . import addresses, credentials, listing, redirects, wire
 from .addresses import NotAllowed, Reach
-from .base import Body, Listing
+from .base import Body, Listing, read_body
 from .errors import Denied, Misbehaved, NotFound, SourceError, Throttled, TimedOut, Unreachable
 from .redirects import Target, Targets
 
@@ -103,6 +103,15 @@ class HttpSource:
             url = redirects.follow(target.url, response.headers.get("Location"), locator)
             target = Target(url, self._reach(url, locator))
         raise Misbehaved(f"more than {_REDIRECTS} redirects", locator=locator)
+
+    def page(self, url: str, *, at_most: int) -> tuple[bytes, str]:
+        """A small answer whole, and the address of the page behind it by its ``Link`` header; empty at the last.
+
+        Raises SourceError, ValueError where it is longer than *at_most* bytes.
+        """
+        response = self._ask("GET", url, {})
+        behind = response.links.get("next", {}).get("url", "")
+        return read_body(_body(response, url, ranged=True), at_most=at_most), behind and urljoin(response.url, behind)
 
     def _ask_remembered(self, locator: str, headers: Mapping[str, str], start: int) -> requests.Response | None:
         """The answer of where the locator led last; None if nowhere, or if that no longer gives what is asked.
@@ -260,7 +269,9 @@ def _check_answer(response: requests.Response, locator: str, url: str, *, ranged
         return
     retry_after = _retry_after(response.headers.get("Retry-After", ""))
     response.close()
-    raise _refusal(status, locator, url, retry_after)
+    error = _refusal(status, locator, url, retry_after)
+    error.reason = response.headers.get("X-Error-Code", "")
+    raise error
 
 
 def _refusal(status: int, locator: str, url: str, retry_after: float | None) -> SourceError:

@@ -21,6 +21,12 @@ def _http() -> Source:
     return HttpSource()
 
 
+def _hub() -> Source:
+    from .hub import HubSource
+
+    return HubSource()
+
+
 def _s3() -> Source:
     from .s3 import S3Source
 
@@ -32,6 +38,7 @@ FACTORIES: Mapping[str, Callable[[], Source]] = {
     "file": _file,
     "http": _http,
     "https": _http,
+    "hf": _hub,
     "s3": _s3,
 }
 

@@ -127,7 +127,7 @@ class Cli:
         keep = {
             key: value for key, value in os.environ.items() if not key.startswith(("MODELSTOW", "MODELS_", "HF_", "AWS_"))
         }
-        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NETRC", "XDG_DATA_HOME"):
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NETRC", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
             keep.pop(name, None)
         return {**keep, "MODELSTOW_ROOT": str(self.root), "HOME": str(self.folder), "COLUMNS": "120", **more}
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote, unquote, urlsplit
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)\Z")
@@ -154,6 +155,10 @@ class Origin:
                     return fault
         return Fault()
 
+    def answer(self, seen: Seen) -> tuple[int, Mapping[str, str], bytes | Path] | None:
+        """Status, headers and content of an answer that a subclass gives by rules of its own; None: an object as usual."""
+        return None
+
     def read(self, path: str) -> bytes | Path | None:
         if path in self.objects:
             return self.objects[path]
@@ -210,6 +215,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._head(fault.status or 302, 0, {"Location": fault.redirect, **fault.headers})
         if fault.status is not None:
             return self._head(fault.status, 0, fault.headers)
+        if (told := self.served.answer(seen)) is not None:
+            status, headers, content = told
+            if status != 200:
+                return self._head(status, 0, headers)
+            return self._object(content, fault, seen, body=body, headers=headers)
         if not self._allowed(path):
             return self._head(401, 0, {"WWW-Authenticate": 'Basic realm="models"'})
         content = self.served.read(path)
@@ -233,12 +243,20 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.headers.get("Authorization") == want
         return True
 
-    def _object(self, content: bytes | Path, fault: Fault, seen: Seen, *, body: bool) -> None:
+    def _object(
+        self,
+        content: bytes | Path,
+        fault: Fault,
+        seen: Seen,
+        *,
+        body: bool,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         match = None if fault.ignore_range else _RANGE.match(seen.range or "")
         start = int(match[1]) if match else 0
         stop = min(size, int(match[2]) + 1) if match and match[2] else size
-        headers = dict(fault.headers)
+        headers = {**headers, **fault.headers}
         if match and start >= size:
             return self._head(416, 0, {"Content-Range": f"bytes */{size}"})
         if match:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from pathspec import GitIgnoreSpec
 
-from backends import Denied, Listed, Listing, Offline, Registry, SourceError, join
+from backends import Denied, Listed, Listing, Offline, Registry, SourceError, beginnings, join
 from cas import Digest
 
 from ..errors import AuthError, ManifestValidationError, Problem, SourceUnavailableError
@@ -138,7 +138,7 @@ class _Resolver:
     def _prefixes(self, model: Model) -> Iterator[str]:
         """How locators of this model's files begin, whatever revision they are pinned to; with `extends`, of others too."""
         for source in model.sources:
-            yield source.partition("@")[0] if source.startswith("hf://") else join(source, "")
+            yield from beginnings(source)
         for key in {text.partition("#")[0] for v in model.variants.values() for text in v.extends} - {str(model.id)}:
             yield from self._prefixes(self._manifest.models[key])
 

@@ -5,11 +5,13 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from hub import Hub
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import TOML_LINES, almost_lockfiles, json_values, lockfiles, toml_texts
 
 from backends import Listed, Listing, Registry
+from backends.hub import HubSource
 from cas import Digest
 from reconcile.desired import lockfile, manifest
 from reconcile.desired.resolver import resolve
@@ -579,6 +581,37 @@ def test_a_size_in_a_listing_that_is_none_never_gets_into_a_lockfile(size):
     """The same for sizes."""
     with pytest.raises(ModelstowError):
         resolved(Lister("good", size=size))
+
+
+def test_no_hostile_name_that_a_hub_lists_gets_into_a_lockfile():
+    """Nor is a file asked for by it, be it one that the listing names by sha256 or one that has to be read (L12)."""
+    text = HEAD.replace(b'"src"', b'"hf://org/name"') + b'include = ["**", "/*", "*"]\n'
+    with Hub() as hub:
+        hub.add("org/name", {"good": b"x"}, lfs=("good",))
+        registry = Registry({"hf": lambda: HubSource({"HF_ENDPOINT": hub.url})})
+        for number, path in enumerate(BAD_PATHS):
+            row = {"type": "file", "path": path, "size": 1, "oid": "0" * 40}
+            row |= {"lfs": {"oid": HEX, "size": 1}} if number % 2 else {}
+            hub.edit = lambda good, row=row: [*good, row]
+            try:
+                lock = resolve(manifest.parse(text, TOML), None, registry=registry, depot=NoDepot())
+            except ManifestValidationError as error:
+                str(error).encode()
+            else:
+                assert set(lock.models["m@1"].variants["v"].files) == {"good"}
+        assert len(hub.requests) == 2 * len(BAD_PATHS)
+
+
+@pytest.mark.parametrize("lfs", [{"oid": "x", "size": 1}, {"oid": HEX[:-1], "size": 1}, {"oid": HEX, "size": -1}])
+def test_a_digest_or_size_of_a_hub_that_is_none_is_told_with_its_file(lfs):
+    """It is the model's table that has the problem; the hub's words are shown."""
+    text = HEAD.replace(b'"src"', b'"hf://org/name"')
+    with Hub() as hub:
+        hub.add("org/name", {"good": b"x"})
+        hub.edit = lambda good: [{"type": "file", "path": "a.bin", "size": 1, "oid": "0" * 40, "lfs": lfs}]
+        registry = Registry({"hf": lambda: HubSource({"HF_ENDPOINT": hub.url})})
+        with pytest.raises(ManifestValidationError, match=r"the source lists 'a\.bin' with"):
+            resolve(manifest.parse(text, TOML), None, registry=registry, depot=NoDepot())
 
 
 # ---- through the real command line
