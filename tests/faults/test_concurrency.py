@@ -108,8 +108,7 @@ def test_repair_and_ensure_in_both_orders_do_not_wait_for_each_other_for_ever(tm
     first.reconcile()
     failures: list[BaseException] = []
 
-    def damage_and_heal(variant: str) -> None:
-        mine = ensurer_of(tmp_path, lock, source)
+    def damage_and_heal(variant: str, mine: ModelEnsurer) -> None:
         try:
             for _ in range(5):
                 victim = mine.local_path("m", variant) / "part-0.bin"
@@ -122,7 +121,9 @@ def test_repair_and_ensure_in_both_orders_do_not_wait_for_each_other_for_ever(tm
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=damage_and_heal, args=(variant,)) for variant in "ab"]
+    threads = [
+        threading.Thread(target=damage_and_heal, args=(variant, ensurer_of(tmp_path, lock, source))) for variant in "ab"
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
