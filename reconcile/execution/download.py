@@ -26,7 +26,7 @@ from .transfer import EARLIER, Ask, GiveUp, Idle, Prove, Step, Transfer, Wait
 THIS_STORE = "this store"
 """The sender of pieces that were saved from a damaged blob or a copy."""
 _SAY_S = 0.5  # a wait from so long on is told
-_TICK_S = 0.05  # how often growing, silence and a stop are looked at
+_TICK_S = 0.02  # how often growing, silence and a stop are looked at
 
 
 class Download:

@@ -12,6 +12,8 @@ from .retry import Fact, Kind, RetryPolicy
 from .transfer import Ask
 
 READ_STEP = 1 << 20
+_LEAST_STEP = 1 << 14
+_QUICK_S, _SLOW_S = 0.005, 0.1  # a read returns when its buffer is full: it should take neither less nor more
 
 
 class Blob(Protocol):
@@ -63,6 +65,7 @@ class Lane:
         self._blob, self._policy, self._clock = blob, policy, clock
         self._buffer = memoryview(bytearray(min(PIECE, blob.size)))
         self._window_began, self._window_bytes = clock(), 0
+        self._step = READ_STEP >> 4
 
     def run(self, ask: Ask) -> Fact | None:
         """Bring one range; why it failed, or None. Raises Stopped, OSError of this disk."""
@@ -114,18 +117,24 @@ class Lane:
 
     def _skip(self, body: Body, at: int, end: int, ask: Ask) -> int:
         while at < end:
-            at += self._read(body, self._buffer[: min(READ_STEP, end - at)], ask)
+            at += self._read(body, self._buffer[: min(self._step, end - at)], ask)
         return at
 
     def _fill(self, body: Body, view: memoryview, ask: Ask) -> None:
         done, began = 0, self._clock()
         while done < len(view):
-            done += self._read(body, view[done : done + READ_STEP], ask)
+            done += self._read(body, view[done : done + self._step], ask)
             if self._clock() - began > self._policy.piece_s:
                 raise TimedOut(f"a piece took longer than {self._policy.piece_s:.0f} s", locator=ask.locator)
 
     def _read(self, body: Body, view: memoryview, ask: Ask) -> int:
+        began = self._clock()
         count = body.read_into(view)
+        took = self._clock() - began
+        if took < _QUICK_S:
+            self._step = min(2 * self._step, READ_STEP)
+        elif took > _SLOW_S:
+            self._step = max(self._step // 2, _LEAST_STEP)
         if not self._blob.got(ask.claim, count):
             raise _TakenOver
         if count == 0:

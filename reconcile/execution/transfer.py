@@ -26,6 +26,7 @@ from .retry import Fact, Kind, Patience, RetryPolicy
 EARLIER = "an earlier run"
 """The sender of pieces whose source is not among those of today."""
 _NOT_ASKED = Fact(code="SOURCE_UNAVAILABLE", what="not asked")
+_GUESS = 8 << 20  # bytes a second of a source that has sent nothing yet
 _STALE_RATE_S = 30.0  # a source that was not asked for so long is tried again
 
 
@@ -96,12 +97,9 @@ class _Range:
 
     def left_s(self, pieces: int, now: float) -> float:
         """Seconds until so many pieces will be there, at the rate seen."""
-        rate = self.standing.rate or 0.0
-        if self.got and now > self.began:
-            seen = self.got / (now - self.began)
-            rate = seen if now - self.began > 1.0 or not rate else rate
-        elif now - self.began > 1.0:
-            rate = 0.0
+        rate, took = self.standing.rate or _GUESS, now - self.began
+        if took > 1.0 or (self.got and took > 0):
+            rate = self.got / took
         return max(0.0, pieces * PIECE - self.got) / rate if rate else float("inf")
 
 
@@ -345,12 +343,13 @@ class Transfer:
         rows = []
         for claim, range_ in self._ranges.items():
             if pieces := sorted(p for p, owner in self._claims.items() if owner == claim and p != range_.writing):
-                rows.append((range_.left_s(len(pieces), now), claim, pieces))
-        left_s, claim, pieces = max(rows, default=(0.0, 0, []))
-        if not pieces or left_s < self.policy.worth_s:
+                divisible = len(pieces) > 1 or range_.writing is not None
+                rows.append((divisible, range_.left_s(len(pieces), now), claim, pieces))
+        divisible, left_s, claim, pieces = max(rows, default=(False, 0.0, 0, []))
+        if left_s < self.policy.worth_s:
             return None
         range_ = self._ranges[claim]
-        if len(pieces) > 1 or range_.writing is not None:
+        if divisible:
             first = pieces[len(pieces) // 2] if standing.rate else pieces[-1]
             return self._ask(standing, first, pieces[-1] + 1, now)
         piece = pieces[0]
