@@ -26,6 +26,7 @@ class Wanted:
     urls: tuple[str, ...]
     packed: frozenset[str] = frozenset()  # those of *urls* that hold it as compressed pieces
     paths: tuple[str, ...] = ()  # in trees, for messages
+    name: str = ""  # what progress calls it
     spares: tuple[str, ...] = ()  # files on this disk that may hold its bytes
     anew: bool = False  # fetch it even if it is there
     seen_commit: str = ""  # ``store.commits_seen`` when it was asked for

@@ -23,9 +23,9 @@ from cas.leases import Lease
 
 from ..errors import ApplyError, Failure, ModelstowError, as_ours
 from ..planning.observer import observe
-from ..planning.planner import Plan, Work, plan
+from ..planning.planner import Fetch, Plan, Work, plan
 from ..planning.state import Actual, Desired, DesiredTree, TreeKey
-from ..telemetry.events import BlobsReused, Sink
+from ..telemetry.events import BlobsReused, FetchesPlanned, Sink
 from .engine import Wanted
 from .fetcher import Fetcher
 from .publisher import Publisher
@@ -100,10 +100,17 @@ class Executor:
             fresh = plan(desired, actual, anew=anew)
             self.on_plan(fresh)
             self.make_room(fresh)
+            self._announce(fresh)
         except BaseException:
             lease.finish()  # nothing was begun that would have to be kept
             raise
         return lease, fresh, actual
+
+    def _announce(self, fresh: Plan) -> None:
+        fetches = [action for action in fresh.actions if isinstance(action, Fetch)]
+        if fetches:
+            total, held = sum(fetch.size for fetch in fetches), sum(fetch.have for fetch in fetches)
+            self.emit(FetchesPlanned(blobs=len(fetches), bytes=total, held=held))
 
     def _digests(self, trees: Iterable[DesiredTree]) -> frozenset[Digest]:
         return frozenset(digest for tree in trees for digest in tree.files.values()) - {EMPTY}
@@ -123,9 +130,11 @@ class Executor:
     ) -> frozenset[Digest]:
         """Every blob that is not intact, or all with *seen_commits*; those whose inode is another now."""
         paths: dict[Digest, list[str]] = {}
+        names: dict[Digest, str] = {}
         for tree in desired.trees:
             for path, digest in tree.files.items():
                 paths.setdefault(digest, []).append(path)
+                names.setdefault(digest, f"{tree.key}  {path}" if len(desired.trees) > 1 else path)
         wanted, reused, reused_bytes = [], 0, 0
         for digest in self._digests(desired.trees) | also:
             if digest not in also and actual.blob(digest) is BlobState.INTACT and digest not in seen_commits:
@@ -141,6 +150,7 @@ class Executor:
                 urls=(*(url for pair in mirrors for url in pair if url), *desired.blobs[digest].urls),
                 packed=frozenset(packed for packed, _ in mirrors if packed),
                 paths=tuple(dict.fromkeys(paths.get(digest, ()))),
+                name=names.get(digest, digest.short),
                 spares=tuple(self._spares(digest, desired, actual)),
                 anew=digest in seen_commits,
                 seen_commit=seen_commits.get(digest, ""),

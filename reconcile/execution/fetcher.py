@@ -153,9 +153,7 @@ class Fetcher:
         run = Download(self.engine, wanted, partial, table, lock)
         try:
             damaged = self._save_pieces(wanted, partial, table) if table is not None else ()
-            self.engine.emit(
-                FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=next(iter(wanted.paths), ""))
-            )
+            self.engine.emit(FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=wanted.name))
             run.fill()
             self.before_commit()
             if not lock.is_current():  # somebody else may be writing to the same partial
