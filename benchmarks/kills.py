@@ -47,7 +47,7 @@ def run(options: Options) -> list[Row]:
         sent, kills, note = _killed(argv, folder, environment(folder / "root"), address, moments)
     lost = _LOST / size
     bound, ours = 1.05 + lost * kills, sent / size
-    terms = f"1.05 + {lost:.2f} × kills; --seed {seed}"
+    terms = f"1.05 + {lost:.2f} × kills; seed {seed}"
     found = [
         Row(question=QUESTION, row=_OURS, value=ours, unit=_UNIT, ratio_to=_BOUND, ratio=ours / bound, note=note),
         Row(question=QUESTION, row=_BOUND, value=bound, unit=_UNIT, ratio_to=_BOUND, ratio=1.0, note=terms),

@@ -24,7 +24,7 @@ from .worlds import lock_of, write_lock
 
 QUESTION = "small"
 _COUNT, _SIZE = 1_000, 10 << 10  # files, bytes in each
-_OURS, _ARIA2C, _CURL, _HF = "modelstow reconcile", "aria2c -i LIST -j8 -x1", "curl -Z --parallel-max 8", "hf download"
+_OURS, _ARIA2C, _CURL, _HF = "modelstow reconcile", "aria2c -i LIST -j8 -x1", "curl -Z, 8 at once", "hf download"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
