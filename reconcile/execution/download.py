@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from threading import Condition, Thread
 
 from backends import Body, SourceError, redact
@@ -262,9 +261,18 @@ class Download:
             self.engine.emit(BytesArrived(digest=self.wanted.digest, count=count))
         return counts
 
-    def keep(self, claim: int, piece: int, data: memoryview) -> bool:
-        """See ``Blob``: write a whole piece and put it on record, under the claim that is valid now."""
-        hash_ = piece_hash(data)
+    def write(self, claim: int, piece: int, offset: int, data: memoryview) -> bool:
+        """See ``Blob``: under the claim that is valid now."""
+        with self._state:
+            if self._over or not self._transfer.may_write(claim, piece):
+                return False
+        self.partial.write(offset, data)
+        with self._state:
+            self._transfer.written(claim)
+        return True
+
+    def keep(self, claim: int, piece: int, hash_: bytes) -> bool:
+        """See ``Blob``: put a whole piece on record."""
         known = self.table.slots[piece] if self.table is not None else None
         with self._state:
             if self._over:
@@ -278,11 +286,10 @@ class Download:
             if not self._transfer.may_write(claim, piece):
                 return False
             locator = self._transfer.locator(claim)
-        self._record(claim, piece, hash_, locator, lambda: self.partial.write(piece * PIECE, data))
+        self._record(claim, piece, hash_, locator)
         return True
 
-    def _record(self, claim: int, piece: int, hash_: bytes, locator: str, write: Callable[[], None]) -> None:
-        write()
+    def _record(self, claim: int, piece: int, hash_: bytes, locator: str) -> None:
         self.partial.finish(piece, hash_, source_key(locator))
         with self._state:
             self._transfer.kept(claim, piece, hash_, self.engine.clock())
@@ -312,7 +319,7 @@ class Download:
             with self._state:
                 if not self._transfer.may_write(claim, index):
                     return False
-            self._record(claim, index, piece_hash(view), locator, lambda: None)
+            self._record(claim, index, piece_hash(view), locator)
         self.got(claim, self.size)
         return True
 

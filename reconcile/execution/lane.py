@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from backends import Body, Denied, EndedEarly, SourceError, Throttled, TimedOut
-from cas.pieces import PIECE, piece_count, piece_range
+from cas.pieces import PIECE, PieceHasher, piece_count, piece_range
 
 from .retry import Fact, Kind, RetryPolicy
 from .transfer import Ask
@@ -41,7 +41,11 @@ class Blob(Protocol):
 
     def got(self, claim: int, count: int) -> bool: ...
 
-    def keep(self, claim: int, piece: int, data: memoryview) -> bool:
+    def write(self, claim: int, piece: int, offset: int, data: memoryview) -> bool:
+        """Write a part of a piece; False if another brings it."""
+        ...
+
+    def keep(self, claim: int, piece: int, hash_: bytes) -> bool:
         """A piece is whole; False if this range should end."""
         ...
 
@@ -59,11 +63,11 @@ class _TakenOver(Exception):
 
 
 class Lane:
-    """Reads ranges one after the other into one buffer of a piece."""
+    """Reads ranges one after the other through one small buffer, which stays in the processor's cache."""
 
     def __init__(self, blob: Blob, policy: RetryPolicy, clock: Callable[[], float]) -> None:
         self._blob, self._policy, self._clock = blob, policy, clock
-        self._buffer = memoryview(bytearray(min(PIECE, blob.size)))
+        self._buffer = memoryview(bytearray(min(READ_STEP, blob.size)))
         self._window_began, self._window_bytes = clock(), 0
         self._step = READ_STEP >> 4
 
@@ -105,11 +109,9 @@ class Lane:
                     return
                 at = self._skip(body, at, end, ask)
                 continue
-            view = self._buffer[: end - start]
-            self._fill(body, view, ask)
-            at = end
-            if not blob.keep(ask.claim, index, view):
+            if not self._bring(body, index, start, end, ask):
                 return
+            at = end
             if not body.ranged and not blob.lives(ask.claim, index):
                 break
         if at == size and body.total is None and (extra := body.read_into(memoryview(bytearray(1)))):
@@ -120,12 +122,19 @@ class Lane:
             at += self._read(body, self._buffer[: min(self._step, end - at)], ask)
         return at
 
-    def _fill(self, body: Body, view: memoryview, ask: Ask) -> None:
-        done, began = 0, self._clock()
-        while done < len(view):
-            done += self._read(body, view[done : done + self._step], ask)
+    def _bring(self, body: Body, index: int, start: int, end: int, ask: Ask) -> bool:
+        """One piece, from the network to the disk and on record; False if this range should end."""
+        at, began, hasher = start, self._clock(), PieceHasher()
+        while at < end:
+            count = self._read(body, self._buffer[: min(self._step, end - at)], ask)
+            part = self._buffer[:count]
+            if not self._blob.write(ask.claim, index, at, part):
+                return False
+            hasher.update(part)
+            at += count
             if self._clock() - began > self._policy.piece_s:
                 raise TimedOut(f"a piece took longer than {self._policy.piece_s:.0f} s", locator=ask.locator)
+        return self._blob.keep(ask.claim, index, hasher.digest())
 
     def _read(self, body: Body, view: memoryview, ask: Ask) -> int:
         began = self._clock()

@@ -92,7 +92,7 @@ class _Range:
     began: float
     heard: float
     got: int = 0
-    writing: int | None = None  # a piece that is whole in memory: nobody takes it over any more
+    writing: int | None = None  # a piece that is being written to just now: nobody takes it over meanwhile
     endless: bool = False  # the source ignores ranges and sends everything
 
     def left_s(self, pieces: int, now: float) -> float:
@@ -163,11 +163,15 @@ class Transfer:
         return range_ is not None
 
     def may_write(self, claim: int, piece: int) -> bool:
-        """Whether the piece, whole in memory, may be written; if so, nobody takes it over until ``kept``."""
+        """Whether the piece may be written to; if so, nobody takes it over until ``written`` or ``kept``."""
         if not self.takes(claim, piece):
             return False
         self._ranges[claim].writing = piece
         return True
+
+    def written(self, claim: int) -> None:
+        """The writing that was allowed is over."""
+        self._ranges[claim].writing = None
 
     def kept(self, claim: int, piece: int, hash_: bytes, now: float) -> None:
         """The piece was written and is on record."""
