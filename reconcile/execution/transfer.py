@@ -5,8 +5,8 @@ sent it. Any number of ranges may be on their way at once, from any sources: eac
 now, in file order, within a window ahead of the first gap. Where nothing is left to be asked, a slow range loses its rest
 to a connection that is free. Bytes may be written only under the claim that is valid then.
 
-Sources stand in order: those that failed lately come last, never out. A transient failure costs a source a pause, during
-which others are asked; nothing waits while another source could serve. A permanent one ends the source for this blob.
+Sources stand in order: those that failed lately come last, never out. A transient failure costs a source a pause, in which
+others are asked; nothing waits while another source could serve. A permanent one ends the source for this blob.
 
 When all pieces are there and the whole is wrong, somebody lied. One sender: it is convicted, and another source takes
 over; where none can, it is asked once more. Several: *purify*. One sender's pieces are kept and the others' fetched
@@ -164,13 +164,12 @@ class Transfer:
 
     def may_write(self, claim: int, piece: int) -> bool:
         """Whether the piece may be written to; if so, nobody takes it over until ``written`` or ``kept``."""
-        if not self.takes(claim, piece):
-            return False
-        self._ranges[claim].writing = piece
-        return True
+        mine = self.takes(claim, piece)
+        if mine:
+            self._ranges[claim].writing = piece
+        return mine
 
     def written(self, claim: int) -> None:
-        """The writing that was allowed is over."""
         self._ranges[claim].writing = None
 
     def kept(self, claim: int, piece: int, hash_: bytes, now: float) -> None:
@@ -180,8 +179,7 @@ class Transfer:
         start, stop = piece_range(piece, self.size)
         rate = (stop - start) / max(now - range_.began, 1e-6)
         # The harmonic mean: one slow piece counts for more than many quick ones before it.
-        standing.rate = rate if standing.rate is None else 2 / (1 / standing.rate + 1 / rate)
-        standing.rated_at = now
+        standing.rate, standing.rated_at = rate if standing.rate is None else 2 / (1 / standing.rate + 1 / rate), now
         standing.patience.progressed()
         standing.over = standing.over and standing.failure is not None and standing.failure.kind is Kind.PERMANENT
         range_.began, range_.heard, range_.got, range_.writing = now, now, 0, None
@@ -189,7 +187,7 @@ class Transfer:
         self.hold(piece, standing.locator, hash_)
 
     def ended(self, claim: int) -> None:
-        """A range is over: it brought what it was asked for, or lost it to another."""
+        """A range is over, whatever it brought."""
         if range_ := self._ranges.pop(claim, None):
             range_.standing.running -= 1
             self._claims = {piece: owner for piece, owner in self._claims.items() if owner != claim}
