@@ -200,8 +200,7 @@ class Transfer:
         self.ended(claim)
         standing.failure = fact
         standing.over = not standing.patience.failed(fact, now) or standing.over
-        if fact.kind is Kind.RATE_LIMIT:
-            standing.most = max(1, standing.running)
+        standing.most = max(1, standing.running) if fact.kind is Kind.RATE_LIMIT else standing.most
         # It goes to the end of the row: the others are asked first, it is asked again when they cannot.
         self._standings.remove(standing)
         self._standings.append(standing)
