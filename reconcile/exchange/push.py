@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import TypeVar
 
-from backends import NotFound, Registry, SourceError
+from backends import NotFound, Registry
 from backends.base import Reader, Source, Target
 from cas import BlobState, BlobStore, Digest, Stopped, leases, scrub
 from cas.codec import PackIndex, pack
@@ -26,8 +25,7 @@ from cas.scrub import Level
 
 from ..errors import IntegrityError, InvalidConfigError
 from ..execution.executor import PACKED, mirrored
-from ..execution.lane import fact_of
-from ..execution.retry import Patience, RetryPolicy
+from ..execution.retry import RetryPolicy, patiently
 
 _T = TypeVar("_T")
 WORTH = 0.9
@@ -137,15 +135,7 @@ class Push:
         return self._patiently(put)
 
     def _patiently(self, ask: Callable[[Source], _T]) -> _T:
-        patience = Patience(self.policy)
-        while True:
-            try:
-                return ask(self.registry.find(self.url))
-            except SourceError as error:
-                if not patience.failed(fact_of(error), time.monotonic()):
-                    raise
-                if self.stop.wait(max(0.0, patience.ready_at - time.monotonic())):
-                    raise Stopped("stopped") from error
+        return patiently(lambda: ask(self.registry.find(self.url)), self.policy, self.stop)
 
 
 class _Blob:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from backends import Body, Denied, EndedEarly, SourceError, Throttled, TimedOut
+from backends import Body, EndedEarly, SourceError, TimedOut
 from cas.pieces import PIECE, PieceHasher, piece_count, piece_range
 
-from .retry import Fact, Kind, RetryPolicy
+from .retry import Fact, RetryPolicy, fact_of
 from .transfer import Ask
 
 READ_STEP = 1 << 20
@@ -159,15 +159,3 @@ class Lane:
             if self._window_bytes < window_s * floor:
                 raise TimedOut(f"less than {floor} bytes a second for {window_s:.0f} s", locator=locator)
             self._window_began, self._window_bytes = now, 0
-
-
-def fact_of(error: SourceError) -> Fact:
-    """An error of a source as the transfer judges it."""
-    kind = Kind.PERMANENT
-    if isinstance(error, Throttled):
-        kind = Kind.RATE_LIMIT
-    elif isinstance(error, Denied):
-        kind = Kind.AUTHENTICATION
-    elif error.transient:
-        kind = Kind.TRANSIENT
-    return Fact(code=error.code, what=error.what, kind=kind, retry_after=error.retry_after, hint=error.hint)
