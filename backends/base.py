@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 from urllib.parse import quote
 
+from .errors import TimedOut
+
+PATIENCE_S = 300.0
+"""How long a small body may take, however it drips."""
 # The repository that a hub's locator names: org/name, or one segment where a revision or nothing follows it.
 _REPOSITORY = re.compile(r"hf://(?:(?:models|datasets|spaces)/)?[^/@]+(/[^/@]+)?")
 
@@ -148,11 +153,12 @@ def beginnings(source: str) -> tuple[str, ...]:
 
 def read_all(source: Source, locator: str, *, at_most: int) -> bytes:
     """A small object whole. Raises SourceError, ValueError where it is longer than *at_most* bytes."""
-    return read_body(source.open(locator), at_most=at_most)
+    return read_body(source.open(locator), at_most=at_most, locator=locator)
 
 
-def read_body(body: Body, *, at_most: int) -> bytes:
+def read_body(body: Body, *, at_most: int, locator: str) -> bytes:
     """A small body whole, and close it. Raises SourceError, ValueError where it is longer than *at_most* bytes."""
+    until = time.monotonic() + PATIENCE_S
     try:
         if body.start != 0:
             raise ValueError(f"the answer begins at byte {body.start}")
@@ -161,6 +167,8 @@ def read_body(body: Body, *, at_most: int) -> bytes:
             data += view[:count]
             if len(data) > at_most:
                 raise ValueError(f"longer than {at_most:,} bytes")
+            if time.monotonic() > until:
+                raise TimedOut(f"it took longer than {PATIENCE_S:.0f} s", locator=locator)
         return bytes(data)
     finally:
         body.close()

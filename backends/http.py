@@ -109,7 +109,8 @@ class HttpSource:
         """
         response = self._ask("GET", url, {})
         behind = response.links.get("next", {}).get("url", "")
-        return read_body(_body(response, url, ranged=True), at_most=at_most), behind and urljoin(response.url, behind)
+        data = read_body(_body(response, url, ranged=True), at_most=at_most, locator=url)
+        return data, behind and urljoin(response.url, behind)
 
     def _ask_remembered(self, locator: str, headers: Mapping[str, str], start: int) -> requests.Response | None:
         """The answer of where the locator led last; None if nowhere, or if that no longer gives what is asked.

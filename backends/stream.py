@@ -14,6 +14,8 @@ import urllib3
 
 from .errors import SourceError
 
+SMALL = 1 << 16
+"""Up to so many bytes a read returns with what there is, a larger one when it is full or at the end."""
 BROKEN = (urllib3.exceptions.HTTPError, HTTPException, OSError)
 """What a broken connection may raise."""
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)\Z")
@@ -30,15 +32,25 @@ def reading(
     # urllib3's own readinto costs five times more than the http.client response beneath it. The attribute is private:
     # the public way is the fall-back, and a test notices when it changes.
     fast = getattr(raw, "_fp", None)
-    read = getattr(fast, "readinto", None) or raw.readinto
+    whole, some = getattr(fast, "readinto", None) or raw.readinto, getattr(fast, "read1", None)
     done = False
+
+    def read(view: memoryview) -> int:
+        if some is None or len(view) > SMALL:
+            count: int = whole(view)  # returns when the view is full: quickest where bytes come quickly
+            return count
+        data = some(len(view))  # returns with what has come: for whoever must notice that little does
+        view[: len(data)] = data
+        if getattr(fast, "length", None) == 0:
+            whole(bytearray(1))  # read1 does not notice that it was the last, readinto does
+        return len(data)
 
     def read_into(view: memoryview) -> int:
         nonlocal done
         if done:
             return 0
         try:
-            count: int = read(view)
+            count = read(view)
         except BROKEN as error:
             raise translated(error) from error
         except (ValueError, AttributeError):  # http.client's words for: closed meanwhile, by another thread

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 
 from backends import Body, EndedEarly
 from cas import (
@@ -37,7 +36,7 @@ from cas.scrub import Level
 from ..telemetry.events import BlobFailed, BlobFetched, BlobReused, FetchStarted, Waiting
 from .download import THIS_STORE, Download
 from .engine import Engine, Wanted
-from .lane import READ_STEP
+from .intake import MOST_STEP, Intake
 from .retry import patiently
 
 
@@ -202,7 +201,7 @@ class Fetcher:
         try:
             body = source.open(locator)
             try:
-                size = _copy_body(body, fd, locator, self.engine.stop)
+                size = self._copy_body(body, fd, locator)
             finally:
                 body.close()
             table = scrub.name_file(fd, size)
@@ -215,6 +214,20 @@ class Fetcher:
             os.close(fd)
             with suppress(FileNotFoundError):
                 os.unlink(path)
+
+    def _copy_body(self, body: Body, fd: int, locator: str) -> int:
+        buffer = memoryview(bytearray(MOST_STEP))
+        intake, size = Intake(body, locator, self.engine.policy, self.engine.clock), 0
+        while count := intake.read(buffer):
+            if self.engine.stop.is_set():
+                raise Stopped("stopped")
+            done = 0
+            while done < count:
+                done += os.write(fd, buffer[done:count])
+            size += count
+        if body.start != 0 or (body.total is not None and body.total != size):
+            raise EndedEarly("the body ended early", locator=locator)
+        return size
 
     def read(self, digest: Digest) -> bytes:
         """A small file that was pulled."""
@@ -232,18 +245,3 @@ def _read_piece(path: str, view: memoryview, start: int) -> bool:
         return False
     finally:
         os.close(fd)
-
-
-def _copy_body(body: Body, fd: int, locator: str, stop: Event) -> int:
-    buffer = memoryview(bytearray(READ_STEP))
-    size = 0
-    while count := body.read_into(buffer):
-        if stop.is_set():
-            raise Stopped("stopped")
-        done = 0
-        while done < count:
-            done += os.write(fd, buffer[done:count])
-        size += count
-    if body.start != 0 or (body.total is not None and body.total != size):
-        raise EndedEarly("the body ended early", locator=locator)
-    return size

@@ -8,12 +8,9 @@ from typing import Protocol
 from backends import Body, EndedEarly, SourceError, TimedOut
 from cas.pieces import PIECE, PieceHasher, piece_count, piece_range
 
+from .intake import MOST_STEP, Intake
 from .retry import Fact, RetryPolicy, fact_of
 from .transfer import Ask
-
-READ_STEP = 1 << 20
-_LEAST_STEP = 1 << 14
-_QUICK_S, _SLOW_S = 0.005, 0.1  # a read returns when its buffer is full: it should take neither less nor more
 
 
 class Blob(Protocol):
@@ -67,9 +64,7 @@ class Lane:
 
     def __init__(self, blob: Blob, policy: RetryPolicy, clock: Callable[[], float]) -> None:
         self._blob, self._policy, self._clock = blob, policy, clock
-        self._buffer = memoryview(bytearray(min(READ_STEP, blob.size)))
-        self._window_began, self._window_bytes = clock(), 0
-        self._step = READ_STEP >> 4
+        self._buffer = memoryview(bytearray(min(MOST_STEP, blob.size)))
 
     def run(self, ask: Ask) -> Fact | None:
         """Bring one range; why it failed, or None. Raises Stopped, OSError of this disk."""
@@ -77,7 +72,6 @@ class Lane:
             body = self._blob.open(ask)
             try:
                 if self._blob.opened(ask.claim, body):
-                    self._window_began, self._window_bytes = self._clock(), 0
                     self._receive(ask, body)
             finally:
                 body.close()
@@ -93,6 +87,7 @@ class Lane:
 
     def _receive(self, ask: Ask, body: Body) -> None:
         blob, size = self._blob, self._blob.size
+        intake = Intake(body, ask.locator, self._policy, self._clock)
         if body.total is not None and body.total != size:
             raise WrongSize(size, body.total)
         if body.start > ask.start:
@@ -107,9 +102,9 @@ class Lane:
             if at > start or not blob.takes(ask.claim, index):
                 if body.ranged and start >= ask.start:
                     return
-                at = self._skip(body, at, end, ask)
+                at = self._skip(intake, at, end, ask)
                 continue
-            if not self._bring(body, index, start, end, ask):
+            if not self._bring(intake, index, start, end, ask):
                 return
             at = end
             if not body.ranged and not blob.lives(ask.claim, index):
@@ -117,16 +112,16 @@ class Lane:
         if at == size and body.total is None and (extra := body.read_into(memoryview(bytearray(1)))):
             raise WrongSize(size, size + extra)
 
-    def _skip(self, body: Body, at: int, end: int, ask: Ask) -> int:
+    def _skip(self, intake: Intake, at: int, end: int, ask: Ask) -> int:
         while at < end:
-            at += self._read(body, self._buffer[: min(self._step, end - at)], ask)
+            at += self._read(intake, self._buffer[: end - at], ask)
         return at
 
-    def _bring(self, body: Body, index: int, start: int, end: int, ask: Ask) -> bool:
+    def _bring(self, intake: Intake, index: int, start: int, end: int, ask: Ask) -> bool:
         """One piece, from the network to the disk and on record; False if this range should end."""
         at, began, hasher = start, self._clock(), PieceHasher()
         while at < end:
-            count = self._read(body, self._buffer[: min(self._step, end - at)], ask)
+            count = self._read(intake, self._buffer[: end - at], ask)
             part = self._buffer[:count]
             if not self._blob.write(ask.claim, index, at, part):
                 return False
@@ -136,26 +131,10 @@ class Lane:
                 raise TimedOut(f"a piece took longer than {self._policy.piece_s:.0f} s", locator=ask.locator)
         return self._blob.keep(ask.claim, index, hasher.digest())
 
-    def _read(self, body: Body, view: memoryview, ask: Ask) -> int:
-        began = self._clock()
-        count = body.read_into(view)
-        took = self._clock() - began
-        if took < _QUICK_S:
-            self._step = min(2 * self._step, READ_STEP)
-        elif took > _SLOW_S:
-            self._step = max(self._step // 2, _LEAST_STEP)
+    def _read(self, intake: Intake, view: memoryview, ask: Ask) -> int:
+        count = intake.read(view)
         if not self._blob.got(ask.claim, count):
             raise _TakenOver
         if count == 0:
             raise EndedEarly("the body ended early", locator=ask.locator)
-        self._watch_rate(count, ask.locator)
         return count
-
-    def _watch_rate(self, count: int, locator: str) -> None:
-        """A server that drips would never time out by itself."""
-        now, floor, window_s = self._clock(), self._policy.floor_bytes_s, self._policy.floor_window_s
-        self._window_bytes += count
-        if now - self._window_began >= window_s:
-            if self._window_bytes < window_s * floor:
-                raise TimedOut(f"less than {floor} bytes a second for {window_s:.0f} s", locator=locator)
-            self._window_began, self._window_bytes = now, 0

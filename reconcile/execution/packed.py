@@ -11,6 +11,8 @@ from cas import Digest
 from cas.codec import PackIndex, index_bytes, unpack
 from cas.pieces import PIECE, piece_count
 
+_STEP = 1 << 16  # so small that a read returns with what has come
+
 
 @dataclass(slots=True)
 class Packed:
@@ -71,7 +73,7 @@ class Packed:
 def _fill(body: Body, view: memoryview, locator: str, heard: Callable[[], object] = lambda: None) -> None:
     done = 0
     while done < len(view):
-        count = body.read_into(view[done:])
+        count = body.read_into(view[done : done + _STEP])
         if count == 0:
             raise EndedEarly("the body ended early", locator=locator)
         done += count

@@ -299,3 +299,25 @@ def test_the_environment_names_proxies_by_host():
     assert proxies("https://hub.corp.example/x", environ) == {}
     assert proxies("https://a.local/x", environ) == {}
     assert proxies("http://models.example/x", environ) == {}
+
+
+def test_a_small_read_returns_with_what_has_come(origin: Origin):
+    """Else a server that drips would be noticed only when a buffer is full, hours later."""
+    gate = gate_of(origin, "m/ten", after=4)
+    body = HttpSource().open(f"{origin.url}/m/ten")
+
+    assert body.read_into(memoryview(bytearray(10))) == 4
+    gate.set()
+    assert body.read_into(memoryview(bytearray(10))) == 6 and body.read_into(memoryview(bytearray(10))) == 0
+    body.close()
+
+
+def test_the_connection_of_a_small_body_is_used_again(origin: Origin):
+    """A thousand small files cost one connection."""
+    source = HttpSource()
+    for _ in range(3):
+        body = source.open(f"{origin.url}/m/ten")
+        assert body.read_into(memoryview(bytearray(10))) == 10
+        body.close()
+
+    assert len({seen.client for seen in origin.gets()}) == 1

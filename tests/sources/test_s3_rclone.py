@@ -115,6 +115,7 @@ def test_a_cut_download_goes_on_where_it_was(private: str, cli: Cli, monkeypatch
     """The pieces that arrived before the cut are not asked for again."""
     use(monkeypatch, settings(private))
     lock = lock_of({"m@1": {"all": {"model.bin": _FILES["model.bin"]}}}, ["s3://models/v1"])
+    monkeypatch.setenv("MODELSTOW_CONCURRENCY", "1")  # another connection would go on
     once = RetryPolicy(transient=Backoff(attempts=1))
     faulty = FaultySource(S3Source(), cuts=[PIECE + 5])
     with pytest.raises(Exception, match="connection dropped"):

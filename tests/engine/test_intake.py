@@ -1,0 +1,60 @@
+"""Reading by steps that fit the rate, with a clock of our own."""
+
+import pytest
+
+from backends import Body, TimedOut
+from reconcile.execution.intake import MOST_STEP, Intake
+from reconcile.execution.retry import RetryPolicy
+
+
+class Drip:
+    """A body that gives what it is asked for, at most so many bytes in so many seconds of its clock."""
+
+    def __init__(self, at_once: int, seconds: float) -> None:
+        self.at_once, self.seconds, self.now = at_once, seconds, 0.0
+        self.asked: list[int] = []
+
+    def read_into(self, view: memoryview) -> int:
+        self.asked.append(len(view))
+        self.now += self.seconds
+        return min(len(view), self.at_once)
+
+    def intake(self, **policy: float) -> Intake:
+        body = Body(start=0, total=None, read_into=self.read_into)
+        return Intake(body, "mem://h/a", RetryPolicy(**policy), lambda: self.now)
+
+
+VIEW = memoryview(bytearray(MOST_STEP))
+
+
+def test_a_server_that_drips_ends_in_a_timeout():
+    """100 bytes each 0.3 seconds are less than 1 KiB a second: it ends after the first minute (N11)."""
+    drip = Drip(100, 0.3)
+    intake = drip.intake()
+
+    with pytest.raises(TimedOut, match="1024 bytes a second"):
+        while True:
+            intake.read(VIEW)
+    assert 60 <= drip.now < 61
+
+
+def test_a_slow_server_above_the_floor_is_waited_for():
+    """Two kilobytes a second are slow and not hostile."""
+    drip = Drip(2_000, 1.0)
+    intake = drip.intake()
+
+    assert sum(intake.read(VIEW) for _ in range(500)) == 1_000_000
+
+
+def test_steps_grow_where_bytes_come_quickly_and_shrink_where_they_do_not():
+    """A large read returns only when it is full, so that much would be noticed late."""
+    quick = Drip(1 << 30, 0.001)
+    reading = quick.intake()
+    for _ in range(8):
+        reading.read(VIEW)
+    assert quick.asked[0] == 1 << 16 and quick.asked[-1] == MOST_STEP
+
+    quick.seconds = 0.5
+    for _ in range(8):
+        reading.read(VIEW)
+    assert quick.asked[-1] == 1 << 14
