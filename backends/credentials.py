@@ -24,8 +24,11 @@ def proxies(url: str, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _exempt(host: str, no_proxy: str) -> bool:
-    for name in filter(None, (part.strip().lstrip(".").partition(":")[0] for part in no_proxy.split(","))):
-        if name == "*" or host == name or host.endswith("." + name):
+    for part in no_proxy.split(","):
+        name = part.strip().strip("[]")
+        name = name.partition(":")[0] if name.count(":") == 1 else name  # a port; more colons are an IPv6 address
+        bare = name.lstrip("*.")
+        if name == "*" or (bare and (host == bare or host.endswith("." + bare))):
             return True
     return False
 

@@ -76,7 +76,9 @@ class Registry:
             if source is None:
                 source = self._made[factory] = self._wrap(factory())
         if self._offline and source.network:
-            raise Offline("not asked, because of --offline", locator=locator)
+            raise Offline(
+                "not asked, because of --offline", locator=locator, hint="drop --offline, or add a folder that has it"
+            )
         return source
 
 

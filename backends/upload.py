@@ -16,7 +16,7 @@ from .errors import Denied, SourceError
 PART = 8 << 20
 """Bytes of a part, and the least: S3 asks for 5 MiB, and takes 10,000 parts at most."""
 _MOST_PARTS = 10_000
-_AT_ONCE = 4
+_AT_ONCE = 1  # several objects are put at once already, by whoever counts connections
 
 
 class Ask(Protocol):

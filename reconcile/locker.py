@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
@@ -22,7 +22,7 @@ from .execution.engine import Engine
 from .execution.failures import FailureTable
 from .execution.fetcher import Fetcher
 from .execution.lies import Lies
-from .execution.retry import RetryPolicy, patiently
+from .execution.retry import Backoff, RetryPolicy, patiently
 from .sources import registry_of
 from .telemetry.events import Sink
 
@@ -126,7 +126,7 @@ def lock(
         manifest,
         previous,
         registry=engine.registry,
-        patiently=lambda ask: patiently(ask, engine.policy, engine.stop),
+        patiently=lambda ask: patiently(ask, _hasty(engine.policy), engine.stop),
         depot=depot,
         upgrade=_upgrades(upgrade),
         threads=settings.connections,
@@ -173,3 +173,12 @@ def _is_named(text: str, id_: ModelId) -> bool:
 
 
 __all__ = ["Locked", "find_manifest", "is_stale", "lock", "locked_as_it_is"]
+
+
+def _hasty(policy: RetryPolicy) -> RetryPolicy:
+    """For listings: a person waits for them, and nothing is lost by running `lock` again."""
+
+    def few(backoff: Backoff) -> Backoff:
+        return replace(backoff, attempts=min(backoff.attempts, 3), longest_s=min(backoff.longest_s, 5.0))
+
+    return replace(policy, transient=few(policy.transient), rate_limit=few(policy.rate_limit), retry_after_cap_s=10.0)

@@ -20,7 +20,8 @@ from .packed import Packed
 from .proof import Chaser
 from .reasons import given_up
 from .retry import Fact, Kind
-from .transfer import EARLIER, Ask, GiveUp, Idle, Prove, Step, Transfer, Wait
+from .steps import Ask, GiveUp, Idle, Prove, Step, Wait
+from .transfer import EARLIER, Transfer
 
 THIS_STORE = "this store"
 """The sender of pieces that were saved from a damaged blob or a copy."""
@@ -109,7 +110,10 @@ class Download:
             if claim in self._bodies:
                 self._bodies[claim].close()
         rate = self._chaser.rate if self._chaser else None
-        allowed = self._pace.look(now, self.fetched, len(self._working), rate)
+        before, allowed = self._pace.allowed, self._pace.look(now, self.fetched, len(self._working), rate)
+        if allowed < before:  # their unfinished pieces would be lost to a kill the longer, and nothing is gained
+            for claim in self._transfer.slowest(len(self._working) - allowed):
+                self._transfer.ended(claim)
         while len(self._working) < allowed:
             borrowed = self._own in self._working.values()
             if borrowed and not self.engine.connections.take():

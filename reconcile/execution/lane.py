@@ -10,7 +10,7 @@ from cas.pieces import PIECE, PieceHasher, piece_count, piece_range
 
 from .intake import MOST_STEP, Intake
 from .retry import Fact, RetryPolicy, fact_of
-from .transfer import Ask
+from .steps import Ask
 
 
 class Blob(Protocol):

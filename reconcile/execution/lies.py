@@ -22,7 +22,7 @@ KEPT_S = 7 * 86_400.0
 
 @dataclass(slots=True)
 class Lies:
-    """One file a digest in *folder*. What cannot be read or written is no lie: it only costs another download."""
+    """One file a digest in *folder*, safe for threads. What cannot be read or written is no lie: it costs a download."""
 
     folder: Path
     clock: Callable[[], float] = time.time
@@ -45,12 +45,14 @@ class Lies:
             self._write(digest, {locator: at for locator, at in known.items() if locator not in honest})
 
     def _read(self, digest: Digest) -> dict[str, float]:
-        if self._known is None:
+        known = self._known  # another thread may forget it
+        if known is None:
             try:
-                self._known = frozenset(os.listdir(self.folder))
+                known = frozenset(os.listdir(self.folder))
             except OSError:
-                self._known = frozenset()
-        if digest.hex not in self._known:
+                known = frozenset()
+            self._known = known
+        if digest.hex not in known:
             return {}
         try:
             rows = json.loads(unseal((self.folder / digest.hex).read_bytes()))

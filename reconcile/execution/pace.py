@@ -52,6 +52,8 @@ class Pace:
                 self._grow(now, rate)
         elif now - self._since >= _PROBE_S:
             self.allowed, self._before = connections, None
+            if running <= connections:
+                return  # none was free: nothing was learnt
             self._quiet_until, self._quiet_s = now + self._quiet_s, min(2 * self._quiet_s, _LONGEST_QUIET_S)
 
     def _grow(self, now: float, rate: float) -> None:

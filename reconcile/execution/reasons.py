@@ -49,9 +49,7 @@ def given_up(wanted: Wanted, failures: Mapping[str, Fact]) -> ModelstowError | C
         return SizeMismatchError(what, hint=_OTHER_BYTES, expected=wanted.size, actual=ranked[0].actual, **fields)
     kind = _KINDS.get(code, SourceUnavailableError)
     what = f"{names}: no source could give {wanted.digest.short}… ({wanted.size:,} bytes){reasons}"
-    offline = any("--offline" in fact.what for fact in failures.values())
     hint = next((fact.hint for fact in ranked if fact.code == code and fact.hint), _HINTS.get(code, _HINTS[""]))
-    hint = "drop --offline, or add a folder that has it" if offline else hint
     return kind(what, hint=hint, missing_files=list(wanted.paths), **fields)
 
 

@@ -16,55 +16,19 @@ again from it. Right now: every sender whose piece differed is convicted. Still 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cas.pieces import PIECE, piece_count, piece_range
 
 from .retry import Fact, Kind, Patience, RetryPolicy
+from .steps import Ask, GiveUp, Idle, Prove, Step, Wait
 
 EARLIER = "an earlier run"
 """The sender of pieces whose source is not among those of today."""
 _NOT_ASKED = Fact(code="SOURCE_UNAVAILABLE", what="not asked")
 _GUESS = 8 << 20  # bytes a second of a source that has sent nothing yet
 _STALE_RATE_S = 30.0  # a source that was not asked for so long is tried again
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """Ask *locator* for bytes ``[start, stop)``: whole pieces that are missing, *claim* is the right to write them."""
-
-    claim: int
-    locator: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wait:
-    """Nobody may be asked for so many seconds."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Idle:
-    """There is nothing to ask for beside what is on its way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prove:
-    """Every piece is held and nothing is on its way: look at the digest of the whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """No source is left; ``failures`` has the reason of each."""
-
-    failures: Mapping[str, Fact]
-
-
-Step = Ask | Wait | Idle | Prove | GiveUp
 
 
 @dataclass(slots=True)
@@ -81,6 +45,7 @@ class _Standing:
     rate: float | None = None  # bytes a second of one connection, lately
     rated_at: float = 0.0
     running: int = 0
+    endless: bool = False  # it ignores ranges
     most: int = 1 << 30  # connections that it bears
 
 
@@ -152,9 +117,15 @@ class Transfer:
         return True
 
     def ignores_ranges(self, claim: int) -> None:
-        """The source sends everything: one connection to it is enough."""
+        """The source sends everything, to one connection if to any: where another may serve, it is asked last."""
         if range_ := self._ranges.get(claim):
-            range_.endless, range_.standing.most = True, 1
+            range_.endless = range_.standing.endless = True
+            range_.standing.most = 1
+            if 0 not in self._claims and self._ranged():
+                self.ended(claim)  # most of what it would send is there, or comes from elsewhere
+
+    def _ranged(self) -> list[_Standing]:
+        return [s for s in self._standings if self._may_serve(s) and not s.endless]
 
     def got(self, claim: int, count: int, now: float) -> bool:
         """So many bytes came for a range; False if it was taken over."""
@@ -207,6 +178,11 @@ class Transfer:
         if standing.over and self._purifier == standing.locator:
             self._purifier = None
         return True
+
+    def slowest(self, count: int) -> list[int]:
+        """Ranges to give up where fewer connections do as well: those that have got least of their piece."""
+        idle = [claim for claim, range_ in self._ranges.items() if range_.writing is None]
+        return sorted(idle, key=lambda claim: self._ranges[claim].got)[:count]
 
     def overdue(self, now: float) -> list[int]:
         """Ranges that have been silent for too long while another connection could bring their pieces."""
@@ -283,6 +259,7 @@ class Transfer:
             open_ = [s for s in self._standings if self._may_serve(s)]
         if not open_:
             return Idle() if self._ranges else self._give_up()
+        open_ = self._ranged() or open_
         ready = [s for s in open_ if s.patience.ready_at <= now and s.running < s.most]
         if not ready:
             return Idle() if self._ranges else Wait(seconds=min(s.patience.ready_at for s in open_) - now)

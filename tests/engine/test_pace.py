@@ -42,9 +42,12 @@ def test_it_does_not_grow_where_sha256_could_not_follow():
 
 def test_it_does_not_judge_by_connections_that_never_ran():
     """Where no connection is free the step is taken back, and nothing is learnt from it."""
-    seen = drive(Pace(8), lambda running: 20 * MB * running, 3.0, lanes=lambda allowed: 1)
+    pace = Pace(8)
+    drive(pace, lambda running: 20 * MB * running, 3.0, lanes=lambda allowed: 1)
+    pace.look(3.0, 1 << 40, 1, None)
 
-    assert seen[-1] == 1
+    freed = [pace.look(3.0 + n / 20, (1 << 40) + n * 20 * MB * pace.allowed, pace.allowed, None) for n in range(12)]
+    assert freed[-1] == 8
 
 
 @given(st.lists(st.floats(0, 1e10), max_size=200), st.integers(1, 16))

@@ -10,7 +10,8 @@ from strategies import Reply, Sim, crowds
 
 from cas.pieces import PIECE, piece_count
 from reconcile.execution.retry import Backoff, Fact, Kind, RetryPolicy
-from reconcile.execution.transfer import EARLIER, Ask, GiveUp, Idle, Prove, Transfer, Wait
+from reconcile.execution.steps import Ask, GiveUp, Idle, Prove, Wait
+from reconcile.execution.transfer import EARLIER, Transfer
 
 CUT = Fact(code="SOURCE_UNAVAILABLE", what="cut", kind=Kind.TRANSIENT)
 GONE = Fact(code="INCOMPLETE_DOWNLOAD", what="HTTP 404")
@@ -473,11 +474,31 @@ def test_a_source_that_ignores_ranges_has_one_connection_and_brings_what_nobody_
     t = transfer(A, B, size=8 * PIECE)
     endless = begin(t, A)
     t.ignores_ranges(endless.claim)
-    t.ended(begin(t, B, allowed=2).claim)
     t.failed(begin(t, B, allowed=2).claim, GONE, 0.0)
 
     assert t.next(0.0, 2) == Idle()
     assert all(t.takes(endless.claim, piece) for piece in range(8))
+
+
+def test_a_source_that_ignores_ranges_is_not_asked_beside_one_that_has_them():
+    """To get its last piece all before it would come too, and be thrown away."""
+    t = transfer(A, B, size=64 * PIECE)
+    bring(t, begin(t, A), 1.0, pieces=2)
+    tried = begin(t, B, 1.0, allowed=8)
+    t.ignores_ranges(tried.claim)
+
+    assert not t.lives(tried.claim)
+    assert all(begin(t, A, 1.0, allowed=8).locator == A for _ in range(3))
+
+
+def test_where_fewer_connections_do_as_well_the_ones_that_got_least_are_given_up():
+    """What they had of their pieces is lost, so that it should be little."""
+    t = transfer(A, size=64 * PIECE)
+    rows = [begin(t, A, allowed=4) for _ in range(4)]
+    for row in rows:
+        t.got(row.claim, 1000 * row.claim, 0.0)
+
+    assert t.slowest(2) == [rows[0].claim, rows[1].claim]
 
 
 def test_a_local_file_may_be_taken_at_once_only_by_one_that_is_alone():
