@@ -52,6 +52,34 @@ class WrongSize(Exception):
         self.actual = actual
 
 
+class Floor:
+    """How much a source must give at least: one that drips would never time out by itself."""
+
+    def __init__(self, policy: RetryPolicy, clock: Callable[[], float]) -> None:
+        self._policy, self._clock = policy, clock
+        self.begin()
+
+    def begin(self) -> None:
+        """A body begins."""
+        self._began = self._window_began = self._clock()
+        self._window_bytes = 0
+
+    def begin_piece(self) -> None:
+        """What is to be whole in time begins."""
+        self._began = self._clock()
+
+    def arrived(self, count: int, locator: str) -> None:
+        """So many bytes came. Raises TimedOut where it is too few for the time."""
+        now, floor, window_s = self._clock(), self._policy.floor_bytes_s, self._policy.floor_window_s
+        self._window_bytes += count
+        if now - self._window_began >= window_s:
+            if self._window_bytes < window_s * floor:
+                raise TimedOut(f"less than {floor} bytes a second for {window_s:.0f} s", locator=locator)
+            self._window_began, self._window_bytes = now, 0
+        if now - self._began > self._policy.piece_s:
+            raise TimedOut(f"a piece took longer than {self._policy.piece_s:.0f} s", locator=locator)
+
+
 class _TakenOver(Exception):
     """Another connection brings what this one was asked for."""
 
@@ -60,9 +88,8 @@ class Lane:
     """Reads ranges one after the other into one buffer of a piece."""
 
     def __init__(self, blob: Blob, policy: RetryPolicy, clock: Callable[[], float]) -> None:
-        self._blob, self._policy, self._clock = blob, policy, clock
+        self._blob, self._floor = blob, Floor(policy, clock)
         self._buffer = memoryview(bytearray(min(PIECE, blob.size)))
-        self._window_began, self._window_bytes = clock(), 0
 
     def run(self, ask: Ask) -> Fact | None:
         """Bring one range; why it failed, or None. Raises Stopped, OSError of this disk."""
@@ -70,7 +97,6 @@ class Lane:
             body = self._blob.open(ask)
             try:
                 if self._blob.opened(ask.claim, body):
-                    self._window_began, self._window_bytes = self._clock(), 0
                     self._receive(ask, body)
             finally:
                 body.close()
@@ -94,6 +120,7 @@ class Lane:
             return
         if not body.ranged:
             blob.ignores_ranges(ask.claim)
+        self._floor.begin()
         at, stop = body.start, ask.stop if body.ranged else size
         for index in range(body.start // PIECE, piece_count(stop)):
             start, end = piece_range(index, size)
@@ -113,16 +140,16 @@ class Lane:
             raise WrongSize(size, size + extra)
 
     def _skip(self, body: Body, at: int, end: int, ask: Ask) -> int:
+        self._floor.begin_piece()
         while at < end:
             at += self._read(body, self._buffer[: min(READ_STEP, end - at)], ask)
         return at
 
     def _fill(self, body: Body, view: memoryview, ask: Ask) -> None:
-        done, began = 0, self._clock()
+        done = 0
+        self._floor.begin_piece()
         while done < len(view):
             done += self._read(body, view[done : done + READ_STEP], ask)
-            if self._clock() - began > self._policy.piece_s:
-                raise TimedOut(f"a piece took longer than {self._policy.piece_s:.0f} s", locator=ask.locator)
 
     def _read(self, body: Body, view: memoryview, ask: Ask) -> int:
         count = body.read_into(view)
@@ -130,17 +157,8 @@ class Lane:
             raise _TakenOver
         if count == 0:
             raise EndedEarly("the body ended early", locator=ask.locator)
-        self._watch_rate(count, ask.locator)
+        self._floor.arrived(count, ask.locator)
         return count
-
-    def _watch_rate(self, count: int, locator: str) -> None:
-        """A server that drips would never time out by itself."""
-        now, floor, window_s = self._clock(), self._policy.floor_bytes_s, self._policy.floor_window_s
-        self._window_bytes += count
-        if now - self._window_began >= window_s:
-            if self._window_bytes < window_s * floor:
-                raise TimedOut(f"less than {floor} bytes a second for {window_s:.0f} s", locator=locator)
-            self._window_began, self._window_bytes = now, 0
 
 
 def fact_of(error: SourceError) -> Fact:
@@ -152,4 +170,6 @@ def fact_of(error: SourceError) -> Fact:
         kind = Kind.AUTHENTICATION
     elif error.transient:
         kind = Kind.TRANSIENT
+    elif error.code == "CHECKSUM_FAIL":
+        kind = Kind.INTEGRITY
     return Fact(code=error.code, what=error.what, kind=kind, retry_after=error.retry_after, hint=error.hint)
