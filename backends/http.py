@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import email.utils
 import os
 import re
 import ssl
@@ -16,7 +15,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from . import addresses, credentials, listing, redirects, wire
+from . import addresses, credentials, listing, redirects, stream, wire
 from .addresses import NotAllowed, Reach
 from .base import Body, Listing, read_body
 from .errors import Denied, Misbehaved, NotFound, SourceError, Throttled, TimedOut, Unreachable
@@ -27,7 +26,6 @@ READ_TIMEOUT_S = 60.0
 HEAD_TIMEOUT_S = 60.0
 """For the whole head of one answer, however its bytes are spread."""
 _REDIRECTS = 5
-_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)\Z")
 _HEADERS = {"User-Agent": "modelstow", "Accept": "*/*", "Accept-Encoding": "identity"}
 _FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
 
@@ -66,13 +64,13 @@ class HttpSource:
         if headers and not _answers(response, start):
             # 416, several parts, another range: the server and we differ about the object. Ask for all of it; the
             # reader compares the length.
-            _let_go(response)
+            stream.let_go(response.raw)
             response = self._ask("GET", locator, {})
         return _body(response, locator, ranged=not headers or "Content-Range" in response.headers)
 
     def size(self, locator: str) -> int | None:
         response = self._ask("HEAD", locator, {})
-        _let_go(response)
+        stream.let_go(response.raw)
         if (length := _length(response)) is not None:
             return length
         body = self.open(locator, start=0, stop=1)
@@ -99,7 +97,7 @@ class HttpSource:
                 if method == "GET" and target.url != locator:
                     self._targets.remember(locator, target)
                 return response
-            _let_go(response)
+            stream.let_go(response.raw)
             url = redirects.follow(target.url, response.headers.get("Location"), locator)
             target = Target(url, self._reach(url, locator))
         raise Misbehaved(f"more than {_REDIRECTS} redirects", locator=locator)
@@ -126,7 +124,7 @@ class HttpSource:
             if response.status_code in (200, 206) and _answers(response, start):
                 _check_answer(response, locator, target.url, ranged=True)
                 return response
-            _let_go(response)
+            stream.let_go(response.raw)
         except SourceError:
             pass
         self._targets.drop(locator, target)
@@ -182,74 +180,19 @@ class HttpSource:
 
 
 def _answers(response: requests.Response, start: int) -> bool:
-    """Whether a ranged request was answered by that range, or by the whole from byte 0."""
-    if response.status_code == 416:
-        return False
-    span = response.headers.get("Content-Range")
-    if span is None:
-        return response.status_code != 206  # several parts, or a server that forgot to say
-    match = _RANGE.match(span)
-    # Decided by Content-Range, not by status: some S3 servers send a range with status 200.
-    return match is not None and int(match[1]) == start
+    return stream.answers(response.status_code, response.headers.get("Content-Range"), start)
 
 
 def _body(response: requests.Response, locator: str, *, ranged: bool) -> Body:
-    span = _RANGE.match(response.headers.get("Content-Range", ""))
-    start = int(span[1]) if span else 0
-    total = (int(span[3]) if span[3] != "*" else None) if span else _length(response)
-    raw = response.raw
-    # urllib3's own readinto costs five times more than the http.client response beneath it. The attribute is private:
-    # used here only, with the public way as fall-back; a test notices when it changes.
-    fast = getattr(raw, "_fp", None)
-    read = getattr(fast, "readinto", None) or raw.readinto
-    done = closed = False
-
-    def read_into(view: memoryview) -> int:
-        nonlocal done
-        if done:
-            return 0
-        try:
-            count: int = read(view)
-        except (*_FAILURES, AttributeError) as error:
-            if closed:  # by another thread, under our hands
-                raise Unreachable("the body was closed", locator=locator) from None
-            if isinstance(error, AttributeError):
-                raise
-            raise _translated(error, locator) from None
-        if count == 0 and len(view):
-            done = True
-            raw.release_conn()
-        return count
-
-    def close() -> None:
-        nonlocal closed
-        closed = True
-        _let_go(response)
-
+    span = stream.span_of(response.headers.get("Content-Range"))
+    start, total = (span[0], span[2]) if span else (0, _length(response))
+    read_into, close = stream.reading(response.raw, lambda error: _translated(error, locator))
     return Body(start=start, total=total, read_into=read_into, close=close, ranged=ranged)
 
 
 def _length(response: requests.Response) -> int | None:
     text = response.headers.get("Content-Length", "")
-    return int(text) if _is_number(text) else None
-
-
-def _is_number(text: str) -> bool:
-    """Plain digits, and not so many that converting them would be refused."""
-    return text.isascii() and text.isdigit() and len(text) <= 18
-
-
-def _let_go(response: requests.Response) -> None:
-    """Be done with an answer. Its connection serves another request if nothing of the body is left to come."""
-    raw = response.raw
-    if raw.length_remaining == 0:  # a HEAD, an empty body: http.client notices when it is read
-        raw.drain_conn()
-    elif getattr(getattr(raw, "_fp", None), "isclosed", lambda: False)():  # at its end http.client closes by itself
-        raw.release_conn()
-    else:
-        with suppress(OSError, ValueError, RuntimeError):  # wakes a thread that waits for bytes
-            raw.shutdown()
-        response.close()
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def _check_answer(response: requests.Response, locator: str, url: str, *, ranged: bool) -> None:
@@ -267,7 +210,7 @@ def _check_answer(response: requests.Response, locator: str, url: str, *, ranged
         return
     if status == 416 and ranged:
         return
-    retry_after = _retry_after(response.headers.get("Retry-After", ""))
+    retry_after = stream.retry_after(response.headers.get("Retry-After", ""))
     response.close()
     error = _refusal(status, locator, url, retry_after)
     error.reason = response.headers.get("X-Error-Code", "")
@@ -293,16 +236,6 @@ def _refusal(status: int, locator: str, url: str, retry_after: float | None) -> 
     if status == 408 or status >= 500:
         return Unreachable(what, locator=locator, retry_after=retry_after)
     return SourceError(what, locator=locator, hint=hint if url != locator else "")
-
-
-def _retry_after(text: str) -> float | None:
-    """Seconds, from a number or a date; never negative."""
-    if _is_number(text.strip()):
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
 
 
 def _led_astray(error: NotAllowed, locator: str) -> Misbehaved:

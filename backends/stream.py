@@ -49,16 +49,22 @@ def reading(
         return count
 
     def close() -> None:
-        # At its end http.client has closed the response by itself; then the connection is good for another request.
-        if getattr(fast, "isclosed", lambda: done)():
-            raw.release_conn()
-            return
+        let_go(raw)
+
+    return read_into, close
+
+
+def let_go(raw: Any) -> None:
+    """Be done with a urllib3 response. Its connection serves another request if nothing of the body is left to come."""
+    if raw.length_remaining == 0:  # a HEAD, an empty body: http.client notices when it is read
+        raw.drain_conn()
+    elif getattr(getattr(raw, "_fp", None), "isclosed", lambda: False)():  # at its end http.client closes by itself
+        raw.release_conn()
+    else:
         with suppress(OSError, ValueError, RuntimeError):  # wakes a thread that waits for bytes
             raw.shutdown()
         raw.close()
         raw.release_conn()
-
-    return read_into, close
 
 
 def span_of(content_range: str | None) -> tuple[int, int, int | None] | None:

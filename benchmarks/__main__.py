@@ -21,7 +21,7 @@ from reconcile.config import parse_size
 
 from .measure import GIB, CommandFailed, Options, Row, absent
 
-QUESTIONS = ("verification", "noop", "materialise", "memory", "download")
+QUESTIONS = ("verification", "noop", "materialise", "memory", "download", "capped", "small", "kills")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it works, says nothing about speed")
     parser.add_argument("--size", type=lambda text: parse_size(text, "--size"), help="bytes of a large file (1GiB)")
     parser.add_argument("--files", type=int, action="append", help="files in a tree; may be repeated (10000, 100000)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the moments of kills (default: another each time)")
     parser.add_argument("--out", default=".bench/results.json", metavar="FILE", help="where the results go")
     parser.add_argument("--scratch", metavar="DIR", help="where worlds are built (default: beside the results)")
     parser.add_argument("--peers", default=".bench/peers", metavar="DIR", help="virtual environment of peers")
@@ -65,6 +66,7 @@ def _options(args: argparse.Namespace, scratch: Path) -> Options:
         size=args.size or (4 << 20 if args.quick else GIB),
         files=tuple(args.files or ((200, 500) if args.quick else (10_000, 100_000))),
         install_peers=not args.quick,
+        seed=args.seed,
     )
     return replace(options, repeats=min(options.repeats, 2)) if args.quick else options
 

@@ -1,33 +1,40 @@
 """How fast does 1 GiB arrive, proven by sha256, from a local web server?
 
-``modelstow reconcile`` into a new store, beside ``curl`` and then ``openssl dgst``, and the sha256 of the cached file as
-the limit. Ours ends with an fsync of the blob and its folder; "curl, sync, then openssl" does as much, plain curl does not.
+``modelstow reconcile`` into a new store, beside ``curl`` and then ``openssl dgst``, ``hf download`` and then ``hf cache
+verify``, and the sha256 of the cached file as the limit. Ours ends with an fsync of the blob and its folder; "curl, sync,
+then openssl" does as much, the others do not. The rows on tmpfs leave the disk and fsync out for everybody.
+
+Each run writes into a new folder; what it wrote is removed and the disk synced before the next one begins.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
-from .measure import CLI, Contender, Options, Row, Sample, absent, command, contest, environment, plain, rows, timed, tool
-from .servers import web
-from .worlds import large_file
+from . import fakehub, peers
+from .measure import CLI, Contender, Options, Row, absent, command, contest, environment, rows, tool
+from .places import Place, places
+from .servers import started, web
+from .worlds import large_file, lock_of, write_lock
 
 QUESTION = "download"
 _NAME = "model.safetensors"
 _LIMIT = "sha256 of the cached file"
+_OURS, _CURL, _HF = "modelstow reconcile", "curl, then openssl dgst", "hf download, then hf cache verify"
 
-_MANIFEST = """\
-schema = 1
 
-[models."big"]
-version = "1.0.0"
-sources = ["{address}/"]
-default = "all"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Served:
+    """The file's lockfile and who serves it. ``hf`` and ``hub``: the program and its address, where they are there."""
 
-[models."big".variants.all]
-"""
+    folder: Path
+    address: str
+    server: str
+    hf: Path | None = None
+    hub: str = ""
 
 
 def run(options: Options) -> list[Row]:
@@ -35,45 +42,56 @@ def run(options: Options) -> list[Row]:
     if tool("openssl") is None:
         return [absent(QUESTION, _LIMIT, "openssl is not installed")]
     folder = options.folder(QUESTION)
-    served = folder / "served"
-    served.mkdir()
-    digest = large_file(served / _NAME, options.size)
-    (served / "SHA256SUMS").write_text(f"{digest.hex}  {_NAME}\n")
-    with web(served, folder) as (address, server):
-        (folder / "models.toml").write_text(_MANIFEST.format(address=address))
-        plain([*CLI, "lock"], cwd=folder, env=environment(folder / "lock"))
-        contenders = [_ours(folder, server), *_curl(folder, address), _limit(folder, served)]
-        found = rows(QUESTION, contenders, contest(contenders, options.repeats), ratio_to=_LIMIT)
-    missing = [] if tool("curl") else [absent(QUESTION, "curl, then openssl dgst", "curl is not installed")]
-    return found + missing
+    (folder / "served").mkdir()
+    file = folder / "served" / _NAME
+    digest = large_file(file, options.size)
+    missing = [] if tool("curl") else [absent(QUESTION, _CURL, "curl is not installed")]
+    with ExitStack() as stack:
+        address, server = stack.enter_context(web(file.parent, folder))
+        write_lock(folder, lock_of({_NAME: (digest, options.size)}, address))
+        served = _Served(folder=folder, address=address, server=server)
+        try:
+            program, hub = peers.hf(options), stack.enter_context(started("fakehub", file.parent))
+            served = _Served(folder=folder, address=address, server=server, hf=program, hub=hub)
+        except peers.NotAvailable as error:
+            missing.append(absent(QUESTION, _HF, str(error)))
+        where, reason = stack.enter_context(places(folder, 2 * options.size, frees=True))
+        if reason:
+            missing.append(absent(QUESTION, "on tmpfs", reason))
+        return _asked(where, served, file, options.repeats) + missing
 
 
-def _ours(folder: Path, server: str) -> Contender:
-    def once(repeat: int) -> Sample:
-        return timed([*CLI, "reconcile", "--json"], cwd=folder, env=environment(folder / f"root{repeat}"))
-
-    return Contender("modelstow reconcile", once, f"sha256, piece table, fsync; from {server}")
-
-
-def _curl(folder: Path, address: str) -> list[Contender]:
-    if tool("curl") is None:
-        return []
-
-    def fetching(prefix: str, last: str) -> Callable[[int], Sample]:
-        def once(repeat: int) -> Sample:
-            new = shlex.quote(str(folder / f"{prefix}{repeat}"))
-            line = f"curl -sSfo {new} {address}/{_NAME} && {last.format(new=new)}"
-            return timed(["sh", "-c", line], cwd=folder, env=environment(folder / "root"))
-
-        return once
-
-    hashing = "openssl dgst -sha256 {new}"
-    return [
-        Contender("curl, then openssl dgst", fetching("plain", hashing), "sha256, no fsync"),
-        Contender("curl, sync, then openssl dgst", fetching("synced", "sync {new} && " + hashing), "sha256, fsync"),
-    ]
+def _asked(where: list[Place], served: _Served, file: Path, repeats: int) -> list[Row]:
+    """All in one contest: ours beside the limit, the others beside ours in the same place."""
+    contenders, against = [], {_LIMIT: _LIMIT}
+    for place in where:
+        ours, *others = _at(place, served)
+        contenders += [ours, *others]
+        against |= {ours.name: _LIMIT, **{each.name: ours.name for each in others}}
+    env = environment(served.folder / "root")
+    contenders.append(
+        command(_LIMIT, ["openssl", "dgst", "-sha256", file], cwd=served.folder, env=env, note="openssl dgst")
+    )
+    samples = contest(contenders, repeats, settle=True)
+    return rows(QUESTION, contenders, samples, ratio_to=_LIMIT, against=against)
 
 
-def _limit(folder: Path, served: Path) -> Contender:
-    argv = ["openssl", "dgst", "-sha256", served / _NAME]
-    return command(_LIMIT, argv, cwd=folder, env=environment(folder / "root"), note="openssl dgst")
+def _at(place: Place, served: _Served) -> list[Contender]:
+    """Who writes into a place, ours first."""
+    on_disk = not place.label
+    note = f"sha256, piece table{', fsync' if on_disk else ''}; from {served.server}"
+    found = [place.contender(_OURS, [*CLI, "reconcile", "--json"], cwd=served.folder, note=note)]
+    fetch, hash_ = f"curl -sSfO {served.address}/{_NAME}", f"openssl dgst -sha256 {_NAME}"
+    if tool("curl"):
+        found.append(
+            place.contender(_CURL, ["sh", "-c", f"{fetch} && {hash_}"], note=f"sha256{', no fsync' if on_disk else ''}")
+        )
+    if tool("curl") and on_disk:
+        line = f"{fetch} && sync {_NAME} && {hash_}"
+        found.append(place.contender("curl, sync, then openssl dgst", ["sh", "-c", line], note="sha256, fsync"))
+    if served.hf:
+        hf, verify = shlex.quote(str(served.hf)), f"cache verify {fakehub.REPOSITORY} --revision {fakehub.COMMIT}"
+        argv = ["sh", "-c", f"{hf} download {fakehub.REPOSITORY} && {hf} {verify}"]
+        note = "sha256, from a local fake hub, without xet"
+        found.append(place.contender(_HF, argv, note=note, env=lambda new: peers.hub(new, served.hub)))
+    return found

@@ -27,6 +27,7 @@ class Options:
     size: int = GIB  # bytes in a large file
     files: tuple[int, ...] = (10_000, 100_000)  # in a tree
     install_peers: bool = True
+    seed: int | None = None  # of what is random; None: another each time
 
     def folder(self, name: str) -> Path:
         """A new folder below the scratch folder."""
@@ -108,12 +109,19 @@ def plain(argv: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str]) -> s
     return done.stdout
 
 
-def contest(contenders: Sequence[Contender], repeats: int, *, warm: bool = True) -> dict[str, list[Sample]]:
-    """Measure every contender *repeats* times, in an order that rotates; *warm*: after one round that does not count."""
+def contest(
+    contenders: Sequence[Contender], repeats: int, *, warm: bool = True, settle: bool = False
+) -> dict[str, list[Sample]]:
+    """Measure every contender *repeats* times, in an order that rotates; *warm*: after one round that does not count.
+
+    *settle*: what the row before left to be written back is on the disk before the next one begins.
+    """
     samples: dict[str, list[Sample]] = {each.name: [] for each in contenders}
     for repeat in range(-1 if warm else 0, repeats):
         shift = repeat % len(contenders)
         for each in (*contenders[shift:], *contenders[:shift]):
+            if settle:
+                os.sync()
             sample = each.run(repeat)
             if repeat >= 0:
                 samples[each.name].append(sample)
@@ -127,18 +135,20 @@ def rows(
     *,
     ratio_to: str,
     label: str = "",
+    against: Mapping[str, str] | None = None,
 ) -> list[Row]:
-    """Median seconds of each contender and the median of its paired ratios to one of them."""
-    base = [s.seconds for s in samples[ratio_to]]
+    """Median seconds of each contender and the median of its paired ratios to *ratio_to*, or to what *against* names."""
     found = []
     for each in contenders:
+        other = (against or {}).get(each.name, ratio_to)
+        base = [s.seconds for s in samples[other]]
         seconds = [s.seconds for s in samples[each.name]]
-        ratio = statistics.median(mine / other for mine, other in zip(seconds, base, strict=True))
+        ratio = statistics.median(mine / theirs for mine, theirs in zip(seconds, base, strict=True))
         row = Row(
             question=question,
             row=label + each.name,
             value=statistics.median(seconds),
-            ratio_to=label + ratio_to,
+            ratio_to=label + other,
             ratio=ratio,
             note=each.note,
         )

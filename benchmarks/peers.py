@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .measure import Options
+from .measure import Options, environment
 
 
 class NotAvailable(Exception):
@@ -23,6 +23,19 @@ def hf(options: Options) -> Path:
     if not program.exists():
         raise NotAvailable("huggingface_hub has no hf program")
     return program
+
+
+def hub(folder: Path, address: str) -> dict[str, str]:
+    """The environment in which ``hf`` asks the hub at *address* and keeps its cache in *folder*, over plain HTTP."""
+    return environment(
+        folder / "root",
+        HF_ENDPOINT=address,
+        HF_HOME=str(folder / "home"),
+        HF_HUB_DISABLE_XET="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        HF_HUB_DISABLE_UPDATE_CHECK="1",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+    )
 
 
 def _install(folder: Path, package: str) -> None:

@@ -91,7 +91,7 @@ class FileHandler(BaseHTTPRequestHandler):
         with open(path, "rb") as file:
             try:
                 while start < stop:
-                    sent = os.sendfile(self.connection.fileno(), file.fileno(), start, min(8 << 20, stop - start))
+                    sent = self.send_some(file.fileno(), start, stop - start)
                     if sent == 0:
                         break
                     start += sent
@@ -100,20 +100,28 @@ class FileHandler(BaseHTTPRequestHandler):
         if start < stop:
             self.close_connection = True
 
+    def send_some(self, fd: int, start: int, count: int) -> int:
+        """Send up to *count* bytes of a body from *start*; how many went out."""
+        return os.sendfile(self.connection.fileno(), fd, start, min(8 << 20, count))
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # a refused connection would be tried again a second later
+
 
 def serve(handler: type[FileHandler], folder: Path) -> None:
     """Serve *folder* until killed; the port is printed first."""
     handler.folder = folder
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), handler)
     print(server.server_address[1], flush=True)
     server.serve_forever()
 
 
 @contextmanager
-def started(module: str, folder: Path) -> Iterator[str]:
+def started(module: str, folder: Path, *options: str) -> Iterator[str]:
     """The address of a server module of this package that serves *folder* in a process of its own."""
-    argv = [sys.executable, "-m", f"benchmarks.{module}", str(folder)]
+    argv = [sys.executable, "-m", f"benchmarks.{module}", str(folder), *options]
     with subprocess.Popen(argv, cwd=_REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

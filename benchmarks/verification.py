@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import fakehub, peers
-from .measure import CLI, CommandFailed, Contender, Options, Row, absent, command, contest, environment, plain, rows, tool
+from .measure import CLI, CommandFailed, Contender, Options, Row, absent, command, contest, plain, rows, tool
 from .servers import started
 from .worlds import World, large_file, lock_of, write_lock
 
@@ -72,15 +72,7 @@ def _hf(options: Options, files: list[Path], stack: ExitStack) -> Contender:
     program = peers.hf(options)
     folder = options.folder("hf")
     address = stack.enter_context(started("fakehub", files[0].parent))
-    env = environment(
-        folder / "root",
-        HF_ENDPOINT=address,
-        HF_HOME=str(folder / "home"),
-        HF_HUB_DISABLE_XET="1",
-        HF_HUB_DISABLE_TELEMETRY="1",
-        HF_HUB_DISABLE_UPDATE_CHECK="1",
-        HF_HUB_DISABLE_PROGRESS_BARS="1",
-    )
+    env = peers.hub(folder, address)
     plain([program, "download", fakehub.REPOSITORY], cwd=folder, env=env)
     argv = [program, "cache", "verify", fakehub.REPOSITORY, "--revision", fakehub.COMMIT]
     plain(argv, cwd=folder, env=env)

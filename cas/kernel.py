@@ -41,6 +41,25 @@ def clone(source_fd: int, target_fd: int) -> None:
     fcntl.ioctl(target_fd, _FICLONE, source_fd)
 
 
+def can_clone(folder: str) -> bool:
+    """Whether files in *folder* can share extents. Tried on files without a name, so that nothing is left behind."""
+    if not hasattr(os, "O_TMPFILE"):
+        return False
+    try:
+        one = os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC)
+        try:
+            other = os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC)
+            try:
+                clone(one, other)
+            finally:
+                os.close(other)
+        finally:
+            os.close(one)
+    except OSError:
+        return False
+    return True
+
+
 def start_writeback(fd: int, offset: int, count: int) -> None:
     """Ask the kernel to begin writing a range to disk, so that the fsync at the end is short. Never waits, never fails."""
     if hasattr(_libc, "sync_file_range"):

@@ -41,6 +41,9 @@ def _started(pid: int) -> str:
         return ""
 
 
+_own_start = functools.cache(_started)  # of this process, and of one that was forked from it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
     """Who holds a lock or a lease. A pid alone proves nothing: pids are used again, hosts differ."""
@@ -56,7 +59,7 @@ class Holder:
     def me(cls, doing: str) -> Holder:
         pid = os.getpid()
         host = os.uname().nodename
-        return cls(pid=pid, host=host, boot=_boot_id(), started=_started(pid), since=int(time.time()), doing=doing)
+        return cls(pid=pid, host=host, boot=_boot_id(), started=_own_start(pid), since=int(time.time()), doing=doing)
 
     @classmethod
     def parse(cls, value: object) -> Holder | None:

@@ -86,9 +86,9 @@ class Partial:
 
     def prove_to(self, stop: int) -> None:
         """Extend the sha256 to *stop*, from the file itself. Raises OSError, also where somebody cut the file."""
-        buffer = memoryview(bytearray(_HASH_STEP))
+        buffer = memoryview(bytearray(min(_HASH_STEP, stop - self._hashed)))
         while self._hashed < stop:
-            count = os.preadv(self.fd, [buffer[: min(_HASH_STEP, stop - self._hashed)]], self._hashed)
+            count = os.preadv(self.fd, [buffer[: stop - self._hashed]], self._hashed)
             if count == 0:
                 raise OSError(errno.EIO, f"was cut at {self._hashed:,} bytes while it was being written", self.path)
             self._hasher.update(buffer[:count])

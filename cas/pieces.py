@@ -57,6 +57,20 @@ def piece_hash(data: bytes | memoryview) -> bytes:
     return xxhash.xxh3_128_digest(data)
 
 
+class PieceHasher:
+    """xxh3-128 of a piece that comes in parts: fed while they are still in the processor's cache."""
+
+    def __init__(self) -> None:
+        self._hasher = xxhash.xxh3_128()
+
+    def update(self, data: memoryview) -> None:
+        self._hasher.update(data)
+
+    def digest(self) -> bytes:
+        """16 bytes, as ``piece_hash`` of the whole."""
+        return self._hasher.digest()
+
+
 def hash_piece_of(fd: int, start: int, stop: int, buffer: memoryview) -> bytes | None:
     """xxh3-128 of a part of an open file, read through *buffer*; None where the file ends before. Raises OSError.
 

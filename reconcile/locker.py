@@ -22,7 +22,7 @@ from .execution.engine import Engine
 from .execution.failures import FailureTable
 from .execution.fetcher import Fetcher
 from .execution.lies import Lies
-from .execution.retry import RetryPolicy
+from .execution.retry import RetryPolicy, patiently
 from .sources import registry_of
 from .telemetry.events import Sink
 
@@ -126,6 +126,7 @@ def lock(
         manifest,
         previous,
         registry=engine.registry,
+        patiently=lambda ask: patiently(ask, engine.policy, engine.stop),
         depot=depot,
         upgrade=_upgrades(upgrade),
         threads=settings.connections,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cas import BlobStore, Digest
+from cas import BlobStore, Digest, LinkMode
 from cas import inventory as inventories
 from cas.inventory import Inventory
 from cas.pieces import read_table
@@ -19,6 +19,7 @@ from .desired.selection import Chosen
 from .planning.state import Desired, DesiredTree, TreeKey
 from .retention import roots
 from .retention.roots import LockRoot, Standing
+from .retention.space import disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ class Scope:
 
     def desired(self, chosen: Iterable[Chosen], choice: Choice) -> Desired:
         trees = tuple(self._tree(each, choice) for each in chosen)
-        copies = self.settings.link_mode.kinds[0] in ("copy",)
+        copies = self._copies() if trees else False
         return Desired(trees=trees, blobs=self.lock.blobs, copies=copies, prune=choice.prune)
 
     def _tree(self, chosen: Chosen, choice: Choice) -> DesiredTree:
@@ -58,7 +59,19 @@ class Scope:
             selection.check_components(chosen, variant, choice.with_ | choice.without)
         labels = selection.labels(chosen, self.settings.lockfile, with_, without)
         files = variant.chosen(with_, without) if variant.components else variant.files
-        return DesiredTree(key=TreeKey(chosen.model, chosen.variant, place), path=root / place, files=files, labels=labels)
+        path, symlinks = root / place, self.settings.link_mode is LinkMode.SYMLINK
+        other_disk = choice.into is not None and not symlinks and _device(path) != _device(root)
+        key = TreeKey(chosen.model, chosen.variant, place)
+        return DesiredTree(key=key, path=path, files=files, labels=labels, other_disk=other_disk)
+
+    def _copies(self) -> bool:
+        """Whether the files of trees inside the store will have bytes of their own, as far as can be told."""
+        mode = self.settings.link_mode
+        if mode is not LinkMode.REFLINK:
+            return mode is LinkMode.COPY
+        from cas import kernel
+
+        return not kernel.can_clone(str(disk(self.settings.root)))
 
     def unwanted(self, desired: Desired) -> Iterator[tuple[Inventory, TreeKey]]:
         """Trees in ROOT that this lockfile put there and no longer names, unless pinned."""
@@ -118,3 +131,7 @@ class Scope:
         """Those trees whose every blob this lockfile can fetch."""
         trees = tuple(t for t in desired.trees if t.path.is_dir() and all(d in self.lock.blobs for d in t.files.values()))
         return replace(desired, trees=trees)
+
+
+def _device(path: Path) -> int:
+    return os.stat(disk(path)).st_dev

@@ -12,7 +12,8 @@ import pytest
 from builders import Cli
 
 pytest.importorskip("benchmarks", reason="benchmarks are not part of the wheel")
-from benchmarks import table
+from benchmarks import paced, table
+from benchmarks.places import places
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -54,6 +55,71 @@ def test_a_no_op_makes_one_stat_a_file_and_opens_no_content(tmp_path: Path) -> N
     assert by_name["30 files: stats of blobs and files, each file"] in (1.0, None)
     assert by_name["30 files: contents opened"] in (0, None)
     assert by_name["1 file: heavy libraries that a no-op reconcile imports"] == 0
+
+
+@pytest.mark.parametrize(
+    ("question", "ours", "argv"),
+    [
+        ("download", {"modelstow reconcile": "sha256 of the cached file"}, ["--size", "2MiB"]),
+        ("capped", {"modelstow reconcile --connections 1": "modelstow reconcile --connections 8"}, ["--size", "4MiB"]),
+        ("small", {"modelstow reconcile": "modelstow reconcile"}, ["--files", "20"]),
+    ],
+)
+def test_downloads_are_measured_beside_peers(tmp_path: Path, question: str, ours: dict[str, str], argv: list[str]) -> None:
+    """Ours has a figure and what it is compared with; a peer has one too, or says why not; nothing is left in memory."""
+    rows = asked(tmp_path / "results.json", "--only", question, *argv)[question]
+
+    by_name = {str(row["row"]): row for row in rows}
+    for name, other in ours.items():
+        assert by_name[name]["value"] and by_name[name]["ratio_to"] == other
+    for name, row in by_name.items():
+        if row["value"] is None:
+            assert str(row["note"]).startswith("not available: "), name
+        else:
+            assert float(str(row["value"])) > 0 and float(str(row["ratio"])) > 0 and row["ratio_to"] in by_name, name
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_what_killed_downloads_cost_is_counted_by_the_server(tmp_path: Path) -> None:
+    """All of the file was sent at least once, and no more than the kills may cost."""
+    rows = asked(tmp_path / "results.json", "--only", "kills", "--size", "2MiB", "--seed", "4")["kills"]
+
+    by_name = {str(row["row"]): row for row in rows}
+    ours = by_name["modelstow reconcile --connections 2"]
+    assert 1.0 <= float(str(ours["value"])) <= float(str(by_name["the bound"]["value"])), ours["note"]
+    assert "seed 4" in str(by_name["the bound"]["note"])
+
+
+def test_a_capped_rate_has_no_burst() -> None:
+    """Every byte is paid for before it goes, also after a rest and in a new request."""
+    bucket = paced.Bucket(1000)
+    bucket.begin(0.0)
+    waits = [bucket.take(100, 0.0), bucket.take(100, 0.1), bucket.take(100, 0.2)]
+    bucket.begin(9.0)
+    after_a_rest = bucket.take(100, 9.0)
+    bucket.begin(9.05)
+
+    assert waits == pytest.approx([0.1, 0.1, 0.1])
+    assert after_a_rest == pytest.approx(0.1)
+    assert bucket.take(100, 9.05) == pytest.approx(0.15), "another request of this connection waits for the one before"
+
+
+def test_an_overslept_sender_catches_up_a_little() -> None:
+    """A slow clock costs no rate, but a client that reads slowly saves nothing up."""
+    bucket = paced.Bucket(1000)
+    bucket.begin(0.0)
+    bucket.take(100, 0.0)
+
+    assert bucket.take(100, 0.15) == pytest.approx(0.05)
+    assert bucket.take(100, 5.0) == pytest.approx(0.0)
+    assert bucket.take(100, 5.0) == pytest.approx(0.1)
+
+
+def test_memory_without_room_is_no_place(tmp_path: Path) -> None:
+    """The rows on tmpfs are left out with a reason rather than filling the machine's memory."""
+    with places(tmp_path, 1 << 60, frees=False) as (where, reason):
+        assert [place.folder for place in where] == [tmp_path]
+        assert reason
 
 
 def test_the_table_goes_between_the_marks_and_makes_the_end_mark() -> None:

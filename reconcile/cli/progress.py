@@ -11,11 +11,14 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from .session import Session
+from .text import size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from ..telemetry.events import Event, Sink
+
+_SMALL = 1 << 20  # bytes of a blob that gets no bar of its own, where there is one for all
 
 
 @contextmanager
@@ -84,38 +87,45 @@ def _bars(session: Session) -> Iterator[Sink]:
 
 
 class _Bars:
-    """A bar for each blob in flight and one for all; what an earlier run had fetched counts as done from the start."""
+    """A bar for all that is to be fetched, above those of the blobs in flight; what an earlier run left counts as done."""
 
     def __init__(self, progress: Progress, tell: Sink) -> None:
         self._progress, self._tell = progress, tell
         self._tasks: dict[str, TaskID] = {}
+        self._left: dict[str, int] = {}  # bytes of each blob that are still to come
         self._all: TaskID | None = None
-        self._total = self._held = 0
 
     def __call__(self, event: Event) -> None:
-        from ..telemetry.events import BlobFailed, BlobFetched, BytesArrived, FetchStarted
+        from ..telemetry.events import BlobFailed, BlobFetched, BlobReused, BytesArrived, FetchesPlanned, FetchStarted
 
         match event:
-            case FetchStarted(digest=digest, size=size, held=held, name=name):
-                note = f" (resumed at {held * 100 // size} %)" if held and size else ""
-                self._tasks[digest] = self._progress.add_task(name + note, total=size, completed=held)
-                self._total, self._held = self._total + size, self._held + held
-                self._grow(held)
+            case FetchesPlanned(blobs=blobs, bytes=total, held=held) if blobs > 1:
+                self._all = self._progress.add_task(f"{blobs:,} blobs{_resumed(held)}", total=total, completed=held)
+            case FetchStarted(digest=digest, size=whole, held=held, name=name):
+                self._left[digest] = whole - held
+                if self._all is None or whole > _SMALL:  # it would be gone before it is read
+                    self._tasks[digest] = self._progress.add_task(name + _resumed(held), total=whole, completed=held)
             case BytesArrived(digest=digest, count=count):
-                if digest in self._tasks:
-                    self._progress.advance(self._tasks[digest], count)
-                if self._all is not None:
-                    self._progress.advance(self._all, count)
-            case BlobFetched(digest=digest) | BlobFailed(digest=digest):
-                # A finished file's bar gives way, or a thousand small files would scroll the terminal away.
-                if digest in self._tasks and len(self._tasks) > 8:
+                self._arrived(digest, count)
+            case BlobFetched(digest=digest) | BlobFailed(digest=digest) | BlobReused(digest=digest):
+                if isinstance(event, BlobReused) and digest not in self._left and self._all is not None:
+                    self._progress.advance(self._all, event.size)
+                # A thousand finished files would scroll the terminal away; one alone stays to be seen.
+                if digest in self._tasks and self._all is not None:
                     self._progress.remove_task(self._tasks.pop(digest))
             case _:
                 self._tell(event)
 
-    def _grow(self, held: int) -> None:
-        if self._all is None and len(self._tasks) > 1:
-            done = sum(task.completed for task in self._progress.tasks)
-            self._all = self._progress.add_task("total", total=self._total, completed=int(done))
-        elif self._all is not None:
-            self._progress.update(self._all, total=self._total, advance=held)
+    def _arrived(self, digest: str, count: int) -> None:
+        # What was sent twice, or was wrong, is no progress.
+        count = min(count, self._left.get(digest, 0))
+        if count:
+            self._left[digest] -= count
+            if digest in self._tasks:
+                self._progress.advance(self._tasks[digest], count)
+            if self._all is not None:
+                self._progress.advance(self._all, count)
+
+
+def _resumed(held: int) -> str:
+    return f" ({size(held)} resumed)" if held else ""

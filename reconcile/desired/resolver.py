@@ -37,6 +37,9 @@ class Depot(Protocol):
         ...
 
 
+Patiently = Callable[[Callable[[], Listing]], Listing]
+
+
 @dataclass(frozen=True, slots=True)
 class _File:
     """A file on its way into the lockfile."""
@@ -54,13 +57,15 @@ def resolve(
     depot: Depot,
     upgrade: Callable[[names.ModelId], bool] = lambda id_: False,
     threads: int = 8,
+    patiently: Patiently = lambda ask: ask(),
 ) -> Lockfile:
-    """The lockfile for *manifest*. *upgrade* says which models are listed anew although nothing changed.
+    """The lockfile for *manifest*. *upgrade* says which models are listed anew although nothing changed; *patiently* asks
+    again, where no source of a model could be listed and that may help.
 
     Raises ManifestValidationError with every problem; SourceUnavailableError naming each source and its reason;
     AuthError; what the depot raises.
     """
-    resolver = _Resolver(manifest, previous, registry, depot, upgrade, threads)
+    resolver = _Resolver(manifest, previous, registry, depot, upgrade, threads, patiently)
     models = {key: resolver.model(model) for key, model in manifest.models.items()}
     if resolver.problems:
         raise ManifestValidationError(str(manifest.path), resolver.problems)
@@ -78,9 +83,11 @@ class _Resolver:
         depot: Depot,
         upgrade: Callable[[names.ModelId], bool],
         threads: int,
+        patiently: Patiently,
     ) -> None:
         self._manifest, self._previous = manifest, previous
         self._registry, self._depot, self._upgrade, self._threads = registry, depot, upgrade, threads
+        self._patiently = patiently
         self._base = manifest.path.parent
         self._listings: dict[str, Listing | SourceError] = {}
         self._pulled: dict[str, tuple[Digest, int]] = {}
@@ -194,6 +201,9 @@ class _Resolver:
             if isinstance(found, Listing):
                 return source, found
             reasons.append(found)
+        for source in model.sources:  # only now: another source is quicker than another attempt
+            if (again := self._ask_again(source)) is not None:
+                return source, again
         rows = [{"source": error.locator, "code": error.code, "reason": error.what} for error in reasons]
         text = "; ".join(str(error) for error in reasons)
         hint = next((error.hint for error in reasons if error.hint), "")
@@ -202,10 +212,17 @@ class _Resolver:
         kind = AuthError if any(isinstance(error, Denied) for error in reasons) else SourceUnavailableError
         raise kind(f"{model.id}: no source could be listed ({text})", hint=hint, sources=rows)
 
-    def _ask(self, source: str) -> Listing | SourceError:
+    def _ask_again(self, source: str) -> Listing | None:
+        before = self._listings[source]
+        if isinstance(before, SourceError) and before.transient:
+            found = self._listings[source] = self._ask(source, self._patiently)
+            return found if isinstance(found, Listing) else None
+        return None
+
+    def _ask(self, source: str, how: Patiently = lambda ask: ask()) -> Listing | SourceError:
         locator = absolute(source, self._base)
         try:
-            listing = self._registry.find(locator).listing(locator)
+            listing = how(lambda: self._registry.find(locator).listing(locator))
         except SourceError as error:
             return error
         # What was asked by its absolute path stays relative in the lock.

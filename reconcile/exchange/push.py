@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -26,8 +25,7 @@ from cas.scrub import name_file
 
 from ..errors import IntegrityError, InvalidConfigError, listing
 from ..execution.executor import PACKED, mirrored
-from ..execution.lane import fact_of
-from ..execution.retry import Patience, RetryPolicy
+from ..execution.retry import RetryPolicy, patiently
 
 _T = TypeVar("_T")
 WORTH = 0.9
@@ -187,17 +185,7 @@ class Push:
         return self._patiently(put, lambda: sending > _HEADWAY)
 
     def _patiently(self, ask: Callable[[Source], _T], progressed: Callable[[], bool] = lambda: False) -> _T:
-        patience = Patience(self.policy)
-        while True:
-            try:
-                return ask(self.registry.find(self.url))
-            except SourceError as error:
-                if progressed():
-                    patience.progressed()
-                if not patience.failed(fact_of(error), time.monotonic()):
-                    raise
-                if self.stop.wait(max(0.0, patience.ready_at - time.monotonic())):
-                    raise Stopped("stopped") from error
+        return patiently(lambda: ask(self.registry.find(self.url)), self.policy, self.stop, progressed=progressed)
 
 
 class _Damaged(Exception):

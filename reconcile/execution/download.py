@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from threading import Condition, Thread
 
 from backends import Body, SourceError, redact
@@ -15,7 +14,7 @@ from cas.pieces import PIECE, PieceTable, piece_count, piece_hash, piece_range, 
 from ..desired.lockfile import absolute
 from ..telemetry.events import BytesArrived, Note, SourceFailed
 from .engine import Engine, Wanted
-from .lane import Floor, Lane
+from .lane import Gauge, Lane
 from .pace import Pace
 from .packed import Packed
 from .proof import Chaser
@@ -26,7 +25,7 @@ from .transfer import EARLIER, Ask, GiveUp, Idle, Prove, Step, Transfer, Wait
 THIS_STORE = "this store"
 """The sender of pieces that were saved from a damaged blob or a copy."""
 _SAY_S = 0.5  # a wait from so long on is told
-_TICK_S = 0.05  # how often growing, silence and a stop are looked at
+_TICK_S = 0.02  # how often growing, silence and a stop are looked at
 
 
 class Download:
@@ -227,10 +226,10 @@ class Download:
         """See ``Blob``."""
         source = self.engine.registry.find(ask.locator)
         if packed := self._packed.get(ask.locator):
-            floor = Floor(self.engine.policy, self.engine.clock)
+            gauge = Gauge(self.engine.policy, self.engine.clock)
             with self._state:
                 self._unpacking.add(ask.claim)
-            return packed.open(source, ask.start, ask.stop, floor, lambda count: self._got(ask.claim, count))
+            return packed.open(source, ask.start, ask.stop, gauge, lambda count: self._got(ask.claim, count))
         return source.open(ask.locator, start=ask.start, stop=ask.stop)
 
     def opened(self, claim: int, body: Body) -> bool:
@@ -272,9 +271,18 @@ class Download:
             self.engine.emit(BytesArrived(digest=self.wanted.digest, count=count))
         return counts
 
-    def keep(self, claim: int, piece: int, data: memoryview) -> bool:
-        """See ``Blob``: write a whole piece and put it on record, under the claim that is valid now."""
-        hash_ = piece_hash(data)
+    def write(self, claim: int, piece: int, offset: int, data: memoryview) -> bool:
+        """See ``Blob``: under the claim that is valid now."""
+        with self._state:
+            if self._over or not self._transfer.may_write(claim, piece):
+                return False
+        self.partial.write(offset, data)
+        with self._state:
+            self._transfer.written(claim)
+        return True
+
+    def keep(self, claim: int, piece: int, hash_: bytes) -> bool:
+        """See ``Blob``: put a whole piece on record."""
         known = self.table.slots[piece] if self.table is not None else None
         with self._state:
             if self._over:
@@ -288,11 +296,10 @@ class Download:
             if not self._transfer.may_write(claim, piece):
                 return False
             locator = self._transfer.locator(claim)
-        self._record(claim, piece, hash_, locator, lambda: self.partial.write(piece * PIECE, data))
+        self._record(claim, piece, hash_, locator)
         return True
 
-    def _record(self, claim: int, piece: int, hash_: bytes, locator: str, write: Callable[[], None]) -> None:
-        write()
+    def _record(self, claim: int, piece: int, hash_: bytes, locator: str) -> None:
         self.partial.finish(piece, hash_, source_key(locator))
         with self._state:
             self._transfer.kept(claim, piece, hash_, self.engine.clock())
@@ -323,7 +330,7 @@ class Download:
             with self._state:
                 if not self._transfer.may_write(claim, index):
                     return False
-            self._record(claim, index, piece_hash(view), locator, lambda: None)
+            self._record(claim, index, piece_hash(view), locator)
         self.got(claim, self.size)
         return True
 

@@ -28,6 +28,7 @@ class Wanted:
         default_factory=dict
     )  # those of *urls* that hold it as compressed pieces; by the plain
     paths: tuple[str, ...] = ()  # in trees, for messages
+    name: str = ""  # what progress calls it
     spares: tuple[str, ...] = ()  # files on this disk that may hold its bytes
     anew: bool = False  # fetch it even if it is there
     seen_commit: str = ""  # ``store.commits_seen`` when it was asked for

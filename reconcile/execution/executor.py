@@ -7,9 +7,10 @@ anything continues from what is proven. One variant's failure stops no other; no
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from threading import Event
@@ -24,12 +25,14 @@ from ..errors import ApplyError, Failure, ModelstowError, as_ours
 from ..planning.observer import observe
 from ..planning.planner import Fetch, Plan, Work, plan
 from ..planning.state import Actual, Desired, DesiredTree, TreeKey
-from ..telemetry.events import BlobsReused, Sink
+from ..telemetry.events import BlobsReused, FetchesPlanned, Sink
 from .engine import Wanted
 from .fetcher import Fetcher
 from .publisher import Publisher
 
 _POLL_S = 0.2  # how often a signal is looked for while threads work
+_GROW_S = 0.02  # how often another worker is thought of
+_BUSY = 0.7  # of one processor: Python runs one thread at a time
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,10 +100,17 @@ class Executor:
             fresh = plan(desired, actual, anew=anew)
             self.on_plan(fresh)
             self.make_room(fresh)
+            self._announce(fresh)
         except BaseException:
             lease.finish()  # nothing was begun that would have to be kept
             raise
         return lease, fresh, actual
+
+    def _announce(self, fresh: Plan) -> None:
+        fetches = [action for action in fresh.actions if isinstance(action, Fetch)]
+        if fetches:
+            total, held = sum(fetch.size for fetch in fetches), sum(fetch.have for fetch in fetches)
+            self.emit(FetchesPlanned(blobs=len(fetches), bytes=total, held=held))
 
     def _digests(self, trees: Iterable[DesiredTree]) -> frozenset[Digest]:
         return frozenset(digest for tree in trees for digest in tree.files.values()) - {EMPTY}
@@ -120,9 +130,11 @@ class Executor:
     ) -> frozenset[Digest]:
         """Every blob that is not intact, or all with *seen_commits*; those whose inode is another now."""
         paths: dict[Digest, list[str]] = {}
+        names: dict[Digest, str] = {}
         for tree in desired.trees:
             for path, digest in tree.files.items():
                 paths.setdefault(digest, []).append(path)
+                names.setdefault(digest, f"{tree.key}  {path}" if len(desired.trees) > 1 else path)
         wanted, reused, reused_bytes = [], 0, 0
         for digest in self._digests(desired.trees) | also:
             if digest not in also and actual.blob(digest) is BlobState.INTACT and digest not in seen_commits:
@@ -138,14 +150,15 @@ class Executor:
                 urls=(*(url for pair in mirrors for url in pair if url), *desired.blobs[digest].urls),
                 packed={url: packed for packed, url in mirrors if packed},
                 paths=tuple(dict.fromkeys(paths.get(digest, ()))),
+                name=names.get(digest, digest.short),
                 spares=tuple(self._spares(digest, desired, actual)),
                 anew=digest in seen_commits,
                 seen_commit=seen_commits.get(digest, ""),
             )
             wanted.append(blob)
         self.emit(BlobsReused(blobs=reused, bytes=reused_bytes))
-        order = {action.digest: number for number, action in enumerate(fresh.actions) if isinstance(action, Fetch)}
-        wanted.sort(key=lambda blob: (order.get(blob.digest, len(order)), -blob.size, blob.digest))
+        # By the end of the digest: those with one beginning share a lock, and would wait for each other.
+        wanted.sort(key=lambda blob: (-blob.size, blob.digest[::-1]))
         return self._obtain_all(desired, wanted)
 
     def _spares(self, digest: Digest, desired: Desired, actual: Actual) -> Iterable[str]:
@@ -166,14 +179,16 @@ class Executor:
                         yield str(tree.path / path)
 
     def _obtain_all(self, desired: Desired, wanted: list[Wanted]) -> frozenset[Digest]:
-        """Bring blobs home by several workers, largest first, so that the end is short; one begins with the smallest."""
+        """Bring blobs home by several workers, largest first, so that the end is short; one begins with the smallest.
+
+        Two at once, and more as long as this process has time to spare: they help against a network that answers late.
+        """
         if not wanted:
             return frozenset()
         queue, replaced, failed = deque(wanted), set[Digest](), dict[Digest, ModelstowError | CasError]()
         connections = self.fetcher.engine.connections
 
         def work(smallest: bool) -> None:
-            connections.take()
             try:
                 while queue:
                     with suppress(IndexError):  # another took the last
@@ -182,12 +197,15 @@ class Executor:
             finally:
                 connections.give()
 
-        workers = min(connections.most, len(wanted))
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="fetch")
+        pool = ThreadPoolExecutor(min(connections.most, len(wanted)), thread_name_prefix="fetch")
+        workers, waiting, idle = 0, set[Future[None]](), _Idleness()
         try:
-            waiting = {pool.submit(work, number == 1) for number in range(workers)}
-            while waiting:
-                done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+            while waiting or not workers:
+                while queue and (workers < 2 or idle.seen()) and connections.take():
+                    waiting.add(pool.submit(work, workers == 1))
+                    workers += 1
+                pause = _GROW_S if queue and workers < connections.most else _POLL_S
+                done, waiting = wait(waiting, timeout=pause, return_when=FIRST_COMPLETED)
                 if self.outer.is_set():
                     self.stop.set()
                 for future in done:
@@ -275,6 +293,20 @@ PACKED = ".pzst"
 def mirrored(mirror: str, digest: Digest) -> str:
     """Where a mirror, laid out like ``blobs/``, holds a blob."""
     return join(mirror, f"sha256/{digest.hex[:2]}/{digest.hex}")
+
+
+class _Idleness:
+    """Whether this process waits more than it works. One that is busy gains nothing by another thread."""
+
+    def __init__(self) -> None:
+        self._at, self._worked = time.monotonic(), time.process_time()
+
+    def seen(self) -> bool:
+        """Whether that was so since the last look."""
+        at, worked = time.monotonic(), time.process_time()
+        share = (worked - self._worked) / max(at - self._at, 1e-6)
+        self._at, self._worked = at, worked
+        return share < _BUSY
 
 
 def _ours(error: BaseException) -> ModelstowError | CasError:

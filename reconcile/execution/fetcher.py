@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from backends import Body, EndedEarly, SourceError
+from backends import Body, EndedEarly
 from cas import (
     EMPTY,
     BlobState,
@@ -37,8 +37,8 @@ from cas.scrub import Level
 from ..telemetry.events import BlobFailed, BlobFetched, BlobReused, FetchStarted, Waiting
 from .download import THIS_STORE, Download
 from .engine import Engine, Wanted
-from .lane import READ_STEP, fact_of
-from .retry import Patience
+from .lane import READ_STEP
+from .retry import patiently
 
 
 @dataclass(slots=True, kw_only=True)
@@ -153,9 +153,7 @@ class Fetcher:
         run = Download(self.engine, wanted, partial, table, lock)
         try:
             damaged = self._save_pieces(wanted, partial, table) if table is not None else ()
-            self.engine.emit(
-                FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=next(iter(wanted.paths), ""))
-            )
+            self.engine.emit(FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=wanted.name))
             run.fill()
             self.before_commit()
             if not lock.is_current():  # somebody else may be writing to the same partial
@@ -195,15 +193,7 @@ class Fetcher:
 
         Raises SourceError, OSError, Stopped.
         """
-        patience, clock = Patience(self.engine.policy), self.engine.clock
-        while True:
-            try:
-                return self._pull_once(locator)
-            except SourceError as error:
-                if not patience.failed(fact_of(error), clock()):
-                    raise
-                if self.engine.stop.wait(max(0.0, patience.ready_at - clock())):
-                    raise Stopped("stopped") from error
+        return patiently(lambda: self._pull_once(locator), self.engine.policy, self.engine.stop, self.engine.clock)
 
     def _pull_once(self, locator: str) -> tuple[Digest, int]:
         source = self.engine.registry.find(locator)

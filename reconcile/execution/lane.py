@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from backends import Body, Denied, EndedEarly, SourceError, Throttled, TimedOut
-from cas.pieces import PIECE, piece_count, piece_range
+from backends import Body, EndedEarly, SourceError, TimedOut
+from cas.pieces import PIECE, PieceHasher, piece_count, piece_range
 
-from .retry import Fact, Kind, RetryPolicy
+from .retry import Fact, RetryPolicy, fact_of
 from .transfer import Ask
 
 READ_STEP = 1 << 20
+_LEAST_STEP = 1 << 14
+_QUICK_S, _SLOW_S = 0.005, 0.1  # a read returns when its buffer is full: it should take neither less nor more
 
 
 class Blob(Protocol):
@@ -39,7 +41,11 @@ class Blob(Protocol):
 
     def got(self, claim: int, count: int) -> bool: ...
 
-    def keep(self, claim: int, piece: int, data: memoryview) -> bool:
+    def write(self, claim: int, piece: int, offset: int, data: memoryview) -> bool:
+        """Write a part of a piece; False if another brings it."""
+        ...
+
+    def keep(self, claim: int, piece: int, hash_: bytes) -> bool:
         """A piece is whole; False if this range should end."""
         ...
 
@@ -52,11 +58,11 @@ class WrongSize(Exception):
         self.actual = actual
 
 
-class Floor:
-    """How much a source must give at least: one that drips would never time out by itself."""
+class Gauge:
+    """How fast a source gives: how much to read at once, and whether it is enough; one that drips never times out."""
 
     def __init__(self, policy: RetryPolicy, clock: Callable[[], float]) -> None:
-        self._policy, self._clock = policy, clock
+        self._policy, self._clock, self._step = policy, clock, READ_STEP >> 4
         self.begin()
 
     def begin(self) -> None:
@@ -67,6 +73,17 @@ class Floor:
     def begin_piece(self) -> None:
         """What is to be whole in time begins."""
         self._began = self._clock()
+
+    def read(self, body: Body, view: memoryview) -> int:
+        """Put some bytes at the beginning of *view*, fewer at once where they come slowly. Raises SourceError."""
+        began = self._clock()
+        count = body.read_into(view[: self._step])
+        took = self._clock() - began
+        if took < _QUICK_S:
+            self._step = min(2 * self._step, READ_STEP)
+        elif took > _SLOW_S:
+            self._step = max(self._step // 2, _LEAST_STEP)
+        return count
 
     def arrived(self, count: int, locator: str) -> None:
         """So many bytes came. Raises TimedOut where it is too few for the time."""
@@ -85,11 +102,11 @@ class _TakenOver(Exception):
 
 
 class Lane:
-    """Reads ranges one after the other into one buffer of a piece."""
+    """Reads ranges one after the other through one small buffer, which stays in the processor's cache."""
 
     def __init__(self, blob: Blob, policy: RetryPolicy, clock: Callable[[], float]) -> None:
-        self._blob, self._floor = blob, Floor(policy, clock)
-        self._buffer = memoryview(bytearray(min(PIECE, blob.size)))
+        self._blob, self._gauge = blob, Gauge(policy, clock)
+        self._buffer = memoryview(bytearray(min(READ_STEP, blob.size)))
 
     def run(self, ask: Ask) -> Fact | None:
         """Bring one range; why it failed, or None. Raises Stopped, OSError of this disk."""
@@ -120,7 +137,7 @@ class Lane:
             return
         if not body.ranged:
             blob.ignores_ranges(ask.claim)
-        self._floor.begin()
+        self._gauge.begin()
         at, stop = body.start, ask.stop if body.ranged else size
         for index in range(body.start // PIECE, piece_count(stop)):
             start, end = piece_range(index, size)
@@ -129,47 +146,38 @@ class Lane:
                     return
                 at = self._skip(body, at, end, ask)
                 continue
-            view = self._buffer[: end - start]
-            self._fill(body, view, ask)
-            at = end
-            if not blob.keep(ask.claim, index, view):
+            if not self._bring(body, index, start, end, ask):
                 return
+            at = end
             if not body.ranged and not blob.lives(ask.claim, index):
                 break
         if at == size and body.total is None and (extra := body.read_into(memoryview(bytearray(1)))):
             raise WrongSize(size, size + extra)
 
     def _skip(self, body: Body, at: int, end: int, ask: Ask) -> int:
-        self._floor.begin_piece()
+        self._gauge.begin_piece()
         while at < end:
-            at += self._read(body, self._buffer[: min(READ_STEP, end - at)], ask)
+            at += self._read(body, self._buffer[: end - at], ask)
         return at
 
-    def _fill(self, body: Body, view: memoryview, ask: Ask) -> None:
-        done = 0
-        self._floor.begin_piece()
-        while done < len(view):
-            done += self._read(body, view[done : done + READ_STEP], ask)
+    def _bring(self, body: Body, index: int, start: int, end: int, ask: Ask) -> bool:
+        """One piece, from the network to the disk and on record; False if this range should end."""
+        at, hasher = start, PieceHasher()
+        self._gauge.begin_piece()
+        while at < end:
+            count = self._read(body, self._buffer[: end - at], ask)
+            part = self._buffer[:count]
+            if not self._blob.write(ask.claim, index, at, part):
+                return False
+            hasher.update(part)
+            at += count
+        return self._blob.keep(ask.claim, index, hasher.digest())
 
     def _read(self, body: Body, view: memoryview, ask: Ask) -> int:
-        count = body.read_into(view)
+        count = self._gauge.read(body, view)
         if not self._blob.got(ask.claim, count):
             raise _TakenOver
         if count == 0:
             raise EndedEarly("the body ended early", locator=ask.locator)
-        self._floor.arrived(count, ask.locator)
+        self._gauge.arrived(count, ask.locator)
         return count
-
-
-def fact_of(error: SourceError) -> Fact:
-    """An error of a source as the transfer judges it."""
-    kind = Kind.PERMANENT
-    if isinstance(error, Throttled):
-        kind = Kind.RATE_LIMIT
-    elif isinstance(error, Denied):
-        kind = Kind.AUTHENTICATION
-    elif error.transient:
-        kind = Kind.TRANSIENT
-    elif error.code == "CHECKSUM_FAIL":
-        kind = Kind.INTEGRITY
-    return Fact(code=error.code, what=error.what, kind=kind, retry_after=error.retry_after, hint=error.hint)

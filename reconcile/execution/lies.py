@@ -20,12 +20,13 @@ KEPT_S = 7 * 86_400.0
 """How long a lie counts: the source may have been mended."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Lies:
     """One file a digest in *folder*. What cannot be read or written is no lie: it only costs another download."""
 
     folder: Path
     clock: Callable[[], float] = time.time
+    _known: frozenset[str] | None = None  # the files that there are, looked at once
 
     def of(self, digest: Digest) -> frozenset[str]:
         """The redacted locators that sent wrong bytes for this digest lately."""
@@ -44,6 +45,13 @@ class Lies:
             self._write(digest, {locator: at for locator, at in known.items() if locator not in honest})
 
     def _read(self, digest: Digest) -> dict[str, float]:
+        if self._known is None:
+            try:
+                self._known = frozenset(os.listdir(self.folder))
+            except OSError:
+                self._known = frozenset()
+        if digest.hex not in self._known:
+            return {}
         try:
             rows = json.loads(unseal((self.folder / digest.hex).read_bytes()))
             return {str(locator): float(at) for locator, at in rows.items()}
@@ -51,7 +59,7 @@ class Lies:
             return {}
 
     def _write(self, digest: Digest, rows: dict[str, float]) -> None:
-        path = self.folder / digest.hex
+        path, self._known = self.folder / digest.hex, None
         try:
             if rows:
                 write_file(path, seal(json.dumps(rows, sort_keys=True).encode()))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_SAMPLE_S = 0.1  # rates are looked at so often
+_SAMPLE_S, _SAMPLE_BYTES = 0.05, 1 << 19  # a rate is known after both, or ...
+_LONG_SAMPLE_S = 0.2  # ... after this
 _PROBE_S = 1.0  # how long more connections may take to show that they help
 _GAIN = 1.15  # what counts as help
 _QUIET_S, _LONGEST_QUIET_S = 5.0, 60.0  # after a try that did not help
@@ -32,7 +33,7 @@ class Pace:
             self._from = (now, received) if received else None  # from the first byte on
             return self.allowed
         began, before = self._from
-        if now - began < _SAMPLE_S:
+        if now - began < (_SAMPLE_S if received - before >= _SAMPLE_BYTES else _LONG_SAMPLE_S):
             return self.allowed
         self._from = (now, received)
         rate = (received - before) / (now - began)

@@ -11,7 +11,7 @@ from cas import Digest
 from cas.codec import PackIndex, index_bytes, unpack
 from cas.pieces import PIECE, piece_count, piece_range
 
-from .lane import READ_STEP, Floor
+from .lane import Gauge
 
 
 class WrongPack(Misbehaved):
@@ -30,13 +30,13 @@ class Packed:
     _index: PackIndex | None = None
     _mutex: Lock = field(default_factory=Lock)
 
-    def open(self, source: Source, start: int, stop: int, floor: Floor, heard: Callable[[int], object]) -> Body:
+    def open(self, source: Source, start: int, stop: int, gauge: Gauge, heard: Callable[[int], object]) -> Body:
         """Plain bytes ``[start, stop)``, whole pieces; all of them where the source ignores ranges.
 
         A frame is unpacked when it is whole, which takes time: as it arrives *heard* is told of the plain bytes that it
-        stands for, and *floor* watches that it is enough. Raises SourceError.
+        stands for, and *gauge* watches that it is enough. Raises SourceError.
         """
-        index = self._read_index(source, floor, heard)
+        index = self._read_index(source, gauge, heard)
         piece, last = start // PIECE, piece_count(stop) - 1
         begin, end = index.frame(piece)[0], index.frame(last)[1]
         inner = source.open(self.locator, start=begin, stop=end)
@@ -45,7 +45,7 @@ class Packed:
                 raise Misbehaved("it has another length than its index says, or sends another range", locator=self.locator)
             if not inner.ranged:
                 piece, last = 0, piece_count(self.size) - 1
-                _fill(inner, memoryview(bytearray(index.frame(0)[0])), self.locator, floor, heard)
+                _fill(inner, memoryview(bytearray(index.frame(0)[0])), self.locator, gauge, heard)
         except BaseException:
             inner.close()
             raise
@@ -57,7 +57,7 @@ class Packed:
                 frame_start, frame_stop = index.frame(piece)
                 frame = memoryview(bytearray(frame_stop - frame_start))
                 start, stop = piece_range(piece, self.size)
-                _fill(inner, frame, self.locator, floor, heard, stop - start)
+                _fill(inner, frame, self.locator, gauge, heard, stop - start)
                 try:
                     plain = memoryview(unpack(frame, piece, self.size))
                 except ValueError as error:
@@ -70,13 +70,13 @@ class Packed:
         at = 0 if not inner.ranged else start
         return Body(start=at, total=self.size, read_into=read_into, close=inner.close, ranged=inner.ranged)
 
-    def _read_index(self, source: Source, floor: Floor, heard: Callable[[int], object]) -> PackIndex:
+    def _read_index(self, source: Source, gauge: Gauge, heard: Callable[[int], object]) -> PackIndex:
         with self._mutex:
             if self._index is None:
                 raw = memoryview(bytearray(index_bytes(self.size)))
                 body = source.open(self.locator, start=0, stop=len(raw))
                 try:
-                    _fill(body, raw, self.locator, floor, heard)
+                    _fill(body, raw, self.locator, gauge, heard)
                     self._index = PackIndex.decode(bytes(raw), self.digest, self.size)
                 except ValueError as error:
                     raise WrongPack(f"sent wrong bytes ({error})", locator=self.locator) from error
@@ -85,16 +85,16 @@ class Packed:
             return self._index
 
 
-def _fill(body: Body, view: memoryview, locator: str, floor: Floor, heard: Callable[[int], object], plain: int = 0) -> None:
+def _fill(body: Body, view: memoryview, locator: str, gauge: Gauge, heard: Callable[[int], object], plain: int = 0) -> None:
     """Read all of *view*, which stands for so many *plain* bytes."""
     done = told = 0
-    floor.begin()
+    gauge.begin()
     while done < len(view):
-        count = body.read_into(view[done : done + READ_STEP])
+        count = gauge.read(body, view[done:])
         if count == 0:
             raise EndedEarly("the body ended early", locator=locator)
         done += count
         stands_for = plain * done // len(view)
         heard(stands_for - told)
         told = stands_for
-        floor.arrived(count, locator)
+        gauge.arrived(count, locator)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import enum
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Event
+from typing import TypeVar
 
+from backends import Denied, SourceError, Throttled
+from cas import Stopped
+
+_T = TypeVar("_T")
 _MiB = 1 << 20
 
 
@@ -99,3 +106,42 @@ class Patience:
         """A new piece arrived: all attempts are there again."""
         self._failed.clear()
         self.late = False
+
+
+def fact_of(error: SourceError) -> Fact:
+    """An error of a source as the transfer judges it."""
+    kind = Kind.PERMANENT
+    if isinstance(error, Throttled):
+        kind = Kind.RATE_LIMIT
+    elif isinstance(error, Denied):
+        kind = Kind.AUTHENTICATION
+    elif error.transient:
+        kind = Kind.TRANSIENT
+    elif error.code == "CHECKSUM_FAIL":
+        kind = Kind.INTEGRITY
+    return Fact(code=error.code, what=error.what, kind=kind, retry_after=error.retry_after, hint=error.hint)
+
+
+def patiently(
+    ask: Callable[[], _T],
+    policy: RetryPolicy,
+    stop: Event,
+    clock: Callable[[], float] = time.monotonic,
+    *,
+    progressed: Callable[[], bool] = lambda: False,
+) -> _T:
+    """Ask a source until it answers or its patience is over. Raises SourceError, Stopped.
+
+    *progressed*: whether the attempt that has just failed got so far that all attempts are there again.
+    """
+    patience = Patience(policy)
+    while True:
+        try:
+            return ask()
+        except SourceError as error:
+            if progressed():
+                patience.progressed()
+            if not patience.failed(fact_of(error), clock()):
+                raise
+            if stop.wait(max(0.0, patience.ready_at - clock())):
+                raise Stopped("stopped") from error

@@ -5,8 +5,8 @@ sent it. Any number of ranges may be on their way at once, from any sources: eac
 now, in file order, within a window ahead of the first gap. Where nothing is left to be asked, a slow range loses its rest
 to a connection that is free. Bytes may be written only under the claim that is valid then.
 
-Sources stand in order: those that failed lately come last, never out. A transient failure costs a source a pause, during
-which others are asked; nothing waits while another source could serve. A permanent one ends the source for this blob.
+Sources stand in order: those that failed lately come last, never out. A transient failure costs a source a pause, in which
+others are asked; nothing waits while another source could serve. A permanent one ends the source for this blob.
 
 When all pieces are there and the whole is wrong, somebody lied. One sender: it is convicted, and another source takes
 over; where none can, it is asked once more. Several: *purify*. One sender's pieces are kept and the others' fetched
@@ -26,6 +26,7 @@ from .retry import Fact, Kind, Patience, RetryPolicy
 EARLIER = "an earlier run"
 """The sender of pieces whose source is not among those of today."""
 _NOT_ASKED = Fact(code="SOURCE_UNAVAILABLE", what="not asked")
+_GUESS = 8 << 20  # bytes a second of a source that has sent nothing yet
 _STALE_RATE_S = 30.0  # a source that was not asked for so long is tried again
 
 
@@ -91,17 +92,14 @@ class _Range:
     began: float
     heard: float
     got: int = 0
-    writing: int | None = None  # a piece that is whole in memory: nobody takes it over any more
+    writing: int | None = None  # a piece that is being written to just now: nobody takes it over meanwhile
     endless: bool = False  # the source ignores ranges and sends everything
 
     def left_s(self, pieces: int, now: float) -> float:
         """Seconds until so many pieces will be there, at the rate seen."""
-        rate = self.standing.rate or 0.0
-        if self.got and now > self.began:
-            seen = self.got / (now - self.began)
-            rate = seen if now - self.began > 1.0 or not rate else rate
-        elif now - self.began > 1.0:
-            rate = 0.0
+        rate, took = self.standing.rate or _GUESS, now - self.began
+        if took > 1.0 or (self.got and took > 0):
+            rate = self.got / took
         return max(0.0, pieces * PIECE - self.got) / rate if rate else float("inf")
 
 
@@ -165,11 +163,14 @@ class Transfer:
         return range_ is not None
 
     def may_write(self, claim: int, piece: int) -> bool:
-        """Whether the piece, whole in memory, may be written; if so, nobody takes it over until ``kept``."""
-        if not self.takes(claim, piece):
-            return False
-        self._ranges[claim].writing = piece
-        return True
+        """Whether the piece may be written to; if so, nobody takes it over until ``written`` or ``kept``."""
+        mine = self.takes(claim, piece)
+        if mine:
+            self._ranges[claim].writing = piece
+        return mine
+
+    def written(self, claim: int) -> None:
+        self._ranges[claim].writing = None
 
     def kept(self, claim: int, piece: int, hash_: bytes, now: float) -> None:
         """The piece was written and is on record."""
@@ -178,8 +179,7 @@ class Transfer:
         start, stop = piece_range(piece, self.size)
         rate = (stop - start) / max(now - range_.began, 1e-6)
         # The harmonic mean: one slow piece counts for more than many quick ones before it.
-        standing.rate = rate if standing.rate is None else 2 / (1 / standing.rate + 1 / rate)
-        standing.rated_at = now
+        standing.rate, standing.rated_at = rate if standing.rate is None else 2 / (1 / standing.rate + 1 / rate), now
         standing.patience.progressed()
         standing.over = standing.over and standing.failure is not None and standing.failure.kind is Kind.PERMANENT
         range_.began, range_.heard, range_.got, range_.writing = now, now, 0, None
@@ -187,7 +187,7 @@ class Transfer:
         self.hold(piece, standing.locator, hash_)
 
     def ended(self, claim: int) -> None:
-        """A range is over: it brought what it was asked for, or lost it to another."""
+        """A range is over, whatever it brought."""
         if range_ := self._ranges.pop(claim, None):
             range_.standing.running -= 1
             self._claims = {piece: owner for piece, owner in self._claims.items() if owner != claim}
@@ -200,8 +200,7 @@ class Transfer:
         self.ended(claim)
         standing.failure = fact
         standing.over = not standing.patience.failed(fact, now) or standing.over
-        if fact.kind is Kind.RATE_LIMIT:
-            standing.most = max(1, standing.running)
+        standing.most = max(1, standing.running) if fact.kind is Kind.RATE_LIMIT else standing.most
         # It goes to the end of the row: the others are asked first, it is asked again when they cannot.
         self._standings.remove(standing)
         self._standings.append(standing)
@@ -345,12 +344,13 @@ class Transfer:
         rows = []
         for claim, range_ in self._ranges.items():
             if pieces := sorted(p for p, owner in self._claims.items() if owner == claim and p != range_.writing):
-                rows.append((range_.left_s(len(pieces), now), claim, pieces))
-        left_s, claim, pieces = max(rows, default=(0.0, 0, []))
-        if not pieces or left_s < self.policy.worth_s:
+                divisible = len(pieces) > 1 or range_.writing is not None
+                rows.append((divisible, range_.left_s(len(pieces), now), claim, pieces))
+        divisible, left_s, claim, pieces = max(rows, default=(False, 0.0, 0, []))
+        if left_s < self.policy.worth_s:
             return None
         range_ = self._ranges[claim]
-        if len(pieces) > 1 or range_.writing is not None:
+        if divisible:
             first = pieces[len(pieces) // 2] if standing.rate else pieces[-1]
             return self._ask(standing, first, pieces[-1] + 1, now)
         piece = pieces[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import assert_never
 
 from cas import EMPTY, BlobState, Digest
@@ -63,6 +64,7 @@ class Summary:
     link_files: int
     remove_files: int
     disk_bytes: int  # new on disk
+    elsewhere: Mapping[Path, int]  # how much of that on other disks than the store's, by tree
     free_bytes: int
 
 
@@ -164,12 +166,18 @@ def _by_place(actions: Iterable[Link] | Iterable[Replace] | Iterable[Remove]) ->
 
 def _summary(actions: Iterable[Action], desired: Desired, actual: Actual) -> Summary:
     fetch_blobs = fetch_bytes = link_files = remove_files = copied = 0
+    others = {tree.key: tree.path for tree in desired.trees if tree.other_disk}
+    elsewhere: dict[Path, int] = {}
     for action in actions:
         match action:
             case Fetch(size=size, have=have):
                 fetch_blobs, fetch_bytes = fetch_blobs + 1, fetch_bytes + size - have
-            case Link(digest=digest) | Replace(digest=digest):
-                link_files, copied = link_files + 1, copied + desired.size(digest)
+            case Link(digest=digest, tree=key) | Replace(digest=digest, tree=key):
+                link_files += 1
+                if key in others:
+                    elsewhere[others[key]] = elsewhere.get(others[key], 0) + desired.size(digest)
+                else:
+                    copied += desired.size(digest) if desired.copies else 0
             case Remove():
                 remove_files += 1
             case _:
@@ -179,7 +187,8 @@ def _summary(actions: Iterable[Action], desired: Desired, actual: Actual) -> Sum
         fetch_bytes=fetch_bytes,
         link_files=link_files,
         remove_files=remove_files,
-        disk_bytes=fetch_bytes + (copied if desired.copies else 0),
+        disk_bytes=fetch_bytes + copied + sum(elsewhere.values()),
+        elsewhere=elsewhere,
         free_bytes=actual.free_bytes,
     )
 

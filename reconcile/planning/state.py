@@ -42,6 +42,7 @@ class DesiredTree:
     path: Path
     files: Mapping[str, Digest]
     labels: Mapping[str, str] = field(default_factory=dict)
+    other_disk: bool = False  # it stands on another file system than the store, so that its files are copies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

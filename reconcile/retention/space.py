@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,13 +34,14 @@ class Preflight:
         """
         if not any(isinstance(action, Fetch) for action in plan.actions) and plan.summary.disk_bytes == 0:
             return
+        self._check_other_disks(plan)
         if self._fits(plan):
             return
         self.collector.collect()
         if self._fits(plan):
             return
         if self.min_free or self.max_size is not None:
-            limit = None if self.max_size is None else max(0, self.max_size - plan.summary.disk_bytes)
+            limit = None if self.max_size is None else max(0, self.max_size - _in_store(plan))
             self.collector.collect(Goals(free=self._needed(plan), max_size=limit))
             if self._fits(plan):
                 return
@@ -56,7 +58,7 @@ class Preflight:
             for action in plan.actions
             if isinstance(action, Fetch) and action.have
         )
-        return plan.summary.disk_bytes + unsaved + self._promised(mine) + self.min_free
+        return _in_store(plan) + unsaved + self._promised(mine) + self.min_free
 
     def _promised(self, mine: set[Digest]) -> int:
         """What other live fetches still will take: sizes less what their partials have; a crash releases it by itself."""
@@ -84,18 +86,34 @@ class Preflight:
         for _, entry in self.store.blobs():
             with suppress(FileNotFoundError):
                 total += entry.stat(follow_symlinks=False).st_size
-        return total + plan.summary.disk_bytes - self.max_size
+        return total + _in_store(plan) - self.max_size
+
+    def _check_other_disks(self, plan: Plan) -> None:
+        """Trees on another disk are copies there, and sweeping here would not help them."""
+        by_device: dict[int, list[Path]] = {}
+        for tree in plan.summary.elsewhere:
+            by_device.setdefault(os.stat(disk(tree)).st_dev, []).append(tree)
+        for trees in by_device.values():
+            needed = sum(plan.summary.elsewhere[tree] for tree in trees)
+            free = shutil.disk_usage(disk(trees[0])).free
+            if needed > free:
+                raise NoSpaceError(
+                    f"{needed:,} bytes of copies are needed in {trees[0]}, {free:,} are free there",
+                    hint="copies are needed because the store is on another disk; choose a --root on the same",
+                    bytes_needed=needed,
+                    bytes_available=free,
+                    path=str(trees[0]),
+                )
 
     def _refuse(self, plan: Plan) -> None:
+        new = _in_store(plan)
         needed, free, over = self._needed(plan), self.free(), self._over_quota(plan)
         root = self.store.layout.root
         if over > 0:
-            what = f"{plan.summary.disk_bytes:,} bytes more would exceed the limit of {self.max_size:,} by {over:,}"
+            what = f"{new:,} bytes more would exceed the limit of {self.max_size:,} by {over:,}"
             hint = "raise MODELSTOW_MAX_SIZE, unpin something, or free room with `modelstow gc --max-size`"
-            available = max(0, plan.summary.disk_bytes - over)
-            raise NoSpaceError(
-                what, hint=hint, bytes_needed=plan.summary.disk_bytes, bytes_available=available, path=str(root)
-            )
+            available = max(0, new - over)
+            raise NoSpaceError(what, hint=hint, bytes_needed=new, bytes_available=available, path=str(root))
         raise NoSpaceError(
             f"{needed:,} bytes are needed in {root}, {free:,} are free",
             hint=f"`modelstow gc --free {needed}` evicts what was used least recently, or choose another --root",
@@ -103,6 +121,10 @@ class Preflight:
             bytes_available=free,
             path=str(root),
         )
+
+
+def _in_store(plan: Plan) -> int:
+    return plan.summary.disk_bytes - sum(plan.summary.elsewhere.values())
 
 
 def disk(path: Path) -> Path:

@@ -10,13 +10,22 @@ from cas import Digest, LinkKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FetchesPlanned:
+    """What has to be fetched, as far as could be seen before it began; ``held`` of the ``bytes`` are there already."""
+
+    blobs: int
+    bytes: int
+    held: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FetchStarted:
     """A blob is being fetched. ``held`` bytes were there from an earlier run."""
 
     digest: Digest
     size: int
     held: int
-    name: str  # a path that needs it, for people
+    name: str  # a path that needs it and, where there are several trees, one of those; for people
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +137,8 @@ class Note:
 
 
 Event = (
-    FetchStarted
+    FetchesPlanned
+    | FetchStarted
     | BytesArrived
     | BlobFetched
     | BlobFailed

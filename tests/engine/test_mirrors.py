@@ -26,7 +26,7 @@ from cas.codec import index_bytes
 from cas.pieces import PIECE
 from reconcile import ModelEnsurer
 from reconcile.errors import SourceUnavailableError
-from reconcile.execution.lane import Floor
+from reconcile.execution.lane import Gauge
 from reconcile.execution.packed import Packed
 from reconcile.execution.retry import RetryPolicy
 from reconcile.telemetry.events import BlobFetched, Event, SourceFailed
@@ -308,7 +308,7 @@ def test_a_mirror_that_drips_within_a_frame_is_left():
     heard: list[int] = []
     pack = Packed("mem://x/pack", Digest.of(LARGE), len(LARGE))
     body = pack.open(
-        Dripping({"mem://x/pack": index}), 0, PIECE, Floor(RetryPolicy(), lambda: now), lambda count: heard.append(count)
+        Dripping({"mem://x/pack": index}), 0, PIECE, Gauge(RetryPolicy(), lambda: now), lambda count: heard.append(count)
     )
 
     with pytest.raises(TimedOut, match="less than 1024 bytes a second for 60 s"):

@@ -529,3 +529,27 @@ def test_the_hint_is_the_same_beside_a_manifest(cli):
     ran = cli.run("reconcile", "--json")
 
     assert ran.code == 2 and "modelstow lock" in ran.json["error"]["hint"]
+
+
+def test_a_listing_that_fails_for_a_moment_is_asked_for_again(cli: Cli):
+    """As a file is; a source that says 404 is not."""
+    with Origin({"m/a.bin": b"a"}, listing="sums") as origin:
+        (cli.folder / "models.toml").write_text(
+            f'schema = 1\n[models.m]\nversion = "1"\nsources = ["{origin.url}/m"]\n[models.m.variants.v]\n'
+        )
+        origin.fail("m/SHA256SUMS", Fault(status=502))
+
+        assert cli.ok("lock", "--json").json["files"] == 1
+        assert len(origin.gets("m/SHA256SUMS")) == 2
+
+
+def test_another_source_is_listed_before_one_that_failed_for_a_moment_is_asked_again(cli: Cli):
+    """Nobody waits while there is somebody else to ask."""
+    with Origin({"m/a.bin": b"a"}, listing="sums") as broken, Origin({"m/a.bin": b"a"}, listing="sums") as good:
+        (cli.folder / "models.toml").write_text(
+            f'schema = 1\n[models.m]\nversion = "1"\nsources = ["{broken.url}/m", "{good.url}/m"]\n[models.m.variants.v]\n'
+        )
+        broken.fail("*", Fault(status=502, times=-1))
+
+        assert cli.ok("lock", "--json").json["files"] == 1
+        assert len(broken.gets()) == 1
