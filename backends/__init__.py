@@ -4,6 +4,7 @@ from .base import Body, Listed, Listing, Source, beginnings, join, read_all
 from .errors import (
     Denied,
     EndedEarly,
+    Full,
     Misbehaved,
     NotFound,
     NotListable,
@@ -20,6 +21,7 @@ __all__ = [
     "Body",
     "Denied",
     "EndedEarly",
+    "Full",
     "Listed",
     "Listing",
     "Misbehaved",

@@ -103,13 +103,15 @@ class Source(Protocol):
 
 Reader = Callable[[int, int], bytes]
 """Gives bytes ``[start, stop)`` of what is to be put. Whatever it raises ends the putting."""
+Sending = Callable[[int], object]
+"""Is told of bytes about to be sent, 0 while only waiting; from any thread. Whatever it raises ends the putting."""
 
 
 @runtime_checkable
 class Target(Protocol):
     """A source that can be written to."""
 
-    def put(self, locator: str, size: int, read: Reader) -> int:
+    def put(self, locator: str, size: int, read: Reader, sending: Sending) -> int:
         """Let an object of *size* bytes stand at *locator*, whole or not at all; how many bytes were sent.
 
         What an earlier call with the same bytes left unfinished is not sent again. There, and synced where that is ours

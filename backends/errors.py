@@ -34,6 +34,12 @@ class Denied(SourceError):
     code = "AUTH_FAIL"
 
 
+class Full(SourceError):
+    """The target has no room."""
+
+    code = "NO_SPACE"
+
+
 class Misbehaved(SourceError):
     """The answer makes no sense: a wrong range, an encoding nobody asked for, a redirect that must not be followed."""
 

@@ -8,10 +8,9 @@ import stat
 from threading import Lock
 from urllib.parse import unquote, urlsplit
 
-from .base import Body, Listed, Listing, Reader
+from . import place
+from .base import Body, Listed, Listing, Reader, Sending
 from .errors import Denied, NotFound, SourceError, Unreachable
-
-_PUT_STEP = 8 << 20
 
 
 class FileSource:
@@ -86,42 +85,8 @@ class FileSource:
     def origin(self, locator: str) -> str:
         return os.path.dirname(_path(locator))
 
-    def put(self, locator: str, size: int, read: Reader) -> int:
-        path = _path(locator)
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            return _write(path, size, read)
-        except OSError as error:
-            raise _translated(error, locator) from error
-
-
-def _write(path: str, size: int, read: Reader) -> int:
-    """Beside its place first, going on behind what is there and right; then one rename, both synced."""
-    beside, sent = f"{path}.unfinished", 0
-    fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    try:
-        for at in range(0, size, _PUT_STEP):
-            data = read(at, min(at + _PUT_STEP, size))
-            if os.pread(fd, len(data), at) != data:
-                done = 0
-                while done < len(data):
-                    done += os.pwrite(fd, memoryview(data)[done:], at + done)
-                sent += len(data)
-        os.ftruncate(fd, size)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    try:
-        os.replace(beside, path)
-    except FileNotFoundError:
-        if not os.path.exists(path):  # else another put the same
-            raise
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    return sent
+    def put(self, locator: str, size: int, read: Reader, sending: Sending) -> int:
+        return place.put(_path(locator), size, read, sending, locator)
 
 
 def _path(locator: str) -> str:

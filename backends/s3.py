@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from . import stream
-from .base import Body, Listed, Listing, Reader
+from .base import Body, Listed, Listing, Reader, Sending
 from .errors import Denied, Misbehaved, NotFound, NotListable, SourceError, Throttled, TimedOut, Unreachable
 from .upload import Upload
 
@@ -114,9 +114,9 @@ class S3Source:
     def origin(self, locator: str) -> str:
         return f"s3://{_parts(locator)[0]}"
 
-    def put(self, locator: str, size: int, read: Reader) -> int:
+    def put(self, locator: str, size: int, read: Reader, sending: Sending) -> int:
         bucket, key, _ = _parts(locator)
-        return Upload(partial(self._ask, locator=locator), bucket, key).put(size, read)
+        return Upload(partial(self._ask, locator=locator), bucket, key, read, sending).put(size)
 
     # ---- listing
 

@@ -19,7 +19,7 @@ class RateBudget:
         bytes_per_s: float,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self.bytes_per_s = bytes_per_s
         self._clock, self._sleep, self._free_at, self._mutex = clock, sleep, clock(), Lock()

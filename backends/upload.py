@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .base import Reader
-from .errors import Denied, SourceError
+from .base import Reader, Sending
+from .errors import Denied, NotFound, SourceError
 
 PART = 8 << 20
 """Bytes of a part, and the least: S3 asks for 5 MiB, and takes 10,000 parts at most."""
@@ -27,42 +27,72 @@ class Ask(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One key of one bucket."""
+    """One key of one bucket, and what is to stand there."""
 
     ask: Ask
     bucket: str
     key: str
+    read: Reader
+    sending: Sending
 
-    def put(self, size: int, read: Reader) -> int:
+    @property
+    def _where(self) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self.key}
+
+    def put(self, size: int) -> int:
         """See ``Target.put``."""
-        where = {"Bucket": self.bucket, "Key": self.key}
         if size <= PART:
-            data = read(0, size)
+            data = self.read(0, size)
             sha256 = base64.b64encode(hashlib.sha256(data).digest()).decode()
-            self.ask("put_object", arguments={**where, "Body": data, "ChecksumSHA256": sha256})
+            self.sending(size)
+            self.ask("put_object", arguments={**self._where, "Body": data, "ChecksumSHA256": sha256})
             return size
+        sent: list[int] = []
+        if upload := self._unfinished():
+            try:
+                self._put_parts(upload, size, sent)
+                return sum(sent)
+            except SourceError as error:
+                if error.transient or isinstance(error, Denied):
+                    raise
+            # Another push has ended this upload, or its parts are of another zstd.
+            if self._is_there(size):
+                return sum(sent)
+        self._put_parts(self.ask("create_multipart_upload", arguments=self._where)["UploadId"], size, sent)
+        return sum(sent)
+
+    def _put_parts(self, upload: str, size: int, sent: list[int]) -> None:
+        """Send what is not there of one upload, noting the bytes of each part in *sent*, and end it."""
         step = PART * -(-size // (PART * _MOST_PARTS))
-        upload = self._unfinished() or self.ask("create_multipart_upload", arguments=where)["UploadId"]
         there = dict(self._parts(upload))
 
-        def one(number: int) -> tuple[str, int]:
-            data = read((number - 1) * step, min(number * step, size))
+        def one(number: int) -> str:
+            data = self.read((number - 1) * step, min(number * step, size))
             md5 = hashlib.md5(data, usedforsecurity=False)
             if there.get(number) == md5.hexdigest():
-                return there[number], 0
-            part = {**where, "UploadId": upload, "PartNumber": number, "Body": data}
-            return self.ask("upload_part", arguments=part)["ETag"], len(data)
+                return there[number]
+            self.sending(len(data))
+            part = {**self._where, "UploadId": upload, "PartNumber": number, "Body": data}
+            tag: str = self.ask("upload_part", arguments=part)["ETag"]
+            sent.append(len(data))
+            return tag
 
         numbers = range(1, -(-size // step) + 1)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             try:
-                done = list(pool.map(one, numbers))
+                tags = list(pool.map(one, numbers))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        parts = [{"PartNumber": number, "ETag": tag} for number, (tag, _) in zip(numbers, done, strict=True)]
-        self.ask("complete_multipart_upload", arguments={**where, "UploadId": upload, "MultipartUpload": {"Parts": parts}})
-        return sum(sent for _, sent in done)
+        parts = [{"PartNumber": number, "ETag": tag} for number, tag in zip(numbers, tags, strict=True)]
+        whole = {**self._where, "UploadId": upload, "MultipartUpload": {"Parts": parts}}
+        self.ask("complete_multipart_upload", arguments=whole)
+
+    def _is_there(self, size: int) -> bool:
+        try:
+            return bool(self.ask("head_object", arguments=self._where).get("ContentLength") == size)
+        except NotFound:
+            return False
 
     def _unfinished(self) -> str:
         """The newest upload of this key that did not end; empty where there is none, or the server cannot say."""

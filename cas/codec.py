@@ -87,13 +87,13 @@ def unpack(frame: bytes | memoryview, piece: int, size: int) -> bytes:
     start, stop = piece_range(piece, size)
     try:
         said = zstandard.get_frame_parameters(frame)
-        # Before anything is allocated: a frame may claim any size, and a cap given to the library would be ignored.
         if said.content_size != stop - start or said.window_size > _MOST_WINDOW:
             raise ValueError("a frame is not of its piece's size")
-        reader = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW).decompressobj()
-        data = reader.decompress(frame)
+        # In one call, into a buffer of the size that was just checked: a stream would notice only at its end that a frame
+        # holds more than it declares, and a few bytes can hold gigabytes. A cap given to the library would be ignored.
+        data = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW).decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(f"a frame cannot be read ({error})") from error
-    if not reader.eof or reader.unused_data or len(data) != stop - start:
-        raise ValueError("a frame ends early, or something follows it")
+    if len(data) != stop - start:
+        raise ValueError("a frame is not of its piece's size")
     return data

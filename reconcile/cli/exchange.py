@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from threading import Event
 
-from backends import Registry
-from cas import EMPTY, BlobStore
+from backends import Registry, SourceError
+from cas import EMPTY, BlobStore, CasError
 
 from ..config import Settings
 from ..desired import selection
+from ..errors import ModelstowError
 from ..exchange.push import Push
 from .session import Answer, Session
 from .text import count, size
@@ -23,6 +25,7 @@ def run_push(session: Session) -> Answer:
     variants = [lock.models[one.model].variants[one.variant] for one in chosen]
     wanted = {digest for variant in variants for digest in variant.files.values()} - {EMPTY}
     url = args.url if "://" in args.url else os.path.abspath(args.url)
+    stop = Event()
     push = Push(
         store=BlobStore.open(ensurer.settings.root),
         registry=Registry(offline=ensurer.settings.offline),
@@ -30,9 +33,15 @@ def run_push(session: Session) -> Answer:
         compress=args.compress,
         dry_run=args.dry_run,
         threads=ensurer.settings.connections,
-        pay=_toll(ensurer.settings),
+        stop=stop,
+        pay=_toll(ensurer.settings, stop),
     )
-    done = push.run({digest: lock.blobs[digest].size for digest in wanted})
+    error = None
+    try:
+        push.run({digest: lock.blobs[digest].size for digest in wanted})
+    except (ModelstowError, CasError, SourceError, OSError) as failure:
+        error = failure
+    done = push.done
     word = "would send" if args.dry_run else "sent"
     told = f"{word} {count(len(done.sent), 'blob')} of {size(done.bytes)}"
     told += f" as {size(done.sent_bytes)}, {done.packed} compressed" if not args.dry_run else ""
@@ -44,13 +53,14 @@ def run_push(session: Session) -> Answer:
         "bytes": done.bytes,
         "sent_bytes": done.sent_bytes,
     }
-    return Answer(document=document, lines=(f"{told}; {count(done.there, 'blob')} there already",))
+    lines = (f"{told}; {count(done.there, 'blob')} there already",) if done.sent or not error else ()
+    return Answer(document=document, lines=lines, error=error)
 
 
-def _toll(settings: Settings) -> Callable[[int], None]:
-    """Holds back what is sent under ``--limit-rate``."""
+def _toll(settings: Settings, stop: Event) -> Callable[[int], None]:
+    """Holds back what is sent under ``--limit-rate``, until *stop*."""
     if settings.limit_rate is None:
         return lambda count: None
     from backends.throttle import RateBudget
 
-    return RateBudget(settings.limit_rate).spend
+    return RateBudget(settings.limit_rate, sleep=stop.wait).spend

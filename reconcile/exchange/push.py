@@ -9,21 +9,21 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import TypeVar
 
-from backends import NotFound, Registry
+from backends import NotFound, Offline, Registry, SourceError, redact
 from backends.base import Reader, Source, Target
-from cas import BlobState, BlobStore, Digest, Stopped, leases, scrub
+from cas import BlobState, BlobStore, Digest, Stopped, leases
 from cas.codec import PackIndex, pack
 from cas.layout import TABLE_FROM
 from cas.partial import read_fully
-from cas.pieces import PieceTable, open_regular, piece_count, piece_hash, piece_range, proven_table
-from cas.scrub import Level
+from cas.pieces import PIECE, PieceTable, TableState, open_regular, piece_count, piece_hash, piece_range, proven_table
+from cas.scrub import name_file
 
-from ..errors import IntegrityError, InvalidConfigError
+from ..errors import IntegrityError, InvalidConfigError, listing
 from ..execution.executor import PACKED, mirrored
 from ..execution.retry import RetryPolicy, patiently
 
@@ -31,6 +31,7 @@ _T = TypeVar("_T")
 WORTH = 0.9
 """A blob is published compressed only if that takes less than so much of its size."""
 _SAMPLES = 4  # pieces that are tried before all are
+_HEADWAY = 64 << 20  # an attempt that sent so many bytes was not in vain: all attempts are there again
 
 
 @dataclass(slots=True)
@@ -42,11 +43,12 @@ class Pushed:
     packed: int = 0  # of those sent, as compressed pieces
     bytes: int = 0  # of all blobs that were sent, as they are in the store
     sent_bytes: int = 0  # as they went out, tables and indexes included
+    damaged: list[Digest] = field(default_factory=list)  # found so, and not sent
 
 
 @dataclass(slots=True, kw_only=True)
 class Push:
-    """One push into the mirror at *url*. *pay* is told of every byte before it is sent."""
+    """One push into the mirror at *url*. *pay* is told of every byte before it is sent. ``done`` tells how far it is."""
 
     store: BlobStore
     registry: Registry
@@ -57,62 +59,98 @@ class Push:
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     stop: Event = field(default_factory=Event)
     pay: Callable[[int], None] = lambda count: None
+    done: Pushed = field(default_factory=Pushed)
     _mutex: Lock = field(default_factory=Lock)
 
     def run(self, sizes: Mapping[Digest, int]) -> Pushed:
         """Publish these blobs, by digest and size, largest first.
 
-        Raises InvalidConfigError where one is not in the store or *url* cannot be written to, IntegrityError for a damaged
-        one, SourceError, Stopped, OSError.
+        Raises InvalidConfigError where one is not in the store or *url* cannot be written to, IntegrityError for damaged
+        ones when the others are there, SourceError, Stopped, OSError.
         """
-        if not isinstance(self.registry.find(self.url), Target):
-            raise InvalidConfigError(f"{self.url} cannot be written to", hint="push to a folder or to s3://bucket/prefix")
-        done = Pushed()
+        self._look_at_target()
+        done = self.done
         lease = leases.take(self.store, doing="push", digests=list(sizes), stop=self.stop)
         try:
             absent = [d for d, size in sizes.items() if self.store.look(d, size).state is not BlobState.INTACT]
             if absent:
                 what = f"{len(absent)} of {len(sizes)} blobs are not in the store, or changed"
                 raise InvalidConfigError(what, hint="run `modelstow ensure` with the same selectors first")
-            self._publish_all(sizes, done)
+            self._publish_all(sizes)
         finally:
             lease.finish()
-        done.sent.sort()
+            done.sent.sort()
+        if done.damaged:
+            count, names = len(done.damaged), listing(sorted(f"{digest.short}…" for digest in done.damaged))
+            what = (
+                f"{count} blob{'s are' if count > 1 else ' is'} damaged, and {'were' if count > 1 else 'was'} not published"
+            )
+            faults = [{"kind": "corrupt", "digest": digest} for digest in sorted(done.damaged)]
+            hint = "run `modelstow verify --repair`, then push again"
+            raise IntegrityError(f"{what}: {names}", hint=hint, faults=faults)
         return done
 
-    def _publish_all(self, sizes: Mapping[Digest, int], done: Pushed) -> None:
-        order = sorted(sizes, key=lambda digest: (-sizes[digest], digest))
-        with ThreadPoolExecutor(self.threads) as pool:
-            try:
-                list(pool.map(lambda digest: self._publish(digest, sizes[digest], done), order))
-            except BaseException:
-                self.stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
+    def _look_at_target(self) -> None:
+        what = f"{redact(self.url)} cannot be written to"
+        try:
+            if isinstance(self.registry.find(self.url), Target):
+                return
+        except Offline:
+            raise
+        except SourceError as error:
+            what = error.what
+        raise InvalidConfigError(what, hint="push to a folder or to s3://bucket/prefix")
 
-    def _publish(self, digest: Digest, size: int, done: Pushed) -> None:
+    def _publish_all(self, sizes: Mapping[Digest, int]) -> None:
+        order = sorted(sizes, key=lambda digest: (-sizes[digest], digest))
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="push")
+        try:
+            for future in as_completed([pool.submit(self._publish, digest, sizes[digest]) for digest in order]):
+                future.result()
+        except BaseException as error:
+            self.stop.set()
+            # Whoever pressed Ctrl-C does not wait for a socket: what a kill would leave is gone on with too.
+            pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
+            raise
+        pool.shutdown()
+
+    def _publish(self, digest: Digest, size: int) -> None:
         plain = mirrored(self.url, digest)
         names = [plain + PACKED, plain] if self.compress and size > TABLE_FROM else [plain]
         if any(self._is_there(name, size if name == plain else None) for name in names):
             with self._mutex:
-                done.there += 1
+                self.done.there += 1
             return
         sent, packed = 0, False
         if not self.dry_run:
-            with _Blob(self.store, digest, size, self.stop) as blob:
-                if size > TABLE_FROM:
-                    table = blob.table.encode()
+            try:
+                sent, packed = self._send(digest, size, plain)
+            except _Damaged:
+                self.store.note_suspect(digest)
+                with self._mutex:
+                    self.done.damaged.append(digest)
+                return
+        with self._mutex:
+            self.done.sent.append(digest)
+            self.done.packed += packed
+            self.done.bytes += size
+            self.done.sent_bytes += sent
+
+    def _send(self, digest: Digest, size: int, plain: str) -> tuple[int, bool]:
+        """Put one blob and its table; how many bytes went out, and whether as compressed pieces."""
+        with _Blob(self.store, digest, size, self.stop) as blob:
+            sent = 0
+            if blob.table is not None:
+                table = blob.table.encode()
+                if not self._is_there(f"{plain}.pieces", len(table)):
                     sent += self._put(f"{plain}.pieces", len(table), lambda start, stop: table[start:stop])
-                if len(names) > 1 and blob.is_worth_packing():
+                if self.compress and blob.is_worth_packing():
                     with tempfile.TemporaryFile(dir=self.store.layout.partials) as spool:
                         index = blob.pack_into(spool.fileno())
-                        if packed := index.total < size * WORTH:
+                        if index.total < size * WORTH:
                             sent += self._put(plain + PACKED, index.total, _packed_reader(index, spool.fileno()))
-                if not packed:
-                    sent += self._put(plain, size, blob.read)
-        with self._mutex:
-            done.sent.append(digest)
-            done.packed, done.bytes, done.sent_bytes = done.packed + packed, done.bytes + size, done.sent_bytes + sent
+                            return sent, True
+            return sent + self._put(plain, size, blob.read), False
 
     def _is_there(self, locator: str, size: int | None) -> bool:
         try:
@@ -122,20 +160,36 @@ class Push:
         return size is None or found in (None, size)
 
     def _put(self, locator: str, size: int, read: Reader) -> int:
-        def paid(start: int, stop: int) -> bytes:
+        sending = 0
+
+        def go_on() -> None:
             if self.stop.is_set():
                 raise Stopped("stopped; what was sent is kept, and the next push continues there")
-            self.pay(stop - start)
+
+        def checked(start: int, stop: int) -> bytes:
+            go_on()
             return read(start, stop)
 
+        def paid(count: int) -> None:
+            nonlocal sending
+            self.pay(count)
+            go_on()
+            sending += count
+
         def put(source: Source) -> int:
+            nonlocal sending
+            sending = 0
             assert isinstance(source, Target)
-            return source.put(locator, size, paid)
+            return source.put(locator, size, checked, paid)
 
-        return self._patiently(put)
+        return self._patiently(put, lambda: sending > _HEADWAY)
 
-    def _patiently(self, ask: Callable[[Source], _T]) -> _T:
-        return patiently(lambda: ask(self.registry.find(self.url)), self.policy, self.stop)
+    def _patiently(self, ask: Callable[[Source], _T], progressed: Callable[[], bool] = lambda: False) -> _T:
+        return patiently(lambda: ask(self.registry.find(self.url)), self.policy, self.stop, progressed=progressed)
+
+
+class _Damaged(Exception):
+    """What was read of a blob is not what it was proven to be."""
 
 
 class _Blob:
@@ -144,42 +198,43 @@ class _Blob:
     def __init__(self, store: BlobStore, digest: Digest, size: int, stop: Event) -> None:
         self._store, self._digest, self._size, self._stop = store, digest, size, stop
         self._fd = open_regular(store.layout.blob(digest))
-        self.table = self._proven_table() if size > TABLE_FROM else PieceTable(digest, size)
+        self.table: PieceTable | None = None
 
     def __enter__(self) -> _Blob:
+        """Raises _Damaged, OSError."""
+        try:
+            self.table = self._proven_table() if self._size > TABLE_FROM else None
+        except BaseException:
+            os.close(self._fd)
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
         os.close(self._fd)
 
     def _proven_table(self) -> PieceTable:
-        path = self._store.layout.table(self._digest)
-        table = proven_table(path, self._digest, self._size)
+        table = proven_table(self._store.layout.table(self._digest), self._digest, self._size)
         if table is None:  # it was lost: only a whole sha256 makes another
-            blob = self._store.layout.blob(self._digest)
-            target = scrub.Target(path=blob, digest=self._digest, size=self._size, table=path, makes_table=True)
-            next(scrub.scrub([target], Level.FULL))
-            table = proven_table(path, self._digest, self._size)
-        if table is None:
-            raise self._damaged()
+            table = name_file(self._fd, self._size)
+            if table.digest != self._digest:
+                raise _Damaged
+            table.state = TableState.PROVEN
         return table
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes of whole pieces, checked. Raises IntegrityError, OSError."""
+        """Bytes of whole pieces, checked. Raises _Damaged, OSError."""
         data = bytearray(stop - start)
         if not read_fully(self._fd, memoryview(data), start):
-            raise self._damaged()
-        if self._size <= TABLE_FROM:
+            raise _Damaged
+        if self.table is None:
             if Digest.of(bytes(data)) != self._digest:
-                raise self._damaged()
+                raise _Damaged
             return bytes(data)
-        for index in range(piece_count(self._size)):
+        for index in range(start // PIECE, piece_count(stop)):
             first, end = piece_range(index, self._size)
             slot = self.table.slots[index]
-            if start <= first < stop and (
-                slot is None or piece_hash(memoryview(data)[first - start : end - start]) != slot.hash
-            ):
-                raise self._damaged()
+            if slot is None or piece_hash(memoryview(data)[first - start : end - start]) != slot.hash:
+                raise _Damaged
         return bytes(data)
 
     def is_worth_packing(self) -> bool:
@@ -201,11 +256,6 @@ class _Blob:
                 done += os.write(fd, frame[done:])
             lengths.append(len(frame))
         return PackIndex.of(self._digest, self._size, lengths)
-
-    def _damaged(self) -> IntegrityError:
-        self._store.note_suspect(self._digest)
-        what = f"blob {self._digest.short}… is damaged, and was not published"
-        return IntegrityError(what, hint="run `modelstow verify --repair`, then push again", digest=self._digest)
 
 
 def _packed_reader(index: PackIndex, fd: int) -> Reader:

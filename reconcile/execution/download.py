@@ -42,11 +42,14 @@ class Download:
         self.engine, self.wanted, self.partial, self.table, self._lock = engine, wanted, partial, table, lock
         self.size, self.fetched = wanted.size, 0
         self._locators = {absolute(url, engine.base): url for url in wanted.urls}
+        packs = {absolute(plain, engine.base): absolute(pack, engine.base) for plain, pack in wanted.packed.items()}
         self._packed = {
-            locator: Packed(locator, wanted.digest, wanted.size)
-            for locator, url in self._locators.items()
-            if url in wanted.packed
+            pack: Packed(pack, wanted.digest, wanted.size, engine.policy, engine.clock) for pack in packs.values()
         }
+        # What a mirror may hold in one way or the other.
+        self._twins = packs | {pack: plain for plain, pack in packs.items()}
+        self._absent: set[str] = set()
+        self._lied: set[str] = set()  # who sent wrong bytes and no right piece since
         lies = engine.lies.of(wanted.digest)
         late = frozenset(locator for locator in self._locators if redact(locator) in lies or self._is_late(locator))
         self._transfer = Transfer(wanted.size, tuple(self._locators), engine.policy, late)
@@ -54,6 +57,7 @@ class Download:
         self._chaser: Chaser | None = None
         self._state = Condition()  # guards everything below and the transfer
         self._bodies: dict[int, Body] = {}  # by claim, while they are read
+        self._unpacking: set[int] = set()  # claims whose bytes arrive compressed
         self._working: dict[int, Thread] = {}  # by claim: lanes whose range still counts
         self._reading: set[Thread] = set()  # lanes that may touch the partial
         self._own: Thread | None = None  # the lane on the connection that this blob has; others are borrowed
@@ -92,8 +96,8 @@ class Download:
             case Prove():
                 return self._prove()
             case GiveUp(failures=failures):
-                told = {name: f for name, f in failures.items() if not self._is_no_pack(name, f)}
-                raise given_up(self.wanted, told or failures)
+                absent = {name for name, f in failures.items() if name in self._packed and self._is_absent(name, f)}
+                raise given_up(self.wanted, {name: f for name, f in failures.items() if name not in absent})
         return False
 
     def _look(self) -> Step:
@@ -155,7 +159,7 @@ class Download:
         self._end_chase()
         actual = self.partial.proof()
         if actual == self.wanted.digest:
-            honest = self._transfer.senders() & self._locators.keys()
+            honest = (self._transfer.senders() & self._locators.keys()) - self._lied
             self.engine.failures.clear(key for locator in honest for key in self._keys(locator))
             self.engine.lies.clear(self.wanted.digest, honest)
             for liar in self._transfer.proven():
@@ -220,13 +224,16 @@ class Download:
     def _fail(self, claim: int, fact: Fact) -> None:
         locator = self._transfer.locator(claim)
         if self._transfer.failed(claim, fact, self.engine.clock()):
-            self._note(locator, fact, exactly=fact.code in ("INCOMPLETE_DOWNLOAD", "SIZE_MISMATCH"))
+            alone = locator in self._packed and fact.kind is Kind.PERMANENT
+            self._note(locator, fact, exactly=alone or fact.code in ("INCOMPLETE_DOWNLOAD", "SIZE_MISMATCH"))
 
     def open(self, ask: Ask) -> Body:
         """See ``Blob``."""
         source = self.engine.registry.find(ask.locator)
         if packed := self._packed.get(ask.locator):
-            return packed.open(source, ask.start, ask.stop, lambda: self.got(ask.claim, 0))
+            with self._state:
+                self._unpacking.add(ask.claim)
+            return packed.open(source, ask.start, ask.stop, lambda count: self._got(ask.claim, count))
         return source.open(ask.locator, start=ask.start, stop=ask.stop)
 
     def opened(self, claim: int, body: Body) -> bool:
@@ -256,6 +263,9 @@ class Download:
 
     def got(self, claim: int, count: int) -> bool:
         """See ``Blob``."""
+        return self._got(claim, 0 if claim in self._unpacking else count)  # it was told while its frame arrived
+
+    def _got(self, claim: int, count: int) -> bool:
         if self.engine.stop.is_set():
             raise Stopped("stopped; what was fetched is kept and the next run continues there")
         with self._state:
@@ -297,6 +307,7 @@ class Download:
         self.partial.finish(piece, hash_, source_key(locator))
         with self._state:
             self._transfer.kept(claim, piece, hash_, self.engine.clock())
+            self._lied.discard(locator)
         self._lock.progress()
         if self._chaser is not None:
             self._chaser.advance()
@@ -336,18 +347,25 @@ class Download:
         except SourceError:
             return redact(locator), redact(locator)
 
-    def _is_no_pack(self, locator: str, fact: Fact) -> bool:
-        """A mirror that holds the plain blob, or none, has not failed."""
-        return locator in self._packed and fact.code == "INCOMPLETE_DOWNLOAD"
+    def _is_absent(self, locator: str, fact: Fact) -> bool:
+        """A mirror does not hold the blob in this form. Some buckets refuse what is not there; the plain form tells."""
+        codes = ("INCOMPLETE_DOWNLOAD", "AUTH_FAIL") if locator in self._packed else ("INCOMPLETE_DOWNLOAD",)
+        return locator in self._twins and fact.code in codes and fact.kind is not Kind.TRANSIENT
 
     def _is_late(self, locator: str) -> bool:
         return any(key in self.engine.failures for key in self._keys(locator))
 
     def _note(self, locator: str, fact: Fact, *, exactly: bool = False) -> None:
-        if locator not in self._locators or self._is_no_pack(locator, fact):
+        if locator not in self._locators:
             return
+        if self._is_absent(locator, fact):
+            self._absent.add(locator)
+            if self._twins[locator] not in self._absent:
+                return  # it may hold the other form
+            locator, exactly = self._twins[locator] if locator in self._packed else locator, True
         lied = fact.code == "CHECKSUM_FAIL"
         if lied:
+            self._lied.add(locator)
             self.engine.lies.note(self.wanted.digest, locator)
         key = self._keys(locator)[0 if exactly or lied else 1]
         self.engine.failures.note(key, fact.code, fact.what)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Lock
@@ -24,7 +24,9 @@ class Wanted:
     digest: Digest
     size: int
     urls: tuple[str, ...]
-    packed: frozenset[str] = frozenset()  # those of *urls* that hold it as compressed pieces
+    packed: Mapping[str, str] = field(
+        default_factory=dict
+    )  # those of *urls* that hold it as compressed pieces; by the plain
     paths: tuple[str, ...] = ()  # in trees, for messages
     name: str = ""  # what progress calls it
     spares: tuple[str, ...] = ()  # files on this disk that may hold its bytes

@@ -148,7 +148,7 @@ class Executor:
                 digest=digest,
                 size=desired.size(digest),
                 urls=(*(url for pair in mirrors for url in pair if url), *desired.blobs[digest].urls),
-                packed=frozenset(packed for packed, _ in mirrors if packed),
+                packed={url: packed for packed, url in mirrors if packed},
                 paths=tuple(dict.fromkeys(paths.get(digest, ()))),
                 name=names.get(digest, digest.short),
                 spares=tuple(self._spares(digest, desired, actual)),

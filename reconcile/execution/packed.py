@@ -9,9 +9,16 @@ from threading import Lock
 from backends import Body, EndedEarly, Misbehaved, Source
 from cas import Digest
 from cas.codec import PackIndex, index_bytes, unpack
-from cas.pieces import PIECE, piece_count
+from cas.pieces import PIECE, piece_count, piece_range
 
-_STEP = 1 << 16  # so small that a read returns with what has come
+from .intake import Intake
+from .retry import RetryPolicy
+
+
+class WrongPack(Misbehaved):
+    """An index or a frame that is none of this blob: wrong bytes, seen before they were written."""
+
+    code = "CHECKSUM_FAIL"
 
 
 @dataclass(slots=True)
@@ -21,39 +28,54 @@ class Packed:
     locator: str
     digest: Digest
     size: int
+    policy: RetryPolicy
+    clock: Callable[[], float]
     _index: PackIndex | None = None
     _mutex: Lock = field(default_factory=Lock)
 
-    def open(self, source: Source, start: int, stop: int, heard: Callable[[], object]) -> Body:
-        """Plain bytes ``[start, stop)``, whole pieces. *heard* is told that something came, since a frame takes time.
+    def open(self, source: Source, start: int, stop: int, heard: Callable[[int], object]) -> Body:
+        """Plain bytes ``[start, stop)``, whole pieces; all of them where the source ignores ranges.
 
-        Raises SourceError; frames that make no sense are Misbehaved.
+        A frame is unpacked when it is whole, which takes time: as it arrives *heard* is told of the plain bytes that it
+        stands for. Raises SourceError.
         """
         index = self._read_index(source)
-        first, last = start // PIECE, piece_count(stop) - 1
-        begin, end = index.frame(first)[0], index.frame(last)[1]
+        piece, last = start // PIECE, piece_count(stop) - 1
+        begin, end = index.frame(piece)[0], index.frame(last)[1]
         inner = source.open(self.locator, start=begin, stop=end)
-        if inner.start != begin or inner.total not in (None, index.total):
+        intake = self._intake(inner)
+        try:
+            if inner.total not in (None, index.total) or inner.start != (begin if inner.ranged else 0):
+                raise Misbehaved("it has another length than its index says, or sends another range", locator=self.locator)
+            if not inner.ranged:
+                piece, last = 0, piece_count(self.size) - 1
+                _fill(intake, memoryview(bytearray(index.frame(0)[0])), self.locator)
+        except BaseException:
             inner.close()
-            raise Misbehaved("it sends another range, or is of another length, than its index says", locator=self.locator)
-        piece, plain = first, memoryview(b"")
+            raise
+        plain = memoryview(b"")
 
         def read_into(view: memoryview) -> int:
             nonlocal piece, plain
             if not plain and piece <= last:
                 frame_start, frame_stop = index.frame(piece)
                 frame = memoryview(bytearray(frame_stop - frame_start))
-                _fill(inner, frame, self.locator, heard)
+                start, stop = piece_range(piece, self.size)
+                _fill(intake, frame, self.locator, heard, stop - start)
                 try:
                     plain = memoryview(unpack(frame, piece, self.size))
                 except ValueError as error:
-                    raise Misbehaved(str(error), locator=self.locator) from error
+                    raise WrongPack(f"sent wrong bytes ({error})", locator=self.locator) from error
                 piece += 1
             count = min(len(view), len(plain))
             view[:count], plain = plain[:count], plain[count:]
             return count
 
-        return Body(start=start, total=self.size, read_into=read_into, close=inner.close)
+        at = 0 if not inner.ranged else start
+        return Body(start=at, total=self.size, read_into=read_into, close=inner.close, ranged=inner.ranged)
+
+    def _intake(self, body: Body) -> Intake:
+        return Intake(body, self.locator, self.policy, self.clock)
 
     def _read_index(self, source: Source) -> PackIndex:
         with self._mutex:
@@ -61,20 +83,25 @@ class Packed:
                 raw = memoryview(bytearray(index_bytes(self.size)))
                 body = source.open(self.locator, start=0, stop=len(raw))
                 try:
-                    _fill(body, raw, self.locator)
+                    _fill(self._intake(body), raw, self.locator)
                     self._index = PackIndex.decode(bytes(raw), self.digest, self.size)
                 except ValueError as error:
-                    raise Misbehaved(str(error), locator=self.locator) from error
+                    raise WrongPack(f"sent wrong bytes ({error})", locator=self.locator) from error
                 finally:
                     body.close()
             return self._index
 
 
-def _fill(body: Body, view: memoryview, locator: str, heard: Callable[[], object] = lambda: None) -> None:
-    done = 0
+def _fill(
+    intake: Intake, view: memoryview, locator: str, heard: Callable[[int], object] = lambda count: None, plain: int = 0
+) -> None:
+    """Read all of *view*, which stands for so many *plain* bytes."""
+    done = told = 0
     while done < len(view):
-        count = body.read_into(view[done : done + _STEP])
+        count = intake.read(view[done:])
         if count == 0:
             raise EndedEarly("the body ended early", locator=locator)
         done += count
-        heard()
+        stands_for = plain * done // len(view)
+        heard(stands_for - told)
+        told = stands_for

@@ -117,16 +117,30 @@ def fact_of(error: SourceError) -> Fact:
         kind = Kind.AUTHENTICATION
     elif error.transient:
         kind = Kind.TRANSIENT
+    elif error.code == "CHECKSUM_FAIL":
+        kind = Kind.INTEGRITY
     return Fact(code=error.code, what=error.what, kind=kind, retry_after=error.retry_after, hint=error.hint)
 
 
-def patiently(ask: Callable[[], _T], policy: RetryPolicy, stop: Event, clock: Callable[[], float] = time.monotonic) -> _T:
-    """Ask a source until it answers or its patience is over. Raises SourceError, Stopped."""
+def patiently(
+    ask: Callable[[], _T],
+    policy: RetryPolicy,
+    stop: Event,
+    clock: Callable[[], float] = time.monotonic,
+    *,
+    progressed: Callable[[], bool] = lambda: False,
+) -> _T:
+    """Ask a source until it answers or its patience is over. Raises SourceError, Stopped.
+
+    *progressed*: whether the attempt that has just failed got so far that all attempts are there again.
+    """
     patience = Patience(policy)
     while True:
         try:
             return ask()
         except SourceError as error:
+            if progressed():
+                patience.progressed()
             if not patience.failed(fact_of(error), clock()):
                 raise
             if stop.wait(max(0.0, patience.ready_at - clock())):

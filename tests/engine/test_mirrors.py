@@ -1,0 +1,378 @@
+"""Mirrors: over HTTP, in buckets and folders, plain and as compressed pieces; asked first, trusted never."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import boto3
+import pytest
+from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, some_bytes, tree_of
+from mirror import CONFIG, FILES, NOISE, filled, name_of, packed, weights
+from moto.server import ThreadedMotoServer
+from origin import Fault, Origin, RawServer, gate_of
+from s3servers import settings
+
+from backends import Body, TimedOut
+from backends.memory import MemorySource
+from cas import ChecksumError, Digest, Stopped
+from cas.codec import index_bytes
+from cas.pieces import PIECE
+from reconcile import ModelEnsurer
+from reconcile.errors import SourceUnavailableError
+from reconcile.execution.packed import Packed
+from reconcile.execution.retry import RetryPolicy
+from reconcile.telemetry.events import BlobFetched, Event, SourceFailed
+
+LARGE = weights(3 * PIECE + 1001, seed=3)
+PACK = name_of(LARGE, ".pzst")
+SAME_LENGTH = weights(len(LARGE), seed=8)
+
+
+class World:
+    """A store, a mirror over HTTP and a source; and what was told."""
+
+    def __init__(self, folder: Path, mirror: Mapping[str, bytes], source: Mapping[str, bytes] | None = None) -> None:
+        self.folder, self.events = folder, list[Event]()
+        self.mirror, self.source = Origin(mirror), Origin(source or {})
+
+    def __enter__(self) -> World:
+        self.mirror.__enter__()
+        self.source.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.mirror.stop()
+        self.source.stop()
+
+    def ensurer(self, files: Mapping[str, bytes], *, mirrors: tuple[str, ...] = (), **more: object) -> ModelEnsurer:
+        lock = lock_of({"m@1": {"v": files}}, sources=[self.source.url])
+        models = ensurer_of(self.folder, lock, events=self.events.append, **more)
+        models.settings = replace(models.settings, mirrors=mirrors or (self.mirror.url,))
+        return models
+
+    @property
+    def failed(self) -> list[str]:
+        """The locators whose failure was told."""
+        return [event.locator for event in self.events if isinstance(event, SourceFailed)]
+
+    @property
+    def fetched(self) -> BlobFetched:
+        return next(event for event in self.events if isinstance(event, BlobFetched))
+
+    def lies(self) -> set[str]:
+        """Locators that are on record on disk to have lied about the large blob."""
+        path = self.folder / "root/state/lies" / Digest.of(LARGE).hex
+        return set(json.loads(path.read_bytes().partition(b"\n")[0])) if path.exists() else set()
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    """The same with one bit turned."""
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+# ---- what was pushed is what is read
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("kind", ["folder", "http", "s3"])
+def test_what_was_pushed_is_all_that_another_machine_needs(
+    cli: Cli, request: pytest.FixtureRequest, kind: str, compress: bool
+):
+    """The sources of the lockfile are gone; the mirror alone serves, and everything is proven."""
+    filled(cli)
+    environ, target = {}, "mirror"
+    if kind == "s3":
+        endpoint = request.getfixturevalue("moto")
+        environ, target = settings(endpoint), f"s3://read-back/{compress}"
+        boto3.client(
+            "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x"
+        ).create_bucket(Bucket="read-back")
+    cli.ok("push", "m", target, *["--compress"] * compress, **environ)
+    shutil.rmtree(cli.root)
+
+    with Origin.of_folder(cli.folder / "mirror", "deep/blobs/") as origin:
+        mirror = f"{origin.url}/deep/blobs" if kind == "http" else target
+        ran = cli.ok("reconcile", "--json", "--verbose", MODELSTOW_MIRRORS=mirror, **environ)
+
+    assert tree_of(cli.root / "models/m@1/v") == FILES
+    assert ran.json["summary"]["fetched_bytes"] == sum(map(len, FILES.values()))
+    assert "source failed" not in ran.err  # what a mirror holds in the other way is no failure
+    assert leftovers(cli.root) == []
+    assert_sound(cli.root)
+
+
+def test_repair_fetches_the_damaged_piece_alone_from_a_compressed_mirror(tmp_path: Path):
+    """One frame of it."""
+    with World(tmp_path, {PACK: packed(LARGE)[1]}) as world:
+        models = world.ensurer({"model.bin": LARGE})
+        models.ensure("m")
+        blob = tmp_path / "root/blobs" / name_of(LARGE)
+        blob.chmod(0o644)
+        blob.write_bytes(flipped(LARGE, PIECE + 5))
+        world.mirror.forget()
+
+        models.ensure("m")
+
+        first, last = packed(LARGE)[0].frame(1)
+        assert world.mirror.sent(PACK) == last - first + index_bytes(len(LARGE))
+    assert_sound(tmp_path / "root")
+
+
+def test_a_compressed_mirror_is_read_over_several_connections(tmp_path: Path):
+    """A slow one: each connection brings frames of its own, and together they bring each once."""
+    data = weights(6 * PIECE)
+    with World(tmp_path, {name_of(data, ".pzst"): packed(data)[1]}) as world:
+        world.mirror.rate = 4 << 20
+        models = world.ensurer({"model.bin": data})
+        models.settings = replace(models.settings, connections=4)
+
+        path = models.ensure("m")
+
+        assert (path / "model.bin").read_bytes() == data
+        asked = world.mirror.gets(name_of(data, ".pzst"))
+        assert len({seen.client for seen in asked}) > 1
+        assert world.fetched.fetched_bytes <= len(data) + 2 * PIECE
+    assert world.failed in ([], [f"{world.source.url}/model.bin"])  # the mirror has nothing to be told of
+
+
+def test_progress_is_told_while_a_frame_arrives(tmp_path: Path):
+    """In plain bytes: a slow mirror is not taken for a silent one for the time of eight megabytes."""
+    told: list[int] = []
+    with World(tmp_path, {PACK: packed(LARGE)[1]}) as world:
+        gate = gate_of(world.mirror, PACK, after=packed(LARGE)[0].frame(0)[1] - 1000)
+
+        def progress(done: int, total: int) -> None:
+            told.append(done)
+            if done > 2 << 20:
+                gate.set()
+
+        world.ensurer({"model.bin": LARGE}).ensure("m", progress_callback=progress)
+
+    assert told == sorted(told) and told[-1] == len(LARGE) and any(0 < done < PIECE for done in told)
+
+
+def test_a_killed_fetch_from_a_compressed_mirror_is_resumed(cli: Cli):
+    """kill -9 in the second frame: the first is not asked for again."""
+    files = {"model.bin": LARGE}
+    filled(cli, files)
+    cli.ok("push", "m", "mirror", "--compress")
+    shutil.rmtree(cli.root)
+    index = packed(LARGE)[0]
+    with Origin.of_folder(cli.folder / "mirror") as origin:
+        gate = gate_of(origin, PACK, after=index.frame(1)[0] + 1000)
+        with cli.start("ensure", "m", "--connections", "1", MODELSTOW_MIRRORS=origin.url) as process:
+            assert origin.reached.wait(60)
+            journal = cli.root / "partial" / f"{Digest.of(LARGE).hex}.pieces"
+            limit = time.monotonic() + 30
+            while journal.read_bytes()[136:168] == bytes(32) or journal.stat().st_size < 168:
+                assert time.monotonic() < limit
+                time.sleep(0.01)
+            process.kill()
+        gate.set()
+        origin.forget()
+
+        ran = cli.ok("ensure", "m", "--json", "--connections", "1", MODELSTOW_MIRRORS=origin.url)
+
+        assert ran.json["summary"]["resumed_bytes"] == PIECE
+        assert ran.json["summary"]["fetched_bytes"] == len(LARGE) - PIECE
+        assert origin.sent(PACK) == index_bytes(len(LARGE)) + index.total - index.frame(1)[0]
+    assert tree_of(cli.root / "models/m@1/v") == files
+
+
+def test_a_server_that_ignores_ranges_serves_compressed_pieces_too(tmp_path: Path):
+    """Python's own http.server is one: everything comes, and everything is used."""
+    with World(tmp_path, {PACK: packed(LARGE)[1]}) as world:
+        world.mirror.fail("*", Fault(ignore_range=True, times=-1))
+
+        path = world.ensurer({"model.bin": LARGE}).ensure("m")
+
+        assert (path / "model.bin").read_bytes() == LARGE
+    assert world.failed == [] and world.fetched.fetched_bytes == len(LARGE)
+
+
+# ---- mirrors that are wrong
+
+RIGHT = packed(LARGE)[1]
+FIRST, SECOND = packed(LARGE)[0].frame(1)
+WRONG = {
+    "a damaged frame": flipped(RIGHT, (FIRST + SECOND) // 2),
+    "a damaged index": flipped(RIGHT, 60),
+    "another blob's index": packed(SAME_LENGTH)[1],
+    "another blob's content": packed(SAME_LENGTH, as_if=LARGE)[1],
+    "something else": b"<html>welcome</html>" * 100_000,
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_pack_costs_a_request_and_is_named_and_remembered(tmp_path: Path, what: str):
+    """The source takes over; the pack alone is to blame, not its host; the next process asks it last."""
+    files = {"model.bin": LARGE, "config.json": CONFIG}
+    with World(tmp_path, {PACK: WRONG[what], name_of(CONFIG): CONFIG}, files) as world:
+        locator = f"{world.mirror.url}/{PACK}"
+        models = world.ensurer(files)
+
+        path = models.ensure("m")
+
+        assert tree_of(path) == files
+        assert set(world.failed) == {locator} == world.lies() == set(models.failed_sources)
+        assert models.failed_sources[locator].code == "CHECKSUM_FAIL"
+        shutil.rmtree(tmp_path / "root/blobs")
+        shutil.rmtree(tmp_path / "root/models")
+        world.mirror.forget()
+
+        world.ensurer(files).ensure("m")
+
+        assert world.mirror.gets(PACK) == [] and world.mirror.gets(name_of(CONFIG))
+    assert_sound(tmp_path / "root")
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_where_there_is_nobody_else_a_wrong_pack_is_an_error_that_names_it(tmp_path: Path, what: str):
+    """It is asked once more: a bit may turn on the way."""
+    with World(tmp_path, {PACK: WRONG[what]}) as world:
+        with pytest.raises(ChecksumError) as caught:
+            world.ensurer({"model.bin": LARGE}).ensure("m")
+
+        assert f"{world.mirror.url}/{PACK}: sent wrong bytes" in str(caught.value)
+        assert len(world.mirror.gets(PACK)) > 1
+    assert not list((tmp_path / "root/blobs").rglob(Digest.of(LARGE).hex))
+
+
+def test_a_bit_that_turns_on_the_way_costs_the_frame_alone(tmp_path: Path):
+    """The same mirror, asked once more, gives the right one, and is no liar then."""
+    with World(tmp_path, {PACK: RIGHT}) as world:
+        world.mirror.fail(PACK, Fault())  # the index is right
+        world.mirror.fail(PACK, Fault(flip=SECOND - 9))
+        models = world.ensurer({"model.bin": LARGE})
+
+        assert (models.ensure("m") / "model.bin").read_bytes() == LARGE
+
+    assert world.lies() == set() and not [key for key in models.failed_sources if key.startswith(world.mirror.url)]
+
+
+def test_a_pack_that_ends_early_is_named(tmp_path: Path):
+    """The connection breaks again and again in the same place; that the plain blob is not there explains nothing."""
+    with World(tmp_path, {PACK: RIGHT}) as world:
+        world.mirror.fail(PACK, Fault())
+        world.mirror.fail(PACK, Fault(cut_after=1000, times=-1))
+
+        with pytest.raises(SourceUnavailableError) as caught:
+            world.ensurer({"model.bin": LARGE}).ensure("m")
+
+        assert f"from {world.mirror.url}/{PACK}: " in str(caught.value)
+
+
+def test_a_pack_of_another_length_than_its_index_says_is_left(tmp_path: Path):
+    """It was replaced, or cut: the host is not to blame for it."""
+    with World(tmp_path, {PACK: RIGHT[:-1]}, {"model.bin": LARGE}) as world:
+        models = world.ensurer({"model.bin": LARGE})
+
+        models.ensure("m")
+
+        assert set(models.failed_sources) == {f"{world.mirror.url}/{PACK}"}
+
+
+def test_a_mirror_that_drips_within_a_frame_is_left():
+    """Byte by byte: no time-out of a socket would ever come, and nothing is unpacked before the frame is whole."""
+    now, index = 0.0, packed(LARGE)[0].encode()
+
+    class Dripping(MemorySource):
+        def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
+            if start == 0:
+                return super().open(locator, start=start, stop=stop)
+
+            def read_into(view: memoryview) -> int:
+                nonlocal now
+                now += 0.01
+                return 1
+
+            return Body(start=start, total=len(RIGHT), read_into=read_into)
+
+    heard: list[int] = []
+    pack = Packed("mem://x/pack", Digest.of(LARGE), len(LARGE), RetryPolicy(), lambda: now)
+    body = pack.open(Dripping({"mem://x/pack": index}), 0, PIECE, heard.append)
+
+    with pytest.raises(TimedOut, match="less than 1024 bytes a second for 60 s"):
+        body.read_into(memoryview(bytearray(PIECE)))
+    assert 60 <= now < 61 and sum(heard) > 0
+
+
+# ---- mirrors that are silent, or not there
+
+
+@pytest.mark.parametrize("refusal", [404, 403])
+def test_a_mirror_that_holds_the_plain_blob_makes_no_noise(tmp_path: Path, refusal: int):
+    """There is no pack; some buckets say 403 of what is not there."""
+    with World(tmp_path, {name_of(LARGE): LARGE}) as world:
+        world.mirror.fail(PACK, Fault(status=refusal, times=-1))
+        models = world.ensurer({"model.bin": LARGE})
+
+        models.ensure("m")
+
+        assert world.failed == [] and dict(models.failed_sources) == {}
+        assert world.mirror.sent(name_of(LARGE)) == len(LARGE)
+
+
+def test_a_mirror_without_the_blob_is_told_once(cli: Cli):
+    """By the plain name; nobody needs to read twice that it is not there."""
+    filled(cli, {"noise.bin": NOISE})
+    shutil.rmtree(cli.root)
+    with Origin({}) as origin, Origin({"noise.bin": NOISE}) as source:
+        (cli.folder / "models.lock").write_text(
+            lock_of({"m@1": {"v": {"noise.bin": NOISE}}}, sources=[source.url]).format()
+        )
+
+        ran = cli.ok("ensure", "m", "--verbose", MODELSTOW_MIRRORS=origin.url)
+
+        assert ran.err.count("source failed") <= 1 and ".pzst" not in ran.err
+
+
+def test_a_mirror_that_is_down_costs_little(tmp_path: Path):
+    """With the pauses of every day: while it is left alone the source serves, and later blobs ask the source first."""
+    files = {f"{n}.bin": some_bytes(2 << 20, n) for n in range(6)}
+    with World(tmp_path, {}, files) as world, socket.create_server(("127.0.0.1", 0)) as taken:
+        down = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        taken.close()
+        models = world.ensurer(files, mirrors=(down,), retry=RetryPolicy())
+        began = time.monotonic()
+
+        path = models.ensure("m")
+
+        assert time.monotonic() - began < 3 and tree_of(path) == files
+        assert set(models.failed_sources) == {down}
+
+
+def test_stopping_ends_a_fetch_from_a_mirror_that_hangs_in_its_index(tmp_path: Path):
+    """The flag is looked at with every byte that comes."""
+
+    def drip(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
+        while not server.stopped.wait(0.02):
+            connection.sendall(b"x")
+
+    with RawServer(drip) as server, World(tmp_path, {}) as world:
+        models = world.ensurer({"model.bin": LARGE}, mirrors=(server.url,))
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(models.ensure, "m")
+            limit = time.monotonic() + 30
+            while not server.connections:
+                assert time.monotonic() < limit
+            models.stop.set()
+            with pytest.raises(Stopped):
+                running.result(timeout=20)

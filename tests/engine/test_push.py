@@ -1,0 +1,684 @@
+"""Pushing: what a mirror holds then, what is not sent again, and what is never published."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Lock
+
+import boto3
+import pytest
+from builders import Cli, some_bytes
+from mirror import CONFIG, FILES, NOISE, WEIGHTS, filled, name_of, names_in, packed, push_of, store_of, weights
+from moto.server import ThreadedMotoServer
+from origin import Origin
+from s3servers import SECRET, rclone, settings, use
+
+from backends import Denied, Full, Registry, Unreachable
+from backends.base import Reader, Sending
+from backends.file import FileSource
+from cas import Digest, Stopped
+from cas.pieces import PIECE, TableState, read_table
+from reconcile.cli.exchange import _toll
+from reconcile.config import Settings
+from reconcile.errors import IntegrityError
+from reconcile.exchange.push import _Blob
+
+TABLES = {name_of(data, ".pieces") for data in (WEIGHTS, NOISE)}
+PLAIN = TABLES | {name_of(data) for data in FILES.values()}
+PACKED = PLAIN - {name_of(WEIGHTS)} | {name_of(WEIGHTS, ".pzst")}
+TABLE_BYTES = 136 + 3 * 32, 136 + 2 * 32  # of the weights, of the noise
+
+
+class Broken(Exception):
+    """The test's own interruption."""
+
+
+def breaking(after: int) -> Callable[[int], None]:
+    """Raises when more than so many bytes are about to be sent."""
+    told, mutex = 0, Lock()
+
+    def pay(count: int) -> None:
+        nonlocal told
+        with mutex:
+            told += count
+            if told > after:
+                raise Broken
+
+    return pay
+
+
+def rot(root: Path, data: bytes, at: int = 0) -> Path:
+    """Flip a bit of a blob behind stat's back."""
+    blob = root / "blobs" / name_of(data)
+    found = blob.stat()
+    blob.chmod(0o644)
+    with blob.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+    blob.chmod(0o444)
+    os.utime(blob, ns=(found.st_atime_ns, found.st_mtime_ns))
+    return blob
+
+
+# ---- what a mirror holds
+
+
+def test_a_pushed_folder_is_laid_out_like_blobs(cli: Cli):
+    """With the piece tables, proven ones; and nothing else is left there."""
+    filled(cli)
+
+    done = cli.ok("push", "m", "mirror", "--json").json
+
+    assert names_in(cli.folder / "mirror") == PLAIN
+    for data in FILES.values():
+        assert (cli.folder / "mirror" / name_of(data)).read_bytes() == data
+    table = read_table(str(cli.folder / "mirror" / name_of(WEIGHTS, ".pieces")), Digest.of(WEIGHTS))
+    assert table is not None and table.complete and table.state is TableState.PROVEN
+    size = sum(map(len, FILES.values()))
+    assert done == {
+        "schema": 1,
+        "ok": True,
+        "changed": True,
+        "sent": sorted(Digest.of(data) for data in FILES.values()),
+        "there": 0,
+        "packed": 0,
+        "bytes": size,
+        "sent_bytes": size + sum(TABLE_BYTES),
+    }
+
+
+def test_only_what_shrinks_by_a_tenth_is_sent_as_compressed_pieces(cli: Cli):
+    """Noise is sent as it is, and so is what has no pieces."""
+    filled(cli)
+
+    done = cli.ok("push", "m", "mirror", "--compress", "--json").json
+
+    mirror = cli.folder / "mirror"
+    assert names_in(mirror) == PACKED and done["packed"] == 1
+    pack = mirror / name_of(WEIGHTS, ".pzst")
+    assert pack.read_bytes() == packed(WEIGHTS)[1] and pack.stat().st_size < 0.9 * len(WEIGHTS)
+    assert done["sent_bytes"] == pack.stat().st_size + len(NOISE) + len(CONFIG) + sum(TABLE_BYTES)
+    assert done["bytes"] == sum(map(len, FILES.values()))
+
+
+def test_samples_that_deceive_do_not_publish_a_large_pack(tmp_path: Path):
+    """The pieces that were tried became small; all of them did not."""
+    third = weights(PIECE // 3)  # of a piece: it becomes small enough, and every other one does not at all
+    data = b"".join(some_bytes(PIECE, n) if n % 2 else third + some_bytes(PIECE - len(third), n) for n in range(8))
+    store, sizes = store_of(tmp_path, {"model.bin": data})
+
+    done = push_of(store, tmp_path / "mirror", compress=True).run(sizes)
+
+    assert (done.packed, len(done.sent)) == (0, 1)
+    assert names_in(tmp_path / "mirror") == {name_of(data), name_of(data, ".pieces")}
+    assert not list(store.layout.partials.iterdir())
+
+
+def test_what_is_there_is_not_sent_again(cli: Cli):
+    """Plain or compressed; but who wants it plain gets it plain, since not everybody reads the other."""
+    filled(cli)
+    cli.ok("push", "m", "mirror", "--compress")
+    inodes = {path: path.stat().st_ino for path in (cli.folder / "mirror").rglob("*")}
+
+    again = cli.ok("push", "m", "mirror", "--compress", "--json").json
+    plain = cli.ok("push", "m", "mirror", "--json").json
+    last = cli.ok("push", "m", "mirror", "--compress")
+
+    assert (again["changed"], again["sent"], again["there"], again["sent_bytes"]) == (False, [], 3, 0)
+    assert {path: path.stat().st_ino for path in inodes} == inodes
+    assert plain["sent"] == [Digest.of(WEIGHTS)]
+    assert names_in(cli.folder / "mirror") == PACKED | {name_of(WEIGHTS)}
+    assert last.out == "sent 0 blobs of 0 B as 0 B, 0 compressed; 3 blobs there already\n"
+
+
+def test_a_file_of_another_length_at_a_blobs_place_is_replaced(tmp_path: Path):
+    """Somebody copied half of it there."""
+    store, sizes = store_of(tmp_path)
+    place = tmp_path / "mirror" / name_of(WEIGHTS)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(WEIGHTS[:1000])
+
+    push_of(store, tmp_path / "mirror").run(sizes)
+
+    assert place.read_bytes() == WEIGHTS
+
+
+def test_a_dry_run_sends_nothing_and_says_what_would_be_sent(cli: Cli):
+    """Not even a folder is made."""
+    filled(cli)
+
+    done = cli.ok("push", "m", "mirror", "--dry-run", "--json").json
+    told = cli.ok("push", "m", "mirror", "--dry-run")
+
+    assert not (cli.folder / "mirror").exists()
+    assert (done["changed"], len(done["sent"]), done["sent_bytes"]) == (False, 3, 0)
+    assert done["bytes"] == sum(map(len, FILES.values()))
+    assert told.out.startswith("would send 3 blobs of ")
+
+
+# ---- interrupted
+
+
+def test_an_interrupted_push_into_a_folder_goes_on_where_it_was(tmp_path: Path):
+    """What was written is read back and not written again; only what is sent is paid for."""
+    store, sizes = store_of(tmp_path, {"model.bin": WEIGHTS})
+    mirror, paid = tmp_path / "mirror", list[int]()
+
+    with pytest.raises(Broken):
+        push_of(store, mirror, pay=breaking(TABLE_BYTES[0] + PIECE)).run(sizes)
+    unfinished = names_in(mirror)
+    done = push_of(store, mirror, pay=paid.append).run(sizes)
+
+    assert unfinished == {name_of(WEIGHTS, ".pieces"), name_of(WEIGHTS, ".unfinished")}
+    assert names_in(mirror) == {name_of(WEIGHTS, ".pieces"), name_of(WEIGHTS)}
+    assert done.sent_bytes == len(WEIGHTS) - PIECE == sum(paid)
+    assert (mirror / name_of(WEIGHTS)).read_bytes() == WEIGHTS
+
+
+def test_a_push_of_compressed_pieces_goes_on_too(tmp_path: Path):
+    """The same pieces become the same frames."""
+    data = weights(3 * PIECE)
+    store, sizes = store_of(tmp_path, {"model.bin": data})
+    mirror, whole = tmp_path / "mirror", packed(data)[0].total
+    assert whole > 2 * PIECE
+
+    with pytest.raises(Broken):
+        push_of(store, mirror, compress=True, pay=breaking(TABLE_BYTES[0] + PIECE)).run(sizes)
+    done = push_of(store, mirror, compress=True).run(sizes)
+
+    assert done.sent_bytes == whole - PIECE
+    assert names_in(mirror) == {name_of(data, ".pieces"), name_of(data, ".pzst")}
+    assert (mirror / name_of(data, ".pzst")).read_bytes() == packed(data)[1]
+
+
+def test_garbage_in_an_unfinished_file_is_written_over(tmp_path: Path):
+    """It may be a crash's: as long as it likes, with zeros where bytes were lost."""
+    store, sizes = store_of(tmp_path, {"model.bin": WEIGHTS})
+    beside = tmp_path / "mirror" / name_of(WEIGHTS, ".unfinished")
+    beside.parent.mkdir(parents=True)
+    beside.write_bytes(WEIGHTS[:PIECE] + bytes(3 * PIECE))
+
+    done = push_of(store, tmp_path / "mirror").run(sizes)
+
+    assert (tmp_path / "mirror" / name_of(WEIGHTS)).read_bytes() == WEIGHTS
+    assert done.sent_bytes == len(WEIGHTS) - PIECE + TABLE_BYTES[0]
+
+
+def test_a_killed_push_goes_on_where_it_was(cli: Cli):
+    """kill -9 while the second piece is waited with."""
+    filled(cli, {"model.bin": WEIGHTS})
+    beside = cli.folder / "mirror" / name_of(WEIGHTS, ".unfinished")
+    with cli.start("push", "m", "mirror", "--limit-rate", "8MB") as process:
+        limit = time.monotonic() + 60
+        while not (beside.exists() and beside.stat().st_size >= PIECE):
+            assert process.poll() is None and time.monotonic() < limit
+            time.sleep(0.01)
+        process.kill()
+    held = beside.stat().st_size
+
+    done = cli.ok("push", "m", "mirror", "--json").json
+
+    assert held < len(WEIGHTS) and done["sent_bytes"] == len(WEIGHTS) - held // PIECE * PIECE
+    assert (cli.folder / "mirror" / name_of(WEIGHTS)).read_bytes() == WEIGHTS
+
+
+def test_an_interrupted_push_ends_at_once_though_it_is_held_back(cli: Cli):
+    """Whoever presses Ctrl-C does not wait for bytes that are paid for by the minute."""
+    filled(cli, {"model.bin": WEIGHTS})
+    folder = cli.folder / "mirror/sha256"
+    with cli.start("push", "m", "mirror", "--limit-rate", "50KB") as process:
+        limit = time.monotonic() + 60
+        while not list(folder.rglob("*.unfinished")):
+            assert process.poll() is None and time.monotonic() < limit
+            time.sleep(0.01)
+        process.send_signal(2)
+        began = time.monotonic()
+        process.communicate(timeout=60)
+
+    assert process.returncode == 130 and time.monotonic() - began < 10
+
+
+# ---- what is never published
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_damaged_blob_is_not_published_and_the_others_are(cli: Cli, compress: bool):
+    """stat does not see the flipped bit; the piece table does, before anything of it has a name on the mirror."""
+    filled(cli)
+    rot(cli.root, WEIGHTS, 2 * PIECE + 5)
+
+    ran = cli.run("push", "m", "mirror", "--json", *["--compress"] * compress)
+
+    assert ran.code == 4 and ran.json["error"]["code"] == "INTEGRITY_FAIL"
+    assert ran.json["error"]["hint"] == "run `modelstow verify --repair`, then push again"
+    assert ran.json["error"]["details"]["faults"] == [{"kind": "corrupt", "digest": Digest.of(WEIGHTS)}]
+    assert sorted(ran.json["sent"]) == sorted([Digest.of(CONFIG), Digest.of(NOISE)])
+    published = names_in(cli.folder / "mirror")
+    assert {name_of(CONFIG), name_of(NOISE)} <= published
+    assert not {name_of(WEIGHTS), name_of(WEIGHTS, ".pzst")} & published
+    assert cli.run("status", "--json").json["models"][0]["state"] == "CORRUPT"
+
+
+def test_a_small_damaged_blob_is_not_published(cli: Cli):
+    """It has no piece table: its name says what it should be."""
+    filled(cli)
+    rot(cli.root, CONFIG)
+
+    ran = cli.run("push", "m", "mirror")
+
+    assert ran.code == 4
+    assert ran.err == (
+        f"error: 1 blob is damaged, and was not published: {Digest.of(CONFIG).short}…\n"
+        "hint: run `modelstow verify --repair`, then push again\n"
+    )
+    assert not (cli.folder / "mirror" / name_of(CONFIG)).exists()
+
+
+def test_a_blob_whose_table_was_lost_is_read_whole_before_it_is_published(tmp_path: Path):
+    """A table made of what just lies there would certify rot."""
+    store, sizes = store_of(tmp_path)
+    for data in (WEIGHTS, NOISE):
+        os.unlink(store.layout.table(Digest.of(data)))
+    rot(store.layout.root, NOISE, 100)
+
+    with pytest.raises(IntegrityError, match="1 blob is damaged"):
+        push_of(store, tmp_path / "mirror").run(sizes)
+
+    assert names_in(tmp_path / "mirror") == PLAIN - {name_of(NOISE), name_of(NOISE, ".pieces")}
+    table = read_table(str(tmp_path / "mirror" / name_of(WEIGHTS, ".pieces")), Digest.of(WEIGHTS))
+    assert table is not None and table.complete and table.state is TableState.PROVEN
+
+
+def test_a_blob_that_cannot_be_read_is_not_the_mirrors_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A bad sector of this disk is not told as one of the target, nor tried again there."""
+    tried = 0
+
+    def read(start: int, stop: int) -> bytes:
+        nonlocal tried
+        tried += 1
+        raise OSError(5, "Input/output error", "here")
+
+    with pytest.raises(OSError, match="here"):
+        FileSource().put(str(tmp_path / "x"), 10, read, lambda count: None)
+    assert tried == 1
+
+
+def test_blobs_that_are_not_in_the_store_are_a_mistake_of_the_user(cli: Cli):
+    """Nothing is sent of the others either."""
+    filled(cli)
+    (cli.root / "blobs" / name_of(NOISE)).unlink()
+
+    ran = cli.run("push", "m", "mirror")
+
+    assert ran.code == 2 and not (cli.folder / "mirror").exists()
+    assert "1 of 3 blobs are not in the store" in ran.err and "modelstow ensure" in ran.err
+
+
+# ---- where it cannot be published
+
+
+@pytest.mark.parametrize("scheme", ["http", "hf", "ftp"])
+def test_a_target_that_cannot_be_written_to_is_a_mistake_of_the_user(cli: Cli, scheme: str):
+    """Nobody is asked, and no password is told."""
+    filled(cli, {"config.json": CONFIG})
+    with Origin() as origin:
+        url = origin.url.replace("http://", f"{scheme}://me:canary-password@")
+
+        ran = cli.run("push", "m", url, "--json")
+
+        assert ran.code == 2 and ran.json["error"]["code"] == "INVALID_CONFIG", ran.err
+        assert origin.requests == [] and "canary" not in ran.out + ran.err
+        assert "s3://bucket/prefix" in ran.err
+
+
+def test_offline_forbids_buckets_and_not_folders(cli: Cli):
+    """``--offline`` is about networks."""
+    filled(cli, {"config.json": CONFIG})
+
+    bucket = cli.run("push", "m", "s3://bucket/models", "--offline", **settings("http://127.0.0.1:1"))
+    folder = cli.run("push", "m", (cli.folder / "mirror").as_uri(), "--offline")
+
+    assert bucket.code == 5 and "--offline" in bucket.err
+    assert folder.code == 0 and names_in(cli.folder / "mirror") == {name_of(CONFIG)}
+
+
+def test_a_file_where_the_folder_should_be_is_said_at_once(cli: Cli):
+    """No attempt after another: it will not go away."""
+    filled(cli, {"config.json": CONFIG})
+    (cli.folder / "mirror").write_bytes(b"")
+
+    began = time.monotonic()
+    ran = cli.run("push", "m", "mirror/deeper")
+
+    assert ran.code == 5 and time.monotonic() - began < 5
+    assert "cannot be written" in ran.err and "check the target folder" in ran.err
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("cannot mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True, capture_output=True)
+
+
+def test_a_full_target_is_said_at_once_and_gone_on_with_when_there_is_room(tmp_path: Path):
+    """What was sent is kept."""
+    store, sizes = store_of(tmp_path, {"model.bin": WEIGHTS})
+    with mounted(tmp_path / "small", "size=12m") as disk:
+        with pytest.raises(Full, match="No space left") as caught:
+            push_of(store, disk).run(sizes)
+        assert caught.value.code == "NO_SPACE" and "free some room" in caught.value.hint
+        subprocess.run(["mount", "-o", "remount,size=32m", str(disk)], check=True)
+
+        done = push_of(store, disk).run(sizes)
+
+        assert done.sent_bytes == len(WEIGHTS) - PIECE and (disk / name_of(WEIGHTS)).read_bytes() == WEIGHTS
+
+
+def test_a_read_only_target_is_refused_with_a_hint(cli: Cli):
+    """Exit 8: not authorised."""
+    filled(cli, {"config.json": CONFIG})
+    with mounted(cli.folder / "disk", "size=1m,ro") as disk:
+        ran = cli.run("push", "m", disk)
+
+    assert ran.code == 8
+    assert "cannot be written (Read-only file system)" in ran.err and "check who may write" in ran.err
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_a_folder_of_somebody_else_is_refused_with_a_hint(tmp_path: Path):
+    """Exit 8: not authorised."""
+    (tmp_path / "mirror").mkdir(mode=0o555)
+
+    with pytest.raises(Denied, match="cannot be written"):
+        FileSource().put(str(tmp_path / "mirror/x/y"), 1, lambda start, stop: b"x", lambda count: None)
+
+
+# ---- how fast
+
+
+def test_limit_rate_holds_back_what_is_sent(cli: Cli):
+    """A megabyte and a half at three a second takes half a second."""
+    filled(cli, {"model.bin": weights(1_500_000)})
+
+    began = time.monotonic()
+    cli.ok("push", "m", "mirror", "--limit-rate", "3MB")
+
+    assert time.monotonic() - began > 0.5
+
+
+def test_a_stopped_push_pays_for_nothing_more(tmp_path: Path):
+    """Its threads end in the middle of the wait."""
+    stop = Event()
+    store, sizes = store_of(tmp_path, {"model.bin": WEIGHTS})
+    pay = _toll(Settings(root=tmp_path, limit_rate=1), stop)
+    push = push_of(store, tmp_path / "mirror", stop=stop, pay=pay)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(push.run, sizes)
+        while not (tmp_path / "mirror").exists():
+            assert not running.done()
+        stop.set()
+
+        with pytest.raises(Stopped):
+            running.result(timeout=20)
+
+
+# ---- several at once
+
+
+def test_two_pushes_into_one_folder_send_one_copy(cli: Cli):
+    """The other waits, and finds it there."""
+    filled(cli)
+    argv = ("push", "m", "mirror", "--compress", "--json", "--limit-rate", "30MB")
+
+    both = [cli.start(*argv), cli.start(*argv)]
+    ran = [process.communicate(timeout=60) for process in both]
+
+    assert [process.returncode for process in both] == [0, 0], ran
+    assert names_in(cli.folder / "mirror") == PACKED
+    assert (cli.folder / "mirror" / name_of(WEIGHTS, ".pzst")).read_bytes() == packed(WEIGHTS)[1]
+
+
+def test_two_that_put_the_same_do_not_write_into_one_file(tmp_path: Path):
+    """Their bytes may differ, since another zstd packs otherwise; a mixture of both would be right for nobody."""
+    ours, theirs = some_bytes(3 * PIECE, 1), some_bytes(3 * PIECE, 2)
+    path, begun, go_on = tmp_path / "deep/x", Event(), Event()
+
+    def slow(start: int, stop: int) -> bytes:
+        if start == PIECE:
+            begun.set()
+            assert go_on.wait(60)
+        return ours[start:stop]
+
+    waited = Event()
+
+    def sending(count: int) -> None:
+        if count == 0:
+            waited.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(FileSource().put, str(path), len(ours), slow, lambda count: None)
+        assert begun.wait(60)
+        second = pool.submit(FileSource().put, str(path), len(theirs), lambda start, stop: theirs[start:stop], sending)
+        assert waited.wait(60)
+        go_on.set()
+
+        assert (first.result(60), second.result(60)) == (len(ours), 0)
+    assert path.read_bytes() == ours and list(path.parent.iterdir()) == [path]
+
+
+# ---- buckets
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["moto", "rclone"])
+def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """An empty bucket ``mirror`` of a real server; the settings of boto3 are in the environment."""
+    if request.param == "moto":
+        endpoint = request.getfixturevalue("moto")
+        use(monkeypatch, settings(endpoint))
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="mirror")
+        yield endpoint
+        for row in client.list_objects_v2(Bucket="mirror").get("Contents", ()):
+            client.delete_object(Bucket="mirror", Key=row["Key"])
+        return
+    (tmp_path / "buckets/mirror").mkdir(parents=True)
+    with rclone(tmp_path / "buckets") as endpoint:
+        use(monkeypatch, settings(endpoint))
+        yield endpoint
+
+
+def objects(prefix: str) -> set[str]:
+    """The keys of the bucket below a prefix."""
+    rows = boto3.client("s3").list_objects_v2(Bucket="mirror", Prefix=prefix).get("Contents", ())
+    return {row["Key"].removeprefix(prefix) for row in rows}
+
+
+def content(key: str) -> bytes:
+    return bytes(boto3.client("s3").get_object(Bucket="mirror", Key=key)["Body"].read())
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_bucket_is_filled_like_a_folder(cli: Cli, bucket: str, compress: bool):
+    """In parts or at once; and what is there is not sent again."""
+    filled(cli)
+    argv = ("push", "m", "s3://mirror/models/", "--json", *["--compress"] * compress)
+
+    done = cli.ok(*argv, **settings(bucket)).json
+    again = cli.ok(*argv, **settings(bucket)).json
+
+    assert objects("models/") == (PACKED if compress else PLAIN)
+    assert (done["packed"], len(done["sent"]), again["sent"], again["there"]) == (compress, 3, [], 3)
+    assert content(f"models/{name_of(NOISE)}") == NOISE and content(f"models/{name_of(CONFIG)}") == CONFIG
+    if compress:
+        assert content(f"models/{name_of(WEIGHTS, '.pzst')}") == packed(WEIGHTS)[1]
+    else:
+        assert content(f"models/{name_of(WEIGHTS)}") == WEIGHTS
+
+
+def test_an_interrupted_push_into_a_bucket_goes_on_at_the_part(tmp_path: Path, moto: str, monkeypatch: pytest.MonkeyPatch):
+    """S3 keeps the parts of an upload that did not end."""
+    use(monkeypatch, settings(moto))
+    boto3.client("s3").create_bucket(Bucket="mirror")
+    data = some_bytes(9 * PIECE + 1, seed=4)
+    store, sizes = store_of(tmp_path, {"model.bin": data})
+    table = 136 + 10 * 32
+
+    with pytest.raises(Broken):
+        push_of(store, "s3://mirror/part", pay=breaking(table + 7 * PIECE)).run(sizes)
+    done = push_of(store, "s3://mirror/part").run(sizes)
+
+    assert content(f"part/{name_of(data)}") == data
+    assert done.sent_bytes == len(data) - 7 * PIECE
+    assert not boto3.client("s3").list_multipart_uploads(Bucket="mirror").get("Uploads")
+
+
+def test_a_push_into_a_server_that_cannot_list_parts_succeeds_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """rclone's knows little of unfinished uploads: then they are sent anew."""
+    (tmp_path / "buckets/mirror").mkdir(parents=True)
+    store, sizes = store_of(tmp_path, {"model.bin": WEIGHTS})
+    with rclone(tmp_path / "buckets") as endpoint:
+        use(monkeypatch, settings(endpoint))
+        with pytest.raises(Broken):
+            push_of(store, "s3://mirror", pay=breaking(TABLE_BYTES[0] + 2 * PIECE)).run(sizes)
+
+        push_of(store, "s3://mirror").run(sizes)
+
+        assert content(name_of(WEIGHTS)) == WEIGHTS
+
+
+def test_an_upload_that_another_push_ends_is_no_failure(tmp_path: Path, moto: str, monkeypatch: pytest.MonkeyPatch):
+    """Both went on with the one that an earlier push left; the second finds it gone, and the blob there."""
+    use(monkeypatch, settings(moto))
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="mirror")
+    data = some_bytes(2 * PIECE + 1, seed=5)
+    store, sizes = store_of(tmp_path, {"model.bin": data})
+    table = 136 + 3 * 32
+    with pytest.raises(Broken):
+        push_of(store, "s3://mirror/both", pay=breaking(table + PIECE)).run(sizes)
+    ended = []
+
+    def overtaken(count: int) -> None:
+        if count > table and not ended:
+            ended.append(True)
+            push_of(store, "s3://mirror/both").run(sizes)
+
+    done = push_of(store, "s3://mirror/both", pay=overtaken).run(sizes)
+
+    assert ended and len(done.sent) == 1 and content(f"both/{name_of(data)}") == data
+    assert not client.list_multipart_uploads(Bucket="mirror").get("Uploads")
+
+
+def test_an_upload_that_was_aborted_meanwhile_is_begun_anew(tmp_path: Path, moto: str, monkeypatch: pytest.MonkeyPatch):
+    """A bucket's own rules throw old uploads away."""
+    use(monkeypatch, settings(moto))
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="mirror")
+    data = some_bytes(2 * PIECE + 1, seed=6)
+    store, sizes = store_of(tmp_path, {"model.bin": data})
+    table = 136 + 3 * 32
+    with pytest.raises(Broken):
+        push_of(store, "s3://mirror/gone", pay=breaking(table + PIECE)).run(sizes)
+    mutex = Lock()
+
+    def aborting(count: int) -> None:
+        with mutex:
+            if count > table:
+                for row in client.list_multipart_uploads(Bucket="mirror").get("Uploads", ()):
+                    if row["Key"].startswith("gone/") and not aborted:
+                        aborted.append(row)
+                        client.abort_multipart_upload(Bucket="mirror", Key=row["Key"], UploadId=row["UploadId"])
+
+    aborted: list[object] = []
+    push_of(store, "s3://mirror/gone", pay=aborting).run(sizes)
+
+    assert aborted and content(f"gone/{name_of(data)}") == data
+
+
+def test_refused_credentials_are_told_with_exit_8(cli: Cli, tmp_path: Path):
+    """And no secret is in what is said."""
+    filled(cli, {"config.json": CONFIG})
+    (tmp_path / "buckets/mirror").mkdir(parents=True)
+    with rclone(tmp_path / "buckets") as endpoint:
+        ran = cli.run("push", "m", "s3://mirror/x", "--json", **settings(endpoint, secret=SECRET + "-wrong"))
+
+    assert ran.code == 8 and ran.json["error"]["code"] == "AUTH_FAIL"
+    assert ran.json["sent"] == [] and SECRET not in ran.out + ran.err
+    assert "AWS_SECRET_ACCESS_KEY" in ran.err
+
+
+def test_a_bucket_that_is_not_there_is_told(cli: Cli, moto: str):
+    """Exit 5: the target does not have it."""
+    filled(cli, {"config.json": CONFIG})
+
+    ran = cli.run("push", "m", "s3://no-such-bucket-at-all/x", **settings(moto))
+
+    assert ran.code == 5 and "NoSuchBucket" in ran.err
+
+
+def test_a_blob_of_many_pieces_is_checked_piece_by_piece(tmp_path: Path):
+    """Each reading looks at its own pieces alone, or a large blob would take quadratic time."""
+    store, _ = store_of(tmp_path, {"model.bin": WEIGHTS})
+
+    with _Blob(store, Digest.of(WEIGHTS), len(WEIGHTS), Event()) as blob:
+        assert blob.read(PIECE, 2 * PIECE) == WEIGHTS[PIECE : 2 * PIECE]
+        assert blob.read(2 * PIECE, len(WEIGHTS)) == WEIGHTS[2 * PIECE :]
+        assert blob.read(0, len(WEIGHTS)) == WEIGHTS
+
+
+def test_transient_failures_do_not_add_up_over_a_long_push(tmp_path: Path):
+    """An attempt that got far gives all attempts back."""
+    data = some_bytes(9 * PIECE)
+    store, sizes = store_of(tmp_path, {"model.bin": data})
+    broken: list[str] = []
+
+    class Fragile(FileSource):
+        def put(self, locator: str, size: int, read: Reader, sending: Sending) -> int:
+            if size > PIECE and len(broken) < 5:
+                broken.append(locator)
+                sending(9 * PIECE)
+                raise Unreachable("the connection broke", locator=locator)
+            return super().put(locator, size, read, sending)
+
+    push_of(store, tmp_path / "mirror", registry=Registry({"": Fragile})).run(sizes)
+
+    assert len(broken) == 5 and (tmp_path / "mirror" / name_of(data)).read_bytes() == data
+
+
+def test_a_target_that_only_fails_is_given_up(tmp_path: Path):
+    """After as many attempts as a source gets."""
+    store, sizes = store_of(tmp_path, {"config.json": CONFIG})
+    tried: list[str] = []
+
+    class Dead(FileSource):
+        def put(self, locator: str, size: int, read: Reader, sending: Sending) -> int:
+            tried.append(locator)
+            raise Unreachable("the connection broke", locator=locator)
+
+    with pytest.raises(Unreachable):
+        push_of(store, tmp_path / "mirror", registry=Registry({"": Dead})).run(sizes)
+
+    assert len(tried) == 3
