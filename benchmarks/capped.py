@@ -29,7 +29,7 @@ def run(options: Options) -> list[Row]:
     served.mkdir()
     size = options.size // _SHARE
     digest = large_file(served / _NAME, size)
-    with started("paced", served, "files", "connection", str(_RATE)) as address:
+    with started("paced", served, "connection", str(_RATE)) as address:
         write_lock(folder, lock_of({_NAME: (digest, size)}, address))
         contenders, missing = _contenders(folder, f"{address}/{_NAME}", digest.hex, size)
         samples = contest(contenders, min(options.repeats, _MOST_REPEATS))

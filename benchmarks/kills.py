@@ -3,7 +3,6 @@
 One file of 160 MB from a server that sends 14 MB/s in all and counts what it sends. The client is killed (SIGKILL) ten
 times at random moments, started again each time, and then left alone. With two connections, a kill may cost two pieces of
 8 MiB that were not whole yet, a tenth of the file: so the server should send at most 1.05 + 0.12 × kills times the file.
-``hf download`` is killed at the same moments.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import fakehub, peers
-from .measure import CLI, CommandFailed, Options, Row, absent, environment
+from .measure import CLI, CommandFailed, Options, Row, environment
 from .paced import bytes_sent
 from .servers import started
 from .worlds import large_file, lock_of, write_lock
@@ -27,7 +25,7 @@ _LATEST_S = 3.0  # a kill comes at most so many seconds after its process began
 _PATIENCE_S = 600.0
 _NAME = "model.safetensors"
 _LOST = 0.12 * _SIZE  # bytes that a kill may cost: two pieces and what was on its way
-_OURS, _BOUND, _HF = "modelstow reconcile --connections 2", "the bound", "hf download"
+_OURS, _BOUND = "modelstow reconcile --connections 2", "the bound"
 _UNIT = "× the file sent"
 
 
@@ -41,36 +39,17 @@ def run(options: Options) -> list[Row]:
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
     chance = random.Random(seed)
     moments = [chance.uniform(0, _LATEST_S) for _ in range(_KILLS if size == _SIZE else _FEW)]
-    with started("paced", served, "files", "server", str(_RATE)) as address:
+    with started("paced", served, "server", str(_RATE)) as address:
         write_lock(folder, lock_of({_NAME: (digest, size)}, address))
         argv = [*CLI, *_OURS.split()[1:], "--json"]
         sent, kills, note = _killed(argv, folder, environment(folder / "root"), address, moments)
     lost = _LOST / size
     bound, ours = 1.05 + lost * kills, sent / size
     terms = f"1.05 + {lost:.2f} × kills; seed {seed}"
-    found = [
+    return [
         Row(question=QUESTION, row=_OURS, value=ours, unit=_UNIT, ratio_to=_BOUND, ratio=ours / bound, note=note),
         Row(question=QUESTION, row=_BOUND, value=bound, unit=_UNIT, ratio_to=_BOUND, ratio=1.0, note=terms),
     ]
-    try:
-        program = peers.hf(options)
-        with started("paced", served, "hub", "server", str(_RATE)) as hub:
-            env = peers.hub(folder, hub)
-            sent, _, note = _killed([program, "download", fakehub.REPOSITORY], folder, env, hub, moments)
-        found.append(
-            Row(
-                question=QUESTION,
-                row=_HF,
-                value=sent / size,
-                unit=_UNIT,
-                ratio_to=_OURS,
-                ratio=sent / size / ours,
-                note=note,
-            )
-        )
-    except (peers.NotAvailable, CommandFailed) as error:
-        found.append(absent(QUESTION, _HF, str(error)))
-    return found
 
 
 def _killed(

@@ -1,6 +1,6 @@
 """Servers with a capped rate that count the bytes they send: a connection's own cap, or one for all of them.
 
-``python -m benchmarks.paced FOLDER files|hub connection|server BYTES_A_SECOND``; ``GET /sent`` tells the count.
+``python -m benchmarks.paced FOLDER connection|server BYTES_A_SECOND``; ``GET /sent`` tells the count.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 from threading import Lock
 from urllib.request import urlopen
 
-from .fakehub import HubHandler
 from .servers import FileHandler, serve
 
 SENT = "/sent"
@@ -76,21 +75,17 @@ class PacedHandler(FileHandler):
         return sent
 
 
-class PacedHub(PacedHandler, HubHandler):
-    """A model hub that does so."""
-
-
 def bytes_sent(address: str) -> int:
     """How many bytes of bodies a paced server has sent."""
     with urlopen(address + SENT) as answer:
         return int(answer.read())
 
 
-def main(folder: str, kind: str, scope: str, rate: str) -> None:
+def main(folder: str, scope: str, rate: str) -> None:
     """Serve until killed."""
     PacedHandler.rate = float(rate)
     PacedHandler.shared = Bucket(float(rate)) if scope == "server" else None
-    serve(PacedHub if kind == "hub" else PacedHandler, Path(folder))
+    serve(PacedHandler, Path(folder))
 
 
 if __name__ == "__main__":

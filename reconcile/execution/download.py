@@ -53,7 +53,8 @@ class Download:
         lies = engine.lies.of(wanted.digest)
         late = frozenset(locator for locator in self._locators if redact(locator) in lies or self._is_late(locator))
         self._transfer = Transfer(wanted.size, tuple(self._locators), engine.policy, late)
-        self._pace = Pace(engine.connections.most)
+        # Each connection has a piece in flight, which a kill costs: it should not be all there is.
+        self._pace = Pace(min(engine.connections.most, max(1, piece_count(wanted.size) // 2)))
         self._chaser: Chaser | None = None
         self._state = Condition()  # guards everything below and the transfer
         self._bodies: dict[int, Body] = {}  # by claim, while they are read
