@@ -52,7 +52,8 @@ class Download:
         self._lied: set[str] = set()  # who sent wrong bytes and no right piece since
         lies = engine.lies.of(wanted.digest)
         late = frozenset(locator for locator in self._locators if redact(locator) in lies or self._is_late(locator))
-        self._transfer = Transfer(wanted.size, tuple(self._locators), engine.policy, late)
+        spent = frozenset(locator for locator in late if engine.failures.given_up(self._keys(locator)))
+        self._transfer = Transfer(wanted.size, tuple(self._locators), engine.policy, late, spent)
         # Each connection has a piece in flight, which a kill costs: it should not be all there is.
         self._pace = Pace(min(engine.connections.most, max(1, piece_count(wanted.size) // 2)))
         self._chaser: Chaser | None = None
@@ -226,7 +227,8 @@ class Download:
         locator = self._transfer.locator(claim)
         if self._transfer.failed(claim, fact, self.engine.clock()):
             alone = locator in self._packed and fact.kind is Kind.PERMANENT
-            self._note(locator, fact, exactly=alone or fact.code in ("INCOMPLETE_DOWNLOAD", "SIZE_MISMATCH"))
+            exactly = alone or fact.code in ("INCOMPLETE_DOWNLOAD", "SIZE_MISMATCH")
+            self._note(locator, fact, exactly=exactly, given_up=self._transfer.over(locator))
 
     def open(self, ask: Ask) -> Body:
         """See ``Blob``."""
@@ -356,7 +358,7 @@ class Download:
     def _is_late(self, locator: str) -> bool:
         return any(key in self.engine.failures for key in self._keys(locator))
 
-    def _note(self, locator: str, fact: Fact, *, exactly: bool = False) -> None:
+    def _note(self, locator: str, fact: Fact, *, exactly: bool = False, given_up: bool = False) -> None:
         if locator not in self._locators:
             return
         if self._is_absent(locator, fact):
@@ -369,5 +371,5 @@ class Download:
             self._lied.add(locator)
             self.engine.lies.note(self.wanted.digest, locator)
         key = self._keys(locator)[0 if exactly or lied else 1]
-        self.engine.failures.note(key, fact.code, fact.what)
+        self.engine.failures.note(key, fact.code, fact.what, given_up=given_up)
         self.engine.emit(SourceFailed(locator=redact(locator), what=fact.what))

@@ -206,15 +206,15 @@ class Executor:
                     workers += 1
                 pause = _GROW_S if queue and workers < connections.most else _POLL_S
                 done, waiting = wait(waiting, timeout=pause, return_when=FIRST_COMPLETED)
-                if self.outer.is_set():
-                    self.stop.set()
+                if self.outer.is_set() and waiting:
+                    raise Stopped("stopped; what was fetched is kept and the next run continues there")
                 for future in done:
                     future.result()
         except BaseException as error:
             self.stop.set()
             queue.clear()
-            # Whoever pressed Ctrl-C does not wait for a socket; every thread ends at its next read, before it could commit.
-            pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
+            # Whoever interrupts or stops waits for no socket; every thread ends at its next read, before it could commit.
+            pool.shutdown(wait=isinstance(error, Exception) and not self.outer.is_set(), cancel_futures=True)
             raise
         pool.shutdown()
         self._note_failures(desired, failed)

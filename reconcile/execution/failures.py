@@ -15,6 +15,7 @@ class Failure:
     at: float
     code: str
     what: str
+    given_up: bool = False  # it had no attempt left
 
 
 class FailureTable:
@@ -28,9 +29,16 @@ class FailureTable:
         self._failures: dict[str, Failure] = {}
         self._mutex = Lock()
 
-    def note(self, key: str, code: str, what: str) -> None:
+    def note(self, key: str, code: str, what: str, *, given_up: bool = False) -> None:
         with self._mutex:
-            self._failures[key] = Failure(self._clock(), code, what)
+            now, before = self._clock(), self._failures.get(key)
+            given_up |= before is not None and before.given_up and now - before.at < self.ttl_s
+            self._failures[key] = Failure(now, code, what, given_up)
+
+    def given_up(self, keys: Iterable[str]) -> bool:
+        """Whether one of these failed until no attempt was left, and none succeeded since."""
+        with self._mutex:
+            return any(key in self._failures and self._failures[key].given_up for key in keys)
 
     def clear(self, keys: Iterable[str]) -> None:
         """Success: forget what failed before."""

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from backends import Body, TimedOut
+from backends import Body, Misbehaved, TimedOut
 
 from .retry import RetryPolicy
 
 MOST_STEP = 1 << 20
 _FIRST_STEP, _LEAST_STEP = 1 << 16, 1 << 14
 _QUICK_S, _SLOW_S = 0.005, 0.1  # a large read returns when its buffer is full: it should take neither less nor more
+
+STUMBLES = (ValueError, KeyError, TypeError, AttributeError)
+"""What a source may raise that stumbles over an answer. What others raise, a caller's progress callback say, is theirs."""
+
+
+def senseless(error: Exception, locator: str) -> Misbehaved:
+    return Misbehaved(f"its answer makes no sense ({type(error).__name__})", locator=locator)
 
 
 class Intake:
@@ -24,7 +31,10 @@ class Intake:
     def read(self, view: memoryview) -> int:
         """Put some bytes at the beginning of *view*; how many, 0 at the end. Raises SourceError, TimedOut among them."""
         before = self._clock()
-        count = self._body.read_into(view[: self._step])
+        try:
+            count = self._body.read_into(view[: self._step])
+        except STUMBLES as error:
+            raise senseless(error, self._locator) from error
         now = self._clock()
         if now - before < _QUICK_S:
             self._step = min(2 * self._step, MOST_STEP)

@@ -8,7 +8,7 @@ from typing import Protocol
 from backends import Body, EndedEarly, SourceError, TimedOut
 from cas.pieces import PIECE, PieceHasher, piece_count, piece_range
 
-from .intake import MOST_STEP, Intake
+from .intake import MOST_STEP, STUMBLES, Intake, senseless
 from .retry import Fact, RetryPolicy, fact_of
 from .steps import Ask
 
@@ -69,7 +69,10 @@ class Lane:
     def run(self, ask: Ask) -> Fact | None:
         """Bring one range; why it failed, or None. Raises Stopped, OSError of this disk."""
         try:
-            body = self._blob.open(ask)
+            try:
+                body = self._blob.open(ask)
+            except STUMBLES as error:
+                raise senseless(error, ask.locator) from error
             try:
                 if self._blob.opened(ask.claim, body):
                     self._receive(ask, body)
@@ -81,8 +84,6 @@ class Lane:
             return fact_of(error)
         except WrongSize as error:
             return Fact(code="SIZE_MISMATCH", what=str(error), actual=error.actual)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # a source that stumbles over an answer
-            return Fact(code="SOURCE_UNAVAILABLE", what=f"its answer makes no sense ({type(error).__name__})")
         return None
 
     def _receive(self, ask: Ask, body: Body) -> None:

@@ -47,6 +47,7 @@ class _Standing:
     running: int = 0
     endless: bool = False  # it ignores ranges
     most: int = 1 << 30  # connections that it bears
+    counted: int = 0  # the last range that was asked when its latest failure was counted
 
 
 @dataclass(slots=True)
@@ -70,12 +71,14 @@ class _Range:
 
 @dataclass(slots=True)
 class Transfer:
-    """One blob of *size* bytes from *locators*, best first; *late* are those that failed lately."""
+    """One blob of *size* bytes from *locators*, best first; *late* are those that failed lately, *spent* of them those
+    that another blob has given up: they break only once more."""
 
     size: int
     locators: Sequence[str]
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     late: frozenset[str] = frozenset()
+    spent: frozenset[str] = frozenset()
     jitter: Callable[[], float] = random.random
     _held: dict[int, str] = field(default_factory=dict)  # piece -> who sent it
     _hashes: dict[int, bytes] = field(default_factory=dict)
@@ -92,7 +95,7 @@ class Transfer:
     def __post_init__(self) -> None:
         for locator in dict.fromkeys(self.locators):
             late = locator in self.late
-            patience = Patience(self.policy, late, self.jitter)
+            patience = Patience(self.policy, locator in self.spent, self.jitter)
             self._standings.append(_Standing(locator, late, patience, self.policy.integrity.attempts - 1))
         self._standings.sort(key=lambda standing: standing.late)
 
@@ -121,7 +124,7 @@ class Transfer:
         if range_ := self._ranges.get(claim):
             range_.endless = range_.standing.endless = True
             range_.standing.most = 1
-            if 0 not in self._claims and self._ranged():
+            if self._claims.get(0) != claim and self._ranged():
                 self.ended(claim)  # most of what it would send is there, or comes from elsewhere
 
     def _ranged(self) -> list[_Standing]:
@@ -156,6 +159,9 @@ class Transfer:
         range_.began, range_.heard, range_.got, range_.writing = now, now, 0, None
         del self._claims[piece]
         self.hold(piece, standing.locator, hash_)
+        if len(self._held) == piece_count(self.size):  # what others send of everything, nobody needs any more
+            for other in [other for other, r in self._ranges.items() if r.endless and other != claim]:
+                self.ended(other)
 
     def ended(self, claim: int) -> None:
         """A range is over, whatever it brought."""
@@ -170,7 +176,10 @@ class Transfer:
         standing = self._ranges[claim].standing
         self.ended(claim)
         standing.failure = fact
-        standing.over = not standing.patience.failed(fact, now) or standing.over
+        # What was on its way when the last failure was counted broke with it: one restart of a server, one failure.
+        if claim > standing.counted or fact.kind is Kind.PERMANENT:
+            standing.counted = self._asked
+            standing.over = not standing.patience.failed(fact, now) or standing.over
         standing.most = max(1, standing.running) if fact.kind is Kind.RATE_LIMIT else standing.most
         # It goes to the end of the row: the others are asked first, it is asked again when they cannot.
         self._standings.remove(standing)
@@ -183,6 +192,10 @@ class Transfer:
         """Ranges to give up where fewer connections do as well: those that have got least of their piece."""
         idle = [claim for claim, range_ in self._ranges.items() if range_.writing is None]
         return sorted(idle, key=lambda claim: self._ranges[claim].got)[:count]
+
+    def over(self, locator: str) -> bool:
+        """Whether a source has no attempt left."""
+        return any(standing.over for standing in self._standings if standing.locator == locator)
 
     def overdue(self, now: float) -> list[int]:
         """Ranges that have been silent for too long while another connection could bring their pieces."""

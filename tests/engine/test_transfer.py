@@ -22,8 +22,8 @@ A, B, C = "mem://a", "mem://b", "mem://c"
 THREE = 3 * PIECE - 5
 
 
-def transfer(*locators: str, size: int = THREE, late=(), jitter: float = 1.0, **policy: object) -> Transfer:
-    return Transfer(size, locators, RetryPolicy(**policy), frozenset(late), jitter=lambda: jitter)
+def transfer(*locators: str, size: int = THREE, late=(), spent=(), jitter: float = 1.0, **policy: object) -> Transfer:
+    return Transfer(size, locators, RetryPolicy(**policy), frozenset(late), frozenset(spent), jitter=lambda: jitter)
 
 
 def send(t: Transfer, sender: str, *pieces: int, lie: bool = False) -> None:
@@ -128,14 +128,21 @@ def test_where_all_failed_lately_the_first_is_asked_at_once():
     assert asked(transfer(A, late=[A])) == A
 
 
-def test_a_late_source_has_one_attempt_until_it_sends_a_piece():
+def test_a_source_that_was_given_up_has_one_attempt_until_it_sends_a_piece():
     """Its patience comes back with progress."""
-    t = transfer(A, late=[A])
+    t = transfer(A, late=[A], spent=[A])
     fail(t, A, CUT, 0)
     assert t.next(0) == GiveUp({A: CUT})
 
-    t = transfer(A, late=[A])
+    t = transfer(A, late=[A], spent=[A])
     fail(t, A, CUT, 0, after=1)
+    assert isinstance(t.next(0), Wait)
+
+
+def test_a_source_that_another_blob_still_asks_again_has_all_its_attempts():
+    """A server that is away for a second fails the blobs under way, and must not fail the queue behind them."""
+    t = transfer(A, late=[A])
+    fail(t, A, CUT, 0)
     assert isinstance(t.next(0), Wait)
 
 
@@ -778,3 +785,40 @@ def test_a_single_honest_world_makes_no_request_twice(world):
 
         assert alone.run() == Prove()
         assert alone.requests.get(locator, 0) == gaps
+
+
+def test_ranges_that_break_together_are_one_failure():
+    """A server that restarts cuts every connection at once: that costs it one attempt, not as many as there were."""
+    t = transfer(A, size=40 * PIECE, transient=Backoff(attempts=2, pause_s=1.0))
+    asks = [begin(t, A, allowed=8) for _ in range(8)]
+    for ask in asks:
+        assert t.failed(ask.claim, CUT, 1.0)
+
+    assert t.next(1.0, 8) == Wait(seconds=1.0)
+    again = begin(t, A, now=2.0)
+    assert t.failed(again.claim, CUT, 2.0)
+    assert t.next(2.0) == GiveUp({A: CUT})
+
+
+def test_a_source_without_ranges_is_let_go_though_another_brings_the_beginning():
+    """Whose claim piece 0 is decides: that of a fast source is no reason to wait for all that a slow one sends first."""
+    t = transfer(A, B, size=20 * PIECE)
+    begin(t, A, allowed=2)
+    slow = begin(t, B, allowed=2)
+    t.ignores_ranges(slow.claim)
+
+    assert not t.lives(slow.claim)
+
+
+def test_a_source_without_ranges_is_let_go_when_everything_is_there():
+    """Nobody waits for what it would still send of pieces that others brought."""
+    t = transfer(A, B, size=3 * PIECE)
+    send(t, EARLIER, 1)
+    endless = begin(t, A, allowed=2)
+    t.ignores_ranges(endless.claim)
+    assert t.may_write(endless.claim, 0)
+    t.kept(endless.claim, 0, right(0), 1.0)
+    bring(t, begin(t, B, now=1.0, allowed=2), 2.0)
+
+    assert t.next(2.0) == Prove()
+    assert not t.lives(endless.claim)

@@ -219,3 +219,17 @@ def test_pruning_does_not_reach_through_a_folder_that_became_a_symlink(tmp_path:
     models.ensure_all(["m"], choice=Choice(prune=True))
 
     assert (outside / "keys").read_bytes() == b"not the tree's"
+
+
+def test_a_mistake_of_the_caller_is_not_blamed_on_a_source(tmp_path: Path):
+    """A progress callback that raises ValueError says nothing about who sent the bytes."""
+    files = {"weights": some_bytes(3 << 20)}
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"x": files}}), memory(files))
+
+    def progress(done: int, total: int) -> None:
+        if done:
+            raise ValueError("the caller's own")
+
+    with pytest.raises(ValueError):
+        models.ensure("m", progress_callback=progress)
+    assert models.failed_sources == {}
