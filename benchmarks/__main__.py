@@ -103,7 +103,7 @@ def machine(folder: Path) -> dict[str, str]:
         "date": datetime.date.today().isoformat(),
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "cpu": _cpu(),
-        "kernel": f"{platform.system()} {platform.release()}",
+        "kernel": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "python": platform.python_version(),
         "file_system": _file_system(folder),
     }

@@ -237,6 +237,7 @@ JSON_COMMANDS = {
     "which": ["which", "models.toml"],
     "diff": ["diff", "models.lock", "models.lock"],
     "doctor": ["doctor"],
+    "push": ["push", "tiny#fp16", "mirror"],
     "pin, unpin, evict, init, add, remove": ["pin", "tiny#fp16"],
 }
 
