@@ -80,7 +80,8 @@ class HubPath:
 class HubSource:
     """Repositories of one hub: the one that ``HF_ENDPOINT`` names, or huggingface.co. The token goes to it alone.
 
-    Every ``open`` asks the hub, which redirects to a signed address: one that expired is of no further use to anybody.
+    The hub redirects to signed addresses. Ranges go straight to the last one for five minutes; one that is refused is
+    asked for anew.
     """
 
     network = True

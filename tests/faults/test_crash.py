@@ -218,8 +218,8 @@ def test_a_kill_in_mid_transfer_costs_only_the_piece_in_flight(cli: Cli):
     data = some_bytes(40_000_000, 9)
     with Origin({"m/model.bin": data}) as origin:
         write_lock(cli.folder, lock_of({"m@1": {"v": {"model.bin": data}}}, sources=[f"{origin.url}/m"]))
-        gate = gate_of(origin, "m/model.bin", after=30_000_000)
-        running = cli.start("ensure", "m")
+        gate = gate_of(origin, "m/model.bin", after=36_000_000)
+        running = cli.start("ensure", "m", "--connections", "1")
         assert origin.reached.wait(60)
         running.kill()
         running.communicate()
@@ -239,11 +239,12 @@ def test_a_signal_ends_it_at_once_and_keeps_what_was_fetched(cli: Cli, number: s
     """The exit code tells which signal; the next run continues."""
     from origin import Origin, gate_of
 
-    data = some_bytes(20_000_000, 9)
+    data = some_bytes(40_000_000, 9)
     with Origin({"m/model.bin": data}) as origin:
         write_lock(cli.folder, lock_of({"m@1": {"v": {"model.bin": data}}}, sources=[f"{origin.url}/m"]))
-        gate = gate_of(origin, "m/model.bin", after=17_000_000)
-        running = cli.start("ensure", "m", "--json")
+        # Sockets hold ten megabytes that were sent and not yet read.
+        gate = gate_of(origin, "m/model.bin", after=34_000_000)
+        running = cli.start("ensure", "m", "--json", "--connections", "1")
         assert origin.reached.wait(60)
         began = time.monotonic()
         running.send_signal(number)
