@@ -90,6 +90,10 @@ def _run(argv: Sequence[str], environ: Mapping[str, str], *, as_json: bool, verb
         return _give(answer, as_json=as_json)
     except BrokenPipeError:
         return _quietly_closed()
+    except OSError as error:  # a full disk behind a redirection
+        _quietly_closed()
+        print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 def _command(name: str) -> Callable[[Session], Answer]:

@@ -233,3 +233,16 @@ def test_a_mistake_of_the_caller_is_not_blamed_on_a_source(tmp_path: Path):
     with pytest.raises(ValueError):
         models.ensure("m", progress_callback=progress)
     assert models.failed_sources == {}
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_an_output_that_cannot_be_written_is_one_line_of_error(cli: Cli, options: tuple[str, ...]):
+    """A report redirected to a full disk: exit 1 and no traceback."""
+    write_lock(cli.folder, lock_of({"m@1": {"v": {"a": b"a"}}}))
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            cli.argv("ls", *options), cwd=cli.folder, env=cli.environ(), stdout=full, stderr=subprocess.PIPE, text=True
+        )
+
+    assert done.returncode == 1 and "standard output cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
