@@ -84,8 +84,8 @@ def parse_seconds(text: str, what: str) -> float:
 
 
 def flag(environ: Mapping[str, str], name: str) -> bool:
-    """Whether an environment variable says yes."""
-    return environ.get(name, "").strip().lower() in ("1", "true", "yes", "on")
+    """Whether an environment variable says yes: anything that is not a no, since a switch should not fail open."""
+    return environ.get(name, "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
