@@ -15,7 +15,6 @@ import boto3
 import pytest
 from builders import Cli, some_bytes
 from mirror import CONFIG, FILES, NOISE, WEIGHTS, filled, name_of, names_in, packed, push_of, store_of, weights
-from moto.server import ThreadedMotoServer
 from origin import Origin
 from s3servers import SECRET, rclone, settings, use
 
@@ -481,15 +480,6 @@ def test_two_that_put_the_same_do_not_write_into_one_file(tmp_path: Path):
 
 
 # ---- buckets
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture(params=["moto", "rclone"])

@@ -12,7 +12,6 @@ from typing import Any
 import boto3
 import pytest
 from builders import Cli, blobs_of, tree_of
-from moto.server import ThreadedMotoServer
 from origin import Fault, Origin, gate_of
 from s3servers import SECRET, settings, use
 
@@ -22,19 +21,10 @@ from backends.conformance import TEN, SourceContract
 from backends.s3 import S3Source
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    yield f"http://{host}:{port}"
-    moto.stop()
-
-
 @pytest.fixture
-def credentials(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    use(monkeypatch, settings(server))
-    return server
+def credentials(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    use(monkeypatch, settings(moto))
+    return moto
 
 
 @pytest.fixture
@@ -377,7 +367,7 @@ def test_a_profile_names_keys_and_endpoint(origin: Origin, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("how", ["no keys at all", "AWS_NO_SIGN_REQUEST"])
-def test_a_public_bucket_is_read_without_a_signature(client: Any, monkeypatch: pytest.MonkeyPatch, server: str, how: str):
+def test_a_public_bucket_is_read_without_a_signature(client: Any, monkeypatch: pytest.MonkeyPatch, moto: str, how: str):
     """Without any credentials by itself; with some, by the switch."""
     if "public" not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
         client.create_bucket(Bucket="public", ACL="public-read")
@@ -386,7 +376,7 @@ def test_a_public_bucket_is_read_without_a_signature(client: Any, monkeypatch: p
     if how == "AWS_NO_SIGN_REQUEST":
         monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "1")
     else:
-        use(monkeypatch, settings(server, key="", secret=""))
+        use(monkeypatch, settings(moto, key="", secret=""))
     source = S3Source()
 
     assert {listed.path for listed in source.listing("s3://public/m/").files} == {"ten", "own"}
