@@ -11,7 +11,7 @@ from typing import Any
 
 import boto3
 import pytest
-from builders import Cli, blobs_of, tree_of
+from builders import Cli, blobs_of, manifest_of, tree_of
 from origin import Fault, Origin, gate_of
 from s3servers import SECRET, settings, use
 
@@ -115,8 +115,7 @@ def test_lock_downloads_nothing_and_pins_what_it_saw(client: Any, cli: Cli):
     client.put_bucket_versioning(Bucket="pinned", VersioningConfiguration={"Status": "Enabled"})
     client.put_object(Bucket="pinned", Key="m/ten", Body=TEN, ChecksumAlgorithm="SHA256")
     environ = settings(client.meta.endpoint_url)
-    table = '[models."m"]\nversion = "1"\nsources = ["s3://pinned/m"]\n[models."m".variants.v]\ninclude = ["*"]\n'
-    (cli.folder / "models.toml").write_text(f"schema = 1\n{table}")
+    (cli.folder / "models.toml").write_text(manifest_of("s3://pinned/m"))
 
     cli.ok("lock", **environ)
     assert not blobs_of(cli.root)
