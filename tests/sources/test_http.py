@@ -9,8 +9,9 @@ from email.utils import formatdate
 import pytest
 import requests
 from origin import Fault, Origin, gate_of
+from refusals import MEANINGS, Meaning, refusal_of, status_of
 
-from backends import Denied, Misbehaved, NotFound, NotListable, Source, SourceError, Throttled, Unreachable, read_all
+from backends import Misbehaved, NotFound, NotListable, Source, SourceError, Throttled, Unreachable, read_all
 from backends.conformance import TEN, SourceContract
 from backends.http import HttpSource
 
@@ -123,28 +124,12 @@ def test_a_range_beyond_the_end_gives_the_whole_for_comparison(origin: Origin):
     assert (body.start, body.total) == (0, 10)
 
 
-@pytest.mark.parametrize(
-    ("status", "kind", "transient"),
-    [
-        (404, NotFound, False),
-        (410, NotFound, False),
-        (401, Denied, False),
-        (403, Denied, False),
-        (400, SourceError, False),
-        (429, Throttled, True),
-        (503, Throttled, True),
-        (500, Unreachable, True),
-        (502, Unreachable, True),
-    ],
-)
-def test_statuses_are_told_apart(origin: Origin, status: int, kind: type[SourceError], transient: bool):
+@pytest.mark.parametrize("meaning", [*MEANINGS, (410, NotFound, False), (502, Unreachable, True)], ids=status_of)
+def test_statuses_are_told_apart(origin: Origin, meaning: Meaning):
     """Permanent or worth asking again."""
-    origin.fail("m/ten", Fault(status=status))
+    error = refusal_of(HttpSource({}), f"{origin.url}/m/ten", origin, "m/ten", meaning)
 
-    with pytest.raises(kind) as caught:
-        HttpSource({}).open(f"{origin.url}/m/ten")
-
-    assert caught.value.transient is transient
+    assert error.retry_after == (7.0 if error.transient else None)
 
 
 @pytest.mark.parametrize(

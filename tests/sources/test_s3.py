@@ -13,6 +13,7 @@ import boto3
 import pytest
 from builders import Cli, blobs_of, manifest_of, tree_of
 from origin import Fault, Origin, gate_of
+from refusals import MEANINGS, Meaning, refusal_of, status_of
 from s3servers import SECRET, settings, use
 
 from backends import Denied, Misbehaved, NotFound, Source, SourceError, Throttled, TimedOut, Unreachable
@@ -275,30 +276,12 @@ def test_a_body_read_to_its_end_gives_its_connection_back(origin: Origin):
     assert pool.num_connections == 1
 
 
-@pytest.mark.parametrize(
-    ("status", "kind", "transient"),
-    [
-        (404, NotFound, False),
-        (401, Denied, False),
-        (403, Denied, False),
-        (400, SourceError, False),
-        (429, Throttled, True),
-        (503, Throttled, True),
-        (500, Unreachable, True),
-        (501, SourceError, False),
-        (504, TimedOut, True),
-    ],
-)
-def test_statuses_are_told_apart(origin: Origin, status: int, kind: type[SourceError], transient: bool):
-    """Permanent or worth asking again; and asked once, since retrying is decided elsewhere."""
-    origin.fail("models/m/ten", Fault(status=status, headers={"Retry-After": "7"}))
+@pytest.mark.parametrize("meaning", [*MEANINGS, (501, SourceError, False), (504, TimedOut, True)], ids=status_of)
+def test_statuses_are_told_apart(origin: Origin, meaning: Meaning):
+    """Permanent or worth asking again."""
+    error = refusal_of(S3Source(), "s3://models/m/ten", origin, "models/m/ten", meaning)
 
-    with pytest.raises(kind) as caught:
-        S3Source().open("s3://models/m/ten")
-
-    assert caught.value.transient is transient
-    assert caught.value.retry_after == (7.0 if status in (429, 500, 503) else None)
-    assert len(origin.gets()) == 1
+    assert error.retry_after == (7.0 if meaning[0] in (429, 500, 503) else None)
 
 
 @pytest.mark.parametrize("page", [b"<html><body>Welcome</body>", b"<html></html>", b"welcome"])
