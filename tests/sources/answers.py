@@ -1,4 +1,4 @@
-"""What the status of an answer means, whoever asked for it over HTTP."""
+"""What web servers and buckets answer, and what it means whoever asked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 from origin import Fault, Origin
 
 from backends import Denied, NotFound, Source, SourceError, Throttled, Unreachable
+from backends.conformance import TEN
 
 Meaning = tuple[int, type[SourceError], bool]
 """A status, the error that it becomes, and whether asking again can help."""
@@ -38,3 +39,12 @@ def refusal_of(source: Source, locator: str, origin: Origin, path: str, meaning:
     assert type(caught.value) is kind and caught.value.transient is transient
     assert len(origin.gets()) == 1
     return caught.value
+
+
+def assert_simply_ends(source: Source, locator: str, origin: Origin, path: str) -> None:
+    """Ten bytes that were announced as twenty are over after ten, and that is no error: the reader counts (N2)."""
+    origin.fail(path, Fault(headers={"Content-Length": "20", "Connection": "close"}))
+    body, view = source.open(locator), memoryview(bytearray(100))
+    counts = [body.read_into(view[at:]) for at in (0, 10, 10)]
+    body.close()
+    assert (counts, bytes(view[:10]), body.total) == ([10, 0, 0], TEN, 20)
