@@ -60,6 +60,14 @@ class TestSumsListing(HttpContract):
     listing = "sums"
 
 
+class TestWithoutRanges(HttpContract):
+    """As Python's http.server: every answer is the whole."""
+
+    @pytest.fixture(autouse=True)
+    def ignore(self, serve: None) -> None:
+        self.origin.fail("*", Fault(ignore_range=True, times=-1))
+
+
 def test_sums_give_digests_and_sizes_without_a_byte_of_content():
     """A SHA256SUMS file names every digest; sizes come from HEAD."""
     with Origin({"m/a": b"one", "m/deep/b": b"three"}, listing="sums") as origin:
