@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,6 +208,27 @@ def test_every_option_is_documented_and_every_documented_option_exists() -> None
     prose = re.sub(r"^```sh$.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
     told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", prose))
     assert told == real
+
+
+# ---- variables
+
+# Their names are put together from the scheme of an address.
+PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
+
+
+def test_the_readme_lists_every_variable_that_is_read_and_no_other() -> None:
+    """But HOME, and those of AWS, which boto3 reads."""
+    modules = [path for package in ("cas", "backends", "reconcile") for path in (REPOSITORY / package).rglob("*.py")]
+    code = "\n".join(path.read_text("utf-8") for path in modules)
+    asked = re.findall(r"""(?:environ(?:\.get\(|\[)|flag\([\w.]+, )"([A-Z_]+)\"""", code)
+    told = re.findall(r"`([A-Z_]+\*?)`", " ".join(row[0] for row in table_of("Environment")))
+    assert len(told) == len(set(told)) and "AWS_*" in told
+    assert not_of_aws(told) - PROXIES == not_of_aws(asked) - {"HOME"}
+    assert set(told) >= PROXIES
+
+
+def not_of_aws(names: Iterable[str]) -> set[str]:
+    return {name for name in names if not name.startswith("AWS_")}
 
 
 # ---- codes and keys

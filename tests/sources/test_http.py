@@ -290,7 +290,7 @@ def test_bodies_are_read_by_the_fast_way(origin: Origin):
 
 
 def test_the_environment_names_proxies_by_host():
-    """Lower case wins, NO_PROXY exempts a domain and what is below it."""
+    """Lower case wins, NO_PROXY exempts a domain and what is below it, ALL_PROXY serves where there is no other."""
     from backends.credentials import proxies
 
     environ = {"HTTPS_PROXY": "http://big:1", "https_proxy": "http://small:1", "NO_PROXY": "corp.example,.local"}
@@ -299,6 +299,9 @@ def test_the_environment_names_proxies_by_host():
     assert proxies("https://hub.corp.example/x", environ) == {}
     assert proxies("https://a.local/x", environ) == {}
     assert proxies("http://models.example/x", environ) == {}
+    assert proxies("http://models.example/x", {**environ, "ALL_PROXY": "http://any:1"}) == {"http": "http://any:1"}
+    assert proxies("https://models.example/x", {**environ, "ALL_PROXY": "http://any:1"}) == {"https": "http://small:1"}
+    assert proxies("http://a.local/x", {**environ, "ALL_PROXY": "http://any:1"}) == {}
 
 
 def test_a_small_read_returns_with_what_has_come(origin: Origin):
