@@ -291,17 +291,17 @@ def test_bodies_are_read_by_the_fast_way(origin: Origin):
 
 def test_the_environment_names_proxies_by_host():
     """Lower case wins, NO_PROXY exempts a domain and what is below it, ALL_PROXY serves where there is no other."""
-    from backends.credentials import proxies
+    from backends.credentials import proxy
 
     environ = {"HTTPS_PROXY": "http://big:1", "https_proxy": "http://small:1", "NO_PROXY": "corp.example,.local"}
 
-    assert proxies("https://models.example/x", environ) == {"https": "http://small:1"}
-    assert proxies("https://hub.corp.example/x", environ) == {}
-    assert proxies("https://a.local/x", environ) == {}
-    assert proxies("http://models.example/x", environ) == {}
-    assert proxies("http://models.example/x", {**environ, "ALL_PROXY": "http://any:1"}) == {"http": "http://any:1"}
-    assert proxies("https://models.example/x", {**environ, "ALL_PROXY": "http://any:1"}) == {"https": "http://small:1"}
-    assert proxies("http://a.local/x", {**environ, "ALL_PROXY": "http://any:1"}) == {}
+    assert proxy("https://models.example/x", environ) == "http://small:1"
+    assert proxy("https://hub.corp.example/x", environ) == ""
+    assert proxy("https://a.local/x", environ) == ""
+    assert proxy("http://models.example/x", environ) == ""
+    assert proxy("http://models.example/x", {**environ, "ALL_PROXY": "http://any:1"}) == "http://any:1"
+    assert proxy("https://models.example/x", {**environ, "ALL_PROXY": "http://any:1"}) == "http://small:1"
+    assert proxy("http://a.local/x", {**environ, "ALL_PROXY": "http://any:1"}) == ""
 
 
 def test_a_small_read_returns_with_what_has_come(origin: Origin):
