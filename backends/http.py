@@ -48,7 +48,7 @@ class HttpSource:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """*token* gives the bearer token for a URL, asked anew for every hop of a redirect; *clock* ages redirects."""
-        self._environ = os.environ if environ is None else environ
+        self._environ = dict(os.environ) if environ is None else environ  # which looks up faster
         self._token = token
         self._targets = Targets(clock)
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)

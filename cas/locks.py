@@ -13,7 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from types import TracebackType
@@ -80,7 +80,7 @@ class Holder:
 
     def to_json(self) -> dict[str, object]:
         """What ``parse`` reads."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in self.__slots__}
 
     @property
     def mine(self) -> bool:
@@ -111,13 +111,12 @@ class Lock:
     def write_note(self, **fields: object) -> None:
         """Leave *fields* in the lock file for whoever takes or waits for it next."""
         self.note.update(fields)
-        data = json.dumps(self.note).encode()
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, data, 0)
+        # In one write, over all that stood there: who reads without the lock finds the old note or the new.
+        os.pwrite(self.fd, json.dumps(self.note).encode().ljust(os.fstat(self.fd).st_size), 0)
 
     def is_current(self) -> bool:
         """Whether the path still names the locked file; if not, another holder may exist."""
-        return _same_file(self.fd, self.path)
+        return _stands_at(os.fstat(self.fd), self.path)
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -153,8 +152,10 @@ def acquire(
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         try:
-            _give_mode(fd, mode)
-            if try_lock(fd, shared=shared) and _same_file(fd, path):
+            found = os.fstat(fd)
+            if stat.S_IMODE(found.st_mode) != mode and found.st_uid == os.geteuid():  # whatever the umask
+                os.fchmod(fd, mode)
+            if try_lock(fd, shared=shared) and _stands_at(found, path):
                 lock = Lock(path, fd, _read_note(fd))
                 if not shared:
                     lock.write_note(holder=Holder.me(doing).to_json())
@@ -224,20 +225,12 @@ def try_lock(fd: int, *, shared: bool) -> bool:
     return True
 
 
-def _give_mode(fd: int, mode: int) -> None:
-    """The mode that was asked for, whatever the umask; another user's lock file is as it is."""
-    found = os.fstat(fd)
-    if stat.S_IMODE(found.st_mode) != mode and found.st_uid == os.geteuid():
-        os.fchmod(fd, mode)
-
-
-def _same_file(fd: int, path: Path) -> bool:
+def _stands_at(file: os.stat_result, path: Path) -> bool:
     try:
         there = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    here = os.fstat(fd)
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+    return (file.st_dev, file.st_ino) == (there.st_dev, there.st_ino)
 
 
 def _read_note(fd: int) -> dict[str, object]:

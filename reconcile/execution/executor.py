@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -33,7 +33,6 @@ from .publisher import Publisher
 _POLL_S = 0.2  # how often a signal is looked for while threads work
 _GROW_S = 0.02  # how often another worker is thought of
 _BUSY = 0.7  # of one processor: Python runs one thread at a time
-_TOGETHER = 1 << 20  # bytes of blobs that one worker brings before they are committed together
 
 
 @dataclass(slots=True, kw_only=True)
@@ -191,12 +190,11 @@ class Executor:
 
         def work(smallest: bool) -> None:
             try:
-                while batch := _take(queue, smallest=smallest, share=connections.most):
-                    for digest, outcome in self.fetcher.obtain_all(batch).items():
-                        if isinstance(outcome, Exception):
-                            failed[digest] = _ours(outcome)
-                        elif outcome:
-                            replaced.add(digest)
+                for digest, outcome in self.fetcher.obtain_all(_taken(queue, smallest=smallest)).items():
+                    if isinstance(outcome, Exception):
+                        failed[digest] = _ours(outcome)
+                    elif outcome:
+                        replaced.add(digest)
             finally:
                 connections.give()
 
@@ -289,21 +287,11 @@ def mirrored(mirror: str, digest: Digest) -> str:
     return join(mirror, f"sha256/{digest.hex[:2]}/{digest.hex}")
 
 
-def _take(queue: deque[Wanted], *, smallest: bool, share: int) -> list[Wanted]:
-    """The next blobs for one worker, from one end of the queue: several where they are small and others are left with
-    some. Empty when there is none."""
-    pop, put_back = (queue.pop, queue.append) if smallest else (queue.popleft, queue.appendleft)
-    batch: list[Wanted] = []
-    left = _TOGETHER
-    with suppress(IndexError):  # another took the last
-        while not batch or (len(batch) * share < len(queue) and left > 0):
-            blob = pop()
-            left -= blob.size
-            if batch and left < 0:
-                put_back(blob)
-                break
-            batch.append(blob)
-    return batch
+def _taken(queue: deque[Wanted], *, smallest: bool) -> Iterator[Wanted]:
+    """What one worker gets of a queue that others take from too, from one end of it."""
+    with suppress(IndexError):
+        while True:
+            yield queue.pop() if smallest else queue.popleft()
 
 
 class _Idleness:

@@ -10,7 +10,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ from .engine import Engine, Wanted
 from .intake import MOST_STEP, Intake
 from .retry import patiently
 
-_TOGETHER_S = 1.0  # what is fetched in so many seconds is committed together, at most
+_TOGETHER, _TOGETHER_S = 1 << 20, 1.0  # bytes that are committed together at most, and seconds that they may take
 
 
 @dataclass(slots=True)
@@ -81,22 +81,24 @@ class Fetcher:
             raise outcome
         return outcome
 
-    def obtain_all(self, blobs: Sequence[Wanted]) -> dict[Digest, bool | Exception]:
+    def obtain_all(self, blobs: Iterable[Wanted]) -> dict[Digest, bool | Exception]:
         """What ``obtain`` returns or raises for each of several blobs. Raises Stopped.
 
-        They are brought one after the other and committed together, a second's worth at once: for small ones, waiting
-        for the disk takes longer than the bytes. Who holds a lock waits for none meanwhile.
+        They are brought one after the other, and small ones are committed together: waiting for the disk would take
+        longer than their bytes. Who holds a lock waits for none meanwhile.
         """
         outcomes: dict[Digest, bool | Exception] = {}
         filled: list[_Filled] = []
         try:
-            began, busy = self.engine.clock(), []
+            began, bytes_, busy = 0.0, 0, []
             for wanted in blobs:
+                bytes_ += wanted.size
+                if filled and (bytes_ > _TOGETHER or self.engine.clock() - began > _TOGETHER_S):
+                    self._commit(filled, outcomes)
+                if not filled:
+                    began, bytes_ = self.engine.clock(), wanted.size
                 if not self._bring(wanted, filled, outcomes, waits=False):
                     busy.append(wanted)
-                if self.engine.clock() - began > _TOGETHER_S:
-                    self._commit(filled, outcomes)
-                    began = self.engine.clock()
             self._commit(filled, outcomes)
             for wanted in busy:
                 self._bring(wanted, filled, outcomes, waits=True)

@@ -9,8 +9,9 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 from backends import redact
 from cas import Digest
@@ -27,32 +28,33 @@ class Lies:
     folder: Path
     clock: Callable[[], float] = time.time
     _known: frozenset[str] | None = None  # the files that there are, looked at once
+    _mutex: Lock = field(default_factory=Lock)
 
     def of(self, digest: Digest) -> frozenset[str]:
         """The redacted locators that sent wrong bytes for this digest lately."""
-        now = self.clock()
-        return frozenset(locator for locator, at in self._read(digest).items() if abs(now - at) < KEPT_S)
+        with self._mutex:
+            known, now = self._read(digest), self.clock()
+        return frozenset(locator for locator, at in known.items() if abs(now - at) < KEPT_S)
 
     def note(self, digest: Digest, locator: str) -> None:
         """A source was proven to have sent wrong bytes."""
-        self._write(digest, {**self._read(digest), redact(locator): self.clock()})
+        with self._mutex:
+            self._write(digest, {**self._read(digest), redact(locator): self.clock()})
 
     def clear(self, digest: Digest, locators: frozenset[str]) -> None:
         """Sources sent the right bytes."""
-        known = self._read(digest)
-        honest = {redact(locator) for locator in locators} & known.keys()
-        if honest:
-            self._write(digest, {locator: at for locator, at in known.items() if locator not in honest})
+        with self._mutex:
+            known = self._read(digest)
+            if honest := {redact(locator) for locator in locators} & known.keys():
+                self._write(digest, {locator: at for locator, at in known.items() if locator not in honest})
 
     def _read(self, digest: Digest) -> dict[str, float]:
-        known = self._known  # another thread may forget it
-        if known is None:
+        if self._known is None:
             try:
-                known = frozenset(os.listdir(self.folder))
+                self._known = frozenset(os.listdir(self.folder))
             except OSError:
-                known = frozenset()
-            self._known = known
-        if digest.hex not in known:
+                self._known = frozenset()
+        if digest.hex not in self._known:
             return {}
         try:
             rows = json.loads(unseal((self.folder / digest.hex).read_bytes()))

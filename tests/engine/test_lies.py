@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,18 @@ def test_a_folder_that_cannot_be_written_is_no_failure(tmp_path: Path, clock: Cl
 
         assert lies.of(ONE) == set()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_threads_may_share_what_a_run_has(run: Callable[[], Lies]):
+    """Each notes lies about blobs of its own, while others look."""
+    digests, lies = [Digest.of(bytes([n])) for n in range(32)], run()
+
+    def work(digest: Digest) -> frozenset[str]:
+        lies.note(digest, HERE)
+        lies.note(digest, THERE)
+        lies.clear(digest, frozenset({THERE}))
+        return lies.of(digest)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(work, digests)) == {frozenset({HERE})}
+    assert all(run().of(digest) == {HERE} for digest in digests)

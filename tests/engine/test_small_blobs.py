@@ -1,0 +1,214 @@
+"""Small blobs come one after the other and are committed together."""
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from builders import some_bytes
+
+from backends import Body, Registry
+from backends.memory import MemorySource
+from cas import BlobStore, Digest, NoSpaceError, Stopped
+from reconcile.errors import SourceUnavailableError
+from reconcile.execution.engine import Connections, Engine, Wanted
+from reconcile.execution.failures import FailureTable
+from reconcile.execution.fetcher import Fetcher
+from reconcile.execution.lies import Lies
+from reconcile.telemetry.events import BlobFailed, BlobFetched, Event, Waiting
+
+FILES = [some_bytes(1000 + n, seed=n) for n in range(30)]
+
+
+def locator_of(data: bytes) -> str:
+    return f"mem://origin/{Digest.of(data).hex}"
+
+
+def wanted(data: bytes) -> Wanted:
+    return Wanted(digest=Digest.of(data), size=len(data), urls=(locator_of(data),))
+
+
+class Watched(MemorySource):
+    """Calls *on_open* before each answer."""
+
+    def __init__(self, objects: Mapping[str, bytes]) -> None:
+        super().__init__(objects)
+        self.on_open: Callable[[str], object] = lambda locator: None
+
+    def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
+        self.on_open(locator)
+        return super().open(locator, start=start, stop=stop)
+
+
+class World:
+    """A store, a source of FILES, and a fetcher between them. ``time`` is what its clock shows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = BlobStore.open(folder / "root")
+        self.store.prepare()
+        self.source = Watched({locator_of(data): data for data in FILES})
+        self.events: list[Event] = []
+        self.time = 0.0
+        self.commits: list[int] = []  # blobs in each
+        self.engine = Engine(
+            registry=Registry({"mem": lambda: self.source}),
+            base=folder,
+            failures=FailureTable(),
+            lies=Lies(self.store.layout.lies),
+            emit=self.events.append,
+            connections=Connections(1),
+            clock=lambda: self.time,
+        )
+        self.fetcher = Fetcher(store=self.store, engine=self.engine)
+        commit_all = self.store.commit_all
+
+        def counted(partials: list[object], **options: object) -> dict[Digest, Exception]:
+            self.commits += [len(partials)] if partials else []
+            return commit_all(partials, **options)  # type: ignore[arg-type]
+
+        self.store.commit_all = counted  # type: ignore[method-assign,assignment]
+
+    def there(self) -> list[bytes]:
+        return [data for data in FILES if os.path.exists(self.store.layout.blob(Digest.of(data)))]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_small_blobs_are_committed_together(world: World):
+    """All are there on return, each with its event."""
+    outcomes = world.fetcher.obtain_all(map(wanted, FILES))
+
+    assert outcomes == dict.fromkeys(map(Digest.of, FILES), False)
+    assert world.there() == FILES and world.commits == [len(FILES)]
+    assert sum(isinstance(event, BlobFetched) for event in world.events) == len(FILES)
+    assert list(world.store.layout.partials.iterdir()) == []
+
+
+def test_what_came_in_a_second_is_committed_before_more_is_asked_for(world: World):
+    """A kill costs no more than that of a slow source."""
+    seen: list[int] = []
+
+    def slow(locator: str) -> None:
+        seen.append(len(world.there()))
+        world.time += 0.4
+
+    world.source.on_open = slow
+    world.fetcher.obtain_all(map(wanted, FILES[:7]))
+
+    assert seen == [0, 0, 0, 3, 3, 3, 6] and world.commits == [3, 3, 1]
+
+
+def test_no_more_than_a_mebibyte_waits_for_its_commit(world: World):
+    """Larger blobs are committed by themselves, and what waits before them."""
+    large = [some_bytes(size, seed=99) for size in (600_000, 500_000, 3 << 20)]
+    world.source.objects.update({locator_of(data): data for data in large})
+
+    world.fetcher.obtain_all(map(wanted, [FILES[0], *large, FILES[1]]))
+
+    assert world.commits == [2, 1, 1, 1]
+
+
+def test_one_that_fails_takes_no_other_with_it(world: World):
+    """Its error is its outcome."""
+    missing = Wanted(digest=Digest.of(b"missing"), size=7, urls=("mem://origin/nowhere",))
+
+    outcomes = world.fetcher.obtain_all([wanted(FILES[0]), missing, wanted(FILES[1])])
+
+    assert isinstance(outcomes.pop(missing.digest), SourceUnavailableError)
+    assert set(outcomes.values()) == {False} and world.there() == FILES[:2]
+
+
+def test_a_full_disk_at_the_commit_is_told_with_its_figures(world: World, monkeypatch: pytest.MonkeyPatch):
+    """As where it fills up earlier."""
+    real = os.fsync
+    broken = Digest.of(FILES[1])
+
+    def fsync(fd: int) -> None:
+        if os.fstat(fd).st_size == len(FILES[1]):
+            raise OSError(28, "No space left on device")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    outcomes = world.fetcher.obtain_all(map(wanted, FILES[:3]))
+
+    error = outcomes.pop(broken)
+    assert isinstance(error, NoSpaceError) and error.details["bytes_needed"] == len(FILES[1])
+    assert set(outcomes.values()) == {False} and world.there() == [FILES[0], FILES[2]]
+    assert [event.digest for event in world.events if isinstance(event, BlobFailed)] == [broken]
+
+
+def test_who_holds_locks_waits_for_none(world: World):
+    """One that another fetches is left to the end, when the others are committed and their locks free."""
+    busy = wanted(FILES[1])
+    held = world.store.lock_blob(busy.digest, doing=f"fetching {busy.digest.short}")
+    done: dict[Digest, bool | Exception] = {}
+    thread = threading.Thread(target=lambda: done.update(world.fetcher.obtain_all(map(wanted, FILES[:4]))))
+    told = threading.Event()
+    sink = world.events.append
+
+    def emit(event: Event) -> None:
+        sink(event)
+        if isinstance(event, Waiting):
+            told.set()
+
+    object.__setattr__(world.engine, "emit", emit)
+    thread.start()
+
+    assert told.wait(30)
+    assert world.there() == [FILES[0], *FILES[2:4]]
+    for data in (FILES[0], *FILES[2:4]):
+        world.store.lock_blob(Digest.of(data), doing="looking", timeout_s=0).close()
+    held.close()
+    thread.join(30)
+    assert set(done) == set(map(Digest.of, FILES[:4])) and set(done.values()) == {False}
+
+
+def test_a_neighbour_of_the_same_lock_is_no_news(world: World):
+    """Two blobs of one run that share a lock file wait for each other without a word."""
+    first, others = FILES[0], {}
+    number = 0
+    while not others:
+        data = b"neighbour %d" % number
+        if world.store.blob_lock_path(Digest.of(data)) == world.store.blob_lock_path(Digest.of(first)):
+            others[locator_of(data)] = data
+        number += 1
+    world.source.objects.update(others)
+
+    outcomes = world.fetcher.obtain_all(map(wanted, [first, *others.values()]))
+
+    assert set(outcomes.values()) == {False} and world.commits == [1, 1]
+    assert not [event for event in world.events if isinstance(event, Waiting)]
+
+
+def test_a_stop_leaves_nothing_half_done(world: World):
+    """What was not committed yet is not kept: it is less than a piece. The locks are free."""
+
+    def stop(locator: str) -> None:
+        if locator == locator_of(FILES[5]):
+            world.engine.stop.set()
+
+    world.source.on_open = stop
+    with pytest.raises(Stopped):
+        world.fetcher.obtain_all(map(wanted, FILES))
+
+    assert world.there() == [] and list(world.store.layout.partials.iterdir()) == []
+    for data in FILES:
+        world.store.lock_blob(Digest.of(data), doing="looking", timeout_s=0).close()
+    assert sum(isinstance(event, BlobFailed) for event in world.events) == 6
+
+
+def test_a_lease_that_was_lost_forbids_every_commit(world: World):
+    """``before_commit`` is asked for each."""
+
+    def lost() -> None:
+        raise RuntimeError("the lease is gone")
+
+    world.fetcher.before_commit = lost
+    outcomes = world.fetcher.obtain_all(map(wanted, FILES[:3]))
+
+    assert {str(outcome) for outcome in outcomes.values()} == {"the lease is gone"} and world.there() == []
+    assert list(world.store.layout.partials.iterdir()) == []

@@ -1,0 +1,111 @@
+"""Blobs that are committed together: each stands or falls by itself, and the disk is waited for once."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from storeroom import partial_with, put, store_at
+
+from cas import BlobState, BlobStore, ChecksumError, Digest
+from cas.partial import Partial
+
+DATA = [b"blob %d" % n for n in range(40)]
+
+
+def filled(store: BlobStore, data: bytes) -> Partial:
+    return partial_with(store, data, 0)
+
+
+def intact(store: BlobStore) -> list[bytes]:
+    return [data for data in DATA if store.look(Digest.of(data), len(data)).state is BlobState.INTACT]
+
+
+@contextmanager
+def failing_fsync(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]) -> Iterator[list[int]]:
+    """fsync of what *fails*, by its inode, ends with EIO; the inodes that were synced or were to be."""
+    asked, real = [], os.fsync
+
+    def fsync(fd: int) -> None:
+        inode = os.fstat(fd).st_ino
+        asked.append(inode)
+        if fails(inode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fsync)
+        yield asked
+
+
+def test_several_partials_become_blobs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every file is synced, and every folder once, whatever number of blobs it takes."""
+    store = store_at(tmp_path)
+    partials = [filled(store, data) for data in DATA]
+    folders = {os.path.dirname(store.layout.blob(partial.digest)) for partial in partials}
+    files = {os.fstat(partial.fd).st_ino for partial in partials}
+
+    with failing_fsync(monkeypatch, lambda inode: False) as asked:
+        assert store.commit_all(partials) == {}
+
+    assert intact(store) == DATA and list(store.layout.partials.iterdir()) == []
+    assert set(asked[: len(DATA)]) == files, "no name before its bytes"
+    assert sorted(asked[len(DATA) :]) == sorted(os.stat(folder).st_ino for folder in folders)
+    assert len(folders) < len(DATA), "or this showed nothing"
+
+
+def test_a_file_that_cannot_be_synced_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is thrown away; its neighbours are blobs."""
+    store = store_at(tmp_path)
+    partials = [filled(store, data) for data in DATA]
+    broken = os.fstat(partials[3].fd).st_ino
+
+    with failing_fsync(monkeypatch, lambda inode: inode == broken) as asked:
+        failed = store.commit_all(partials)
+
+    assert list(failed) == [partials[3].digest] and isinstance(failed[partials[3].digest], OSError)
+    assert intact(store) == [data for data in DATA if data != DATA[3]]
+    assert list(store.layout.partials.iterdir()) == [] and asked.count(broken) == 1
+
+
+def test_a_folder_that_cannot_be_synced_fails_all_that_went_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is asked once: the second answer would hide the first."""
+    store = store_at(tmp_path)
+    partials = [filled(store, data) for data in DATA]
+    by_folder: dict[str, set[Digest]] = {}
+    for partial in partials:
+        by_folder.setdefault(os.path.dirname(store.layout.blob(partial.digest)), set()).add(partial.digest)
+    folder, digests = max(by_folder.items(), key=lambda item: len(item[1]))
+    broken = os.stat(folder).st_ino
+
+    with failing_fsync(monkeypatch, lambda inode: inode == broken) as asked:
+        failed = store.commit_all(partials)
+
+    assert set(failed) == digests and len(digests) > 1 and asked.count(broken) == 1
+
+
+def test_wrong_bytes_among_right_ones_stay_a_partial(tmp_path: Path):
+    """For the caller to judge; the right ones are blobs."""
+    store = store_at(tmp_path)
+    wrong = store.partial(Digest.of(b"right"), 5)
+    put(wrong, b"wrong", 0)
+
+    failed = store.commit_all([wrong, filled(store, DATA[0])])
+
+    assert list(failed) == [wrong.digest] and isinstance(failed[wrong.digest], ChecksumError)
+    assert intact(store) == [DATA[0]] and os.path.exists(wrong.path)
+    wrong.leave()
+
+
+def test_a_damaged_blob_among_them_gives_way(tmp_path: Path):
+    """Those that are to be replaced are named; the old one goes to quarantine."""
+    store = store_at(tmp_path)
+    digest = store.add_bytes(DATA[0])
+    old = os.stat(store.layout.blob(digest)).st_ino
+
+    assert store.commit_all([filled(store, data) for data in DATA[:3]], replace=[digest]) == {}
+
+    assert intact(store) == DATA[:3] and os.stat(store.layout.blob(digest)).st_ino != old
+    assert [os.stat(path).st_ino for path in store.layout.quarantine.iterdir()] == [old]
