@@ -28,6 +28,7 @@ class Fault:
     status: int | None = None  # answer with this status and no content
     headers: Mapping[str, str] = field(default_factory=dict)  # added to the answer
     cut_after: int | None = None  # bytes of body after which the connection is dropped
+    reset: bool = True  # dropped by a reset, which throws away what has not been read; else closed
     flip: int | None = None  # offset in the object at which one bit is wrong
     extra: bytes = b""  # sent behind the body, and counted in its length
     ignore_range: bool = False  # 200 with the whole object
@@ -287,7 +288,7 @@ class _Handler(BaseHTTPRequestHandler):
                     gate.wait(60)
                     self.served.gates.pop(seen.path, None)
                 if count <= 0:
-                    return self._drop()
+                    return self._drop(reset=fault.reset)
                 if file is not None:
                     file.seek(at)
                     data = bytearray(file.read(count))
@@ -309,12 +310,13 @@ class _Handler(BaseHTTPRequestHandler):
             if file is not None:
                 file.close()
 
-    def _drop(self) -> None:
+    def _drop(self, *, reset: bool = True) -> None:
         import socket
         import struct
 
         self.wfile.flush()
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
         self.close_connection = True
 

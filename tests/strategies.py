@@ -136,11 +136,13 @@ toml_texts = st.lists(st.sampled_from(TOML_LINES), max_size=12).map("\n".join)
 
 @dataclass(frozen=True)
 class Reply:
-    """What a simulated source does with one request: it sends so many whole pieces, then ends in one of these ways."""
+    """What a simulated source does with one request: it sends so many whole pieces and *part* MiB of the next one, then
+    ends in one of these ways."""
 
     pieces: int = 99
     then: str = ""  # "" served all it was asked, "cut", "throttle", "gone"
     retry_after: float | None = None
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class Sim:
 
 _retry_after = st.one_of(st.none(), st.sampled_from([-5.0, 0.0, 7.0, 1e9, float("nan"), float("inf")]))
 endings = st.sampled_from(["cut", "throttle", "gone"])
-replies = st.builds(Reply, pieces=st.integers(0, 2), then=endings, retry_after=_retry_after)
+replies = st.builds(Reply, pieces=st.integers(0, 2), then=endings, retry_after=_retry_after, part=st.integers(0, 7))
 _speeds = st.sampled_from([0.001, 0.01, 1.0, 70.0])
 flaky = st.builds(Sim, replies=st.lists(replies, max_size=12).map(tuple), late=st.booleans(), piece_s=_speeds)
 liars = st.builds(

@@ -15,7 +15,7 @@ from cas.pieces import PIECE, PieceTable, piece_count, piece_hash, piece_range, 
 from ..desired.lockfile import absolute
 from ..telemetry.events import BytesArrived, Note, SourceFailed
 from .engine import Engine, Wanted
-from .lane import Lane
+from .lane import Beginning, Lane
 from .pace import Pace
 from .packed import Packed
 from .proof import Chaser
@@ -62,6 +62,7 @@ class Download:
         self._bodies: dict[int, Body] = {}  # by claim, while they are read
         self._unpacking: set[int] = set()  # claims whose bytes arrive compressed
         self._working: dict[int, Thread] = {}  # by claim: lanes whose range still counts
+        self._begun: dict[int, Beginning] = {}  # by piece: what a connection that broke left of it
         self._reading: set[Thread] = set()  # lanes that may touch the partial
         self._own: Thread | None = None  # the lane on the connection that this blob has; others are borrowed
         self._broken: BaseException | None = None
@@ -204,15 +205,17 @@ class Download:
         """Bring one range after the other, as long as there is one for this connection."""
         lane = Lane(self, self.engine.policy, self.engine.clock)
         while ask is not None:
-            fact = lane.run(ask)
-            ask = self._next(ask, fact, alone=alone)
+            # Kept by the piece: a range begins inside one only where its beginning is the last that was left of it.
+            begun = self._begun.pop(ask.start // PIECE, None) if ask.start % PIECE else None
+            fact = lane.run(ask, begun)
+            ask = self._next(ask, fact, lane.beginning, alone=alone)
 
-    def _next(self, ask: Ask, fact: Fact | None, *, alone: bool) -> Ask | None:
+    def _next(self, ask: Ask, fact: Fact | None, beginning: Beginning | None, *, alone: bool) -> Ask | None:
         with self._state:
             self._bodies.pop(ask.claim, None)
             mine = self._working.pop(ask.claim, None)
             if fact is not None:
-                self._fail(ask.claim, fact)
+                self._fail(ask.claim, fact, beginning)
             self._transfer.ended(ask.claim)
             if alone or mine is None or self._over or self.engine.stop.is_set():
                 return None
@@ -226,9 +229,12 @@ class Download:
             self._reading.discard(mine)  # until it is answered again
             return step
 
-    def _fail(self, claim: int, fact: Fact) -> None:
+    def _fail(self, claim: int, fact: Fact, beginning: Beginning | None = None) -> None:
         locator, piece = self._transfer.locator(claim), self._transfer.current(claim)
-        if self._transfer.failed(claim, fact, self.engine.clock()):
+        if beginning is not None and locator not in self._packed and fact.kind in (Kind.TRANSIENT, Kind.RATE_LIMIT):
+            self._begun[piece] = beginning
+        reached = beginning.reached if beginning is not None and self._begun.get(piece) is beginning else 0
+        if self._transfer.failed(claim, fact, self.engine.clock(), reached):
             alone = locator in self._packed and fact.kind is Kind.PERMANENT
             exactly = alone or fact.code in ("INCOMPLETE_DOWNLOAD", "SIZE_MISMATCH")
             self._note(locator, fact, exactly=exactly, given_up=self._transfer.over(locator), wrong=[piece])

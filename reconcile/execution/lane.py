@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from backends import Body, EndedEarly, SourceError, TimedOut
@@ -47,6 +48,14 @@ class Blob(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Beginning:
+    """A piece that is there up to the byte *reached* of the blob."""
+
+    hasher: PieceHasher
+    reached: int
+
+
 class WrongSize(Exception):
     """A source's object has another length than the lockfile says."""
 
@@ -65,9 +74,12 @@ class Lane:
     def __init__(self, blob: Blob, policy: RetryPolicy, clock: Callable[[], float]) -> None:
         self._blob, self._policy, self._clock = blob, policy, clock
         self._buffer = memoryview(bytearray(min(MOST_STEP, blob.size)))
+        self.beginning: Beginning | None = None  # what the last range left of the piece that it was bringing
 
-    def run(self, ask: Ask) -> Fact | None:
-        """Bring one range; why it failed, or None. Raises Stopped, OSError of this disk."""
+    def run(self, ask: Ask, beginning: Beginning | None = None) -> Fact | None:
+        """Bring one range; why it failed, or None. *beginning*: what is there of its first piece, where *ask* begins
+        behind that. Raises Stopped, OSError of this disk."""
+        self.beginning = beginning
         try:
             try:
                 body = self._blob.open(ask)
@@ -91,6 +103,8 @@ class Lane:
         intake = Intake(body, ask.locator, self._policy, self._clock)
         if body.total is not None and body.total != size:
             raise WrongSize(size, body.total)
+        if body.start != ask.start:
+            self.beginning = None
         if body.start > ask.start:
             raise EndedEarly(f"the body begins at {body.start:,}, not at {ask.start:,}", locator=ask.locator)
         if body.fd is not None and blob.whole_file(ask.claim, body):
@@ -100,12 +114,12 @@ class Lane:
         at, stop = body.start, ask.stop if body.ranged else size
         for index in range(body.start // PIECE, piece_count(stop)):
             start, end = piece_range(index, size)
-            if at > start or not blob.takes(ask.claim, index):
+            if (at > start and self.beginning is None) or not blob.takes(ask.claim, index):
                 if body.ranged and start >= ask.start:
                     return
                 at = self._skip(intake, at, end, ask)
                 continue
-            if not self._bring(intake, index, start, end, ask):
+            if not self._bring(intake, index, at, end, ask):
                 return
             at = end
             if not body.ranged and not blob.lives(ask.claim, index):
@@ -118,19 +132,21 @@ class Lane:
             at += self._read(intake, self._buffer[: end - at], ask)
         return at
 
-    def _bring(self, intake: Intake, index: int, start: int, end: int, ask: Ask) -> bool:
+    def _bring(self, intake: Intake, index: int, at: int, end: int, ask: Ask) -> bool:
         """One piece, from the network to the disk and on record; False if this range should end."""
-        at, began, hasher = start, self._clock(), PieceHasher()
+        began, piece = self._clock(), self.beginning or Beginning(PieceHasher(), at)
+        self.beginning = piece
         while at < end:
             count = self._read(intake, self._buffer[: end - at], ask)
             part = self._buffer[:count]
             if not self._blob.write(ask.claim, index, at, part):
                 return False
-            hasher.update(part)
-            at += count
+            piece.hasher.update(part)
+            piece.reached = at = at + count
             if self._clock() - began > self._policy.piece_s:
                 raise TimedOut(f"a piece took longer than {self._policy.piece_s:.0f} s", locator=ask.locator)
-        return self._blob.keep(ask.claim, index, hasher.digest())
+        self.beginning = None
+        return self._blob.keep(ask.claim, index, piece.hasher.digest())
 
     def _read(self, intake: Intake, view: memoryview, ask: Ask) -> int:
         count = intake.read(view)

@@ -29,7 +29,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """*attempts* in a row without a new piece; the pause before each further one, growing by *factor*. Seconds."""
+    """*attempts* in a row without progress; the pause before each further one, growing by *factor*. Seconds."""
 
     attempts: int = 1
     pause_s: float = 0.0
@@ -55,6 +55,7 @@ class RetryPolicy:
     range_s: float = 4.0  # how much is asked for at once, in seconds of the source's rate
     worth_s: float = 0.5  # a range is divided or taken over only to save more than this
     takeovers: int = 3  # how often one piece may change hands in flight
+    progress: int = _MiB  # bytes of a piece that make up for the connection that broke behind them
     window: int = 512 * _MiB  # bytes ahead of the first gap that may be asked for
 
     def of(self, kind: Kind) -> Backoff:

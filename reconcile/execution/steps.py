@@ -10,7 +10,10 @@ from .retry import Fact
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """Ask *locator* for bytes ``[start, stop)``: whole pieces that are missing, *claim* is the right to write them."""
+    """Ask *locator* for bytes ``[start, stop)``, which end pieces that are missing; *claim* is the right to write these.
+
+    *start* is inside a piece where the same source has begun it before.
+    """
 
     claim: int
     locator: str

@@ -22,51 +22,13 @@ from dataclasses import dataclass, field
 from cas.pieces import PIECE, piece_count, piece_range
 
 from .retry import Fact, Kind, Patience, RetryPolicy
+from .standing import Range, Standing
 from .steps import Ask, GiveUp, Idle, Prove, Step, Wait
 
 EARLIER = "an earlier run"
 """The sender of pieces whose source is not among those of today."""
 _NOT_ASKED = Fact(code="SOURCE_UNAVAILABLE", what="not asked")
-_GUESS = 8 << 20  # bytes a second of a source that has sent nothing yet
 _STALE_RATE_S = 30.0  # a source that was not asked for so long is tried again
-
-
-@dataclass(slots=True)
-class _Standing:
-    """How one source stands in this transfer."""
-
-    locator: str
-    late: bool  # it failed lately, elsewhere
-    patience: Patience
-    chances: int  # how often it is asked again after wrong bytes
-    over: bool = False  # permanent for this blob
-    convicted: bool = False
-    failure: Fact | None = None
-    rate: float | None = None  # bytes a second of one connection, lately
-    rated_at: float = 0.0
-    running: int = 0
-    endless: bool = False  # it ignores ranges
-    most: int = 1 << 30  # connections that it bears
-    counted: int = 0  # the last range that was asked when its latest failure was counted
-
-
-@dataclass(slots=True)
-class _Range:
-    """A range on its way. ``began``: when the piece that is arriving began; ``got``: its bytes so far."""
-
-    standing: _Standing
-    began: float
-    heard: float
-    got: int = 0
-    writing: int | None = None  # a piece that is being written to just now: nobody takes it over meanwhile
-    endless: bool = False  # the source ignores ranges and sends everything
-
-    def left_s(self, pieces: int, now: float) -> float:
-        """Seconds until so many pieces will be there, at the rate seen."""
-        rate, took = self.standing.rate or _GUESS, now - self.began
-        if took > 1.0 or (self.got and took > 0):
-            rate = self.got / took
-        return max(0.0, pieces * PIECE - self.got) / rate if rate else float("inf")
 
 
 @dataclass(slots=True)
@@ -84,10 +46,12 @@ class Transfer:
     _hashes: dict[int, bytes] = field(default_factory=dict)
     _front: int = 0  # no piece before it is missing
     _claims: dict[int, int] = field(default_factory=dict)  # piece -> the range that brings it
-    _ranges: dict[int, _Range] = field(default_factory=dict)
+    _ranges: dict[int, Range] = field(default_factory=dict)
+    _begun: dict[int, tuple[str, int]] = field(default_factory=dict)  # piece -> who sent its beginning, and where that ends
+    _reached: dict[int, int] = field(default_factory=dict)  # piece -> the farthest that any beginning went
     _asked: int = 0
     _moved: dict[int, int] = field(default_factory=dict)  # piece -> how often it was taken over
-    _standings: list[_Standing] = field(default_factory=list)
+    _standings: list[Standing] = field(default_factory=list)
     _purifier: str | None = None
     _hopeless: bool = False  # a blob of no bytes was found not to be its name
     _before: dict[int, tuple[str, bytes]] = field(default_factory=dict)  # what purifying replaced
@@ -96,7 +60,7 @@ class Transfer:
         for locator in dict.fromkeys(self.locators):
             late = locator in self.late
             patience = Patience(self.policy, locator in self.spent, self.jitter)
-            self._standings.append(_Standing(locator, late, patience, self.policy.integrity.attempts - 1))
+            self._standings.append(Standing(locator, late, patience, self.policy.integrity.attempts - 1))
         self._standings.sort(key=lambda standing: standing.late)
 
     # ---- facts
@@ -109,6 +73,7 @@ class Transfer:
         """Whether this range is the one to bring the piece. One that sends everything claims what nobody else brings."""
         range_ = self._ranges.get(claim)
         if range_ is not None and range_.endless and piece not in self._held:
+            self._begun.pop(piece, None)
             return self._claims.setdefault(piece, claim) == claim
         return range_ is not None and self._claims.get(piece) == claim
 
@@ -127,7 +92,7 @@ class Transfer:
             if self._claims.get(0) != claim and self._ranged():
                 self.ended(claim)  # most of what it would send is there, or comes from elsewhere
 
-    def _ranged(self) -> list[_Standing]:
+    def _ranged(self) -> list[Standing]:
         return [s for s in self._standings if self._may_serve(s) and not s.endless]
 
     def got(self, claim: int, count: int, now: float) -> bool:
@@ -151,12 +116,12 @@ class Transfer:
         range_ = self._ranges[claim]
         standing = range_.standing
         start, stop = piece_range(piece, self.size)
-        rate = (stop - start) / max(now - range_.began, 1e-6)
+        rate = (stop - start - range_.skipped) / max(now - range_.began, 1e-6)
         # The harmonic mean: one slow piece counts for more than many quick ones before it.
         standing.rate, standing.rated_at = rate if standing.rate is None else 2 / (1 / standing.rate + 1 / rate), now
         standing.patience.progressed()
         standing.over = standing.over and standing.failure is not None and standing.failure.kind is Kind.PERMANENT
-        range_.began, range_.heard, range_.got, range_.writing = now, now, 0, None
+        range_.began, range_.heard, range_.got, range_.skipped, range_.writing = now, now, 0, 0, None
         del self._claims[piece]
         self.hold(piece, standing.locator, hash_)
         if len(self._held) == piece_count(self.size):  # what others send of everything, nobody needs any more
@@ -169,11 +134,15 @@ class Transfer:
             range_.standing.running -= 1
             self._claims = {piece: owner for piece, owner in self._claims.items() if owner != claim}
 
-    def failed(self, claim: int, fact: Fact, now: float) -> bool:
-        """A source did not give what was asked. False, and not counted, if the range was not its own any more."""
+    def failed(self, claim: int, fact: Fact, now: float, reached: int = 0) -> bool:
+        """A source did not give what was asked. False, and not counted, if the range was not its own any more.
+
+        *reached*: up to which byte the piece that was arriving is there, if the source may go on behind it.
+        """
         if claim not in self._ranges:
             return False
         standing = self._ranges[claim].standing
+        self._note_beginning(self.current(claim), standing, reached)
         self.ended(claim)
         standing.failure = fact
         # What was on its way when the last failure was counted broke with it: one restart of a server, one failure.
@@ -187,6 +156,15 @@ class Transfer:
         if standing.over and self._purifier == standing.locator:
             self._purifier = None
         return True
+
+    def _note_beginning(self, piece: int, standing: Standing, reached: int) -> None:
+        """What a range leaves of a piece. One that got farther than any before it is progress."""
+        start, stop = piece_range(max(piece, 0), self.size)
+        if piece >= 0 and start < reached < stop:
+            self._begun[piece] = standing.locator, reached
+            if reached - self._reached.get(piece, start) >= self.policy.progress:
+                self._reached[piece] = reached
+                standing.patience.progressed()
 
     def slowest(self, count: int) -> list[int]:
         """Ranges to give up where fewer connections do as well: those that have got least of their piece."""
@@ -281,7 +259,7 @@ class Transfer:
         if not ready:
             return Idle() if self._ranges else Wait(seconds=min(s.patience.ready_at for s in open_) - now)
         standing = self._choose(ready, now, allowed)
-        first = next(self._unclaimed(), None)
+        first = self._first_for(standing)
         if first is not None:
             return self._ask(standing, first, self._run(first, standing, allowed), now)
         return self._take_over(standing, now) or Idle()
@@ -289,12 +267,12 @@ class Transfer:
     def _give_up(self) -> GiveUp:
         return GiveUp({s.locator: s.failure or _NOT_ASKED for s in self._standings})
 
-    def _may_serve(self, standing: _Standing) -> bool:
+    def _may_serve(self, standing: Standing) -> bool:
         if standing.over or standing.convicted:
             return False
         return self._purifier is None or standing.locator == self._purifier
 
-    def _choose(self, ready: Sequence[_Standing], now: float, allowed: int) -> _Standing:
+    def _choose(self, ready: Sequence[Standing], now: float, allowed: int) -> Standing:
         """The source that is fastest just now; with several connections, each source is tried by one of them first."""
         several = allowed > 1 or bool(self._ranges)
         for standing in ready if several else ready[:1]:
@@ -311,29 +289,41 @@ class Transfer:
         stop = min(piece_count(self.size), self._front + max(1, self.policy.window // PIECE))
         return (piece for piece in range(self._front, stop) if piece not in self._held and piece not in self._claims)
 
-    def _run(self, first: int, standing: _Standing, allowed: int) -> int:
-        """The end of the range to be asked: some seconds' worth, and a fair share where several connections run."""
+    def _first_for(self, standing: Standing) -> int | None:
+        """The next piece for a source: what another has begun is left to that one, as long as there is something else."""
         free = list(self._unclaimed())
+        return next((piece for piece in free if self._may_begin(piece, standing)), next(iter(free), None))
+
+    def _may_begin(self, piece: int, standing: Standing) -> bool:
+        return self._begun.get(piece, (standing.locator, 0))[0] == standing.locator
+
+    def _run(self, first: int, standing: Standing, allowed: int) -> int:
+        """The end of the range to be asked: some seconds' worth, and a fair share where several connections run."""
+        free = [piece for piece in self._unclaimed() if piece >= first]
         if standing.rate is None:  # all to the first that is asked, one piece to one that is tried beside others
             most = 1 if self._ranges else len(free)
         else:
             most = max(1, int(standing.rate * self.policy.range_s / PIECE))
         if allowed > 1:
             most = min(most, max(1, len(free) // (2 * allowed)))
-        stop = first
-        while stop - first < most and stop in free[:most]:
+        stop = first + 1
+        while stop - first < most and stop in free[:most] and self._may_begin(stop, standing):
             stop += 1
         return stop
 
-    def _ask(self, standing: _Standing, first: int, stop: int, now: float) -> Ask:
+    def _ask(self, standing: Standing, first: int, stop: int, now: float) -> Ask:
         self._asked += 1
-        self._ranges[self._asked] = _Range(standing, now, now)
-        standing.running += 1
         self._claims |= dict.fromkeys(range(first, stop), self._asked)
         start, end = piece_range(first, self.size)[0], piece_range(stop - 1, self.size)[1]
-        return Ask(claim=self._asked, locator=standing.locator, start=start, stop=end)
+        sender, reached = self._begun.get(first, ("", start))
+        at = reached if sender == standing.locator and not standing.endless else start
+        for piece in range(first, stop):
+            self._begun.pop(piece, None)
+        self._ranges[self._asked] = Range(standing, now, now, skipped=at - start)
+        standing.running += 1
+        return Ask(claim=self._asked, locator=standing.locator, start=at, stop=end)
 
-    def _take_over(self, standing: _Standing, now: float) -> Ask | None:
+    def _take_over(self, standing: Standing, now: float) -> Ask | None:
         """The later half of what the slowest range still has to bring; or its last piece, if it would take far longer."""
         rows = []
         for claim, range_ in self._ranges.items():
@@ -359,7 +349,7 @@ class Transfer:
             self.ended(claim)
         return self._ask(standing, piece, piece + 1, now)
 
-    def _other_could(self, range_: _Range, now: float) -> bool:
+    def _other_could(self, range_: Range, now: float) -> bool:
         """Whether another source could bring what this range does not, or the same over another connection."""
         for standing in self._standings:
             if standing is not range_.standing and self._may_serve(standing) and standing.patience.ready_at <= now:
@@ -384,6 +374,7 @@ class Transfer:
         for standing in self._standings:
             if standing.locator == locator:
                 standing.convicted, standing.failure = True, fact
+        self._begun = {piece: begun for piece, begun in self._begun.items() if begun[0] != locator}
         for claim in [claim for claim, r in self._ranges.items() if r.standing.locator == locator and r.writing is None]:
             self.ended(claim)
 
@@ -391,4 +382,5 @@ class Transfer:
         for piece in pieces:
             self._held.pop(piece, None)
             self._hashes.pop(piece, None)
+            self._reached.pop(piece, None)
         self._front = 0

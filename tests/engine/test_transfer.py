@@ -553,6 +553,8 @@ class World:
     convicted: set[str] = field(default_factory=set)  # by ``wrong``
     blamed: tuple[str, ...] = ()  # by ``proven``
     requests: dict[str, int] = field(default_factory=dict)
+    beginnings: dict[int, tuple[str, int]] = field(default_factory=dict)  # of pieces: who sent it, up to where
+    farthest: dict[int, int] = field(default_factory=dict)  # that any beginning of a piece went
     # Failures in a row without a new piece: plain and throttled, as the policy counts them.
     row: dict[str, list[int]] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
@@ -595,6 +597,7 @@ class World:
                     assert struck, "nothing changed"
                     for piece in struck:
                         del self.held[piece]
+                        self.farthest.pop(piece, None)
                     self.convicted |= set(convicted)
                 case GiveUp():
                     return step
@@ -603,7 +606,8 @@ class World:
         """Each source is convicted twice at most and purifies as often; between two pieces all may lose their patience."""
         rounds = 4 * len(self.sims) + 4
         failures = 2 * len(self.sims) * (self.policy.transient.attempts + self.policy.rate_limit.attempts)
-        return 16 * rounds * (self.pieces + 1) * (failures + 2)
+        beginnings = PIECE // self.policy.progress  # each may count as a piece
+        return 16 * rounds * (self.pieces * beginnings + 1) * (failures + 2)
 
     def _sent(self, piece: int, sender: str) -> bytes:
         sim = self.sims.get(sender, Sim())
@@ -615,8 +619,13 @@ class World:
         return hash_
 
     def _take_off(self, t: Transfer, ask: Ask) -> None:
-        assert ask.start % PIECE == 0 and ask.start < ask.stop <= self.pieces * PIECE
+        assert ask.start < ask.stop <= self.pieces * PIECE and ask.stop % PIECE == 0
         wanted = list(range(ask.start // PIECE, piece_count(ask.stop)))
+        if ask.start % PIECE:
+            begun = self.beginnings[wanted[0]]
+            assert begun == (ask.locator, ask.start), "two sources would share a piece"
+        for piece in wanted:
+            self.beginnings.pop(piece, None)
         assert not any(piece in self.held for piece in wanted), "a piece is asked for that is held"
         sim, number = self.sims[ask.locator], self.requests.get(ask.locator, 0)
         self.requests[ask.locator] = number + 1
@@ -665,12 +674,25 @@ class World:
             t.ended(flight.ask.claim)
         elif how == "gone" and t.failed(flight.ask.claim, GONE, self.now):
             self.gone.add(locator)
-        elif how == "cut":
-            fact = Fact(code="SOURCE_UNAVAILABLE", what="cut", kind=Kind.TRANSIENT, retry_after=after)
-            self.row[locator] = [plain + t.failed(flight.ask.claim, fact, self.now), throttled]
-        elif how == "throttle":
-            fact = Fact(code="RATE_LIMIT", what="429", kind=Kind.RATE_LIMIT, retry_after=after)
-            self.row[locator] = [plain, throttled + t.failed(flight.ask.claim, fact, self.now)]
+        elif how in ("cut", "throttle"):
+            kind = Kind.TRANSIENT if how == "cut" else Kind.RATE_LIMIT
+            fact = Fact(code="SOURCE_UNAVAILABLE", what=how, kind=kind, retry_after=after)
+            piece, reached = self._reached(t, flight)
+            if t.failed(flight.ask.claim, fact, self.now, reached):
+                if reached:
+                    self.beginnings[piece] = locator, reached
+                if reached and reached - self.farthest.get(piece, piece * PIECE) >= self.policy.progress:
+                    self.farthest[piece] = reached
+                    plain = throttled = 0
+                    self.fresh.discard(locator)
+                self.row[locator] = [plain + (how == "cut"), throttled + (how == "throttle")]
+
+    def _reached(self, t: Transfer, flight: Flight) -> tuple[int, int]:
+        """The piece that was arriving when a flight ended, and where in the blob what had come of it ends; 0: nothing."""
+        piece = t.current(flight.ask.claim)
+        came = min(flight.reply.part << 20, PIECE - 1) if piece >= 0 else 0
+        reached = max(flight.ask.start, piece * PIECE) + came
+        return piece, reached if came and reached < (piece + 1) * PIECE else 0
 
     def over(self, locator: str) -> bool:
         """Whether this source gave every reason not to be asked again."""
@@ -822,3 +844,70 @@ def test_a_source_without_ranges_is_let_go_when_everything_is_there():
 
     assert t.next(2.0) == Prove()
     assert not t.lives(endless.claim)
+
+
+# ---- pieces that were begun
+
+
+def test_a_piece_that_broke_off_is_gone_on_with_by_its_source():
+    """From the byte where it ended, to the end of the range."""
+    t = transfer(A, size=3 * PIECE)
+    step = begin(t, A)
+    assert t.failed(step.claim, CUT, 1.0, reached=5000)
+
+    again = begin(t, A, now=10.0)
+    assert (again.start, again.stop) == (5000, 3 * PIECE)
+
+
+def test_a_piece_that_one_source_began_another_fetches_whole():
+    """A piece has one sender, or nobody could be blamed for it; what the first had sent is written over."""
+    t = transfer(A, B, size=PIECE)
+    assert t.failed(begin(t, A).claim, CUT, 1.0, reached=5000)
+
+    step = begin(t, B, now=1.0)
+    assert (step.start, step.stop) == (0, PIECE)
+    assert t.failed(step.claim, GONE, 1.0)
+    assert begin(t, A, now=10.0).start == 0
+
+
+def test_another_source_begins_elsewhere_while_there_is_something_else():
+    """What is there of a piece is worth waiting for its source."""
+    t = transfer(A, B, size=3 * PIECE)
+    assert t.failed(begin(t, A).claim, CUT, 1.0, reached=5000)
+
+    step = begin(t, B, now=1.0)
+    assert (step.start, step.stop) == (PIECE, 3 * PIECE)
+
+
+def test_a_source_that_cuts_every_connection_is_asked_as_long_as_it_gets_farther():
+    """A mebibyte makes up for the failure behind it; less does not."""
+    t = transfer(A, size=PIECE, transient=Backoff(attempts=2))
+    for reached in range(1 << 20, PIECE, 1 << 20):
+        step = begin(t, A)
+        assert step.start == reached - (1 << 20)
+        assert t.failed(step.claim, CUT, 0.0, reached=reached)
+    assert t.failed(begin(t, A).claim, CUT, 0.0, reached=PIECE - 1)
+
+    assert t.next(0.0) == GiveUp({A: CUT})
+
+
+def test_two_sources_that_undo_each_others_beginnings_are_given_up():
+    """Only what got farther than anything before counts as progress."""
+    t = transfer(A, B, size=PIECE, transient=Backoff(attempts=3))
+    asked = 0
+    while isinstance(step := t.next(0.0), Ask):
+        asked += 1
+        assert step.start in (0, 1 << 20) and asked < 20
+        t.failed(step.claim, CUT, 0.0, reached=step.start + (1 << 20) if step.start == 0 else 0)
+
+    assert isinstance(step, GiveUp) and asked >= 6
+
+
+def test_what_a_liar_began_is_not_gone_on_with():
+    """Convicted for one piece, it is asked again for others from their start."""
+    t = transfer(A, size=2 * PIECE)
+    one, two = begin(t, A, allowed=2), begin(t, A, allowed=2)
+    assert t.failed(two.claim, CUT, 0.0, reached=two.start + 5000)
+    t.wrong_piece(one.claim, WRONG)
+
+    assert begin(t, A, now=10.0).start % PIECE == 0
