@@ -36,8 +36,8 @@ LAYERS = {
     "planning": {"errors", "desired", "planning"},
     "telemetry": {"errors", "telemetry"},
     "retention": {"errors", "desired", "planning", "retention", "telemetry"},
-    "execution": {"errors", "desired", "planning", "telemetry", "execution"},
-    "exchange": {"errors", "desired", "planning", "telemetry", "execution", "exchange"},
+    "execution": {"errors", "desired", "mirrors", "planning", "telemetry", "execution"},
+    "exchange": {"errors", "desired", "mirrors", "planning", "telemetry", "execution", "exchange"},
 }
 
 

@@ -24,8 +24,8 @@ from cas.pieces import PIECE, PieceTable, TableState, open_regular, piece_count,
 from cas.scrub import name_file
 
 from ..errors import IntegrityError, InvalidConfigError, listing
-from ..execution.executor import PACKED, mirrored
 from ..execution.retry import RetryPolicy, patiently
+from ..mirrors import PACKED, mirrored
 
 _T = TypeVar("_T")
 WORTH = 0.9
