@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import TypeVar
@@ -30,6 +30,8 @@ from ..mirrors import PACKED, mirrored
 _T = TypeVar("_T")
 WORTH = 0.9
 """A blob is published compressed only if that takes less than so much of its size."""
+_STOPPED = "stopped; what was sent is kept, and the next push continues there"
+_POLL_S = 0.2  # how often a signal is looked for while threads work
 _SAMPLES = 4  # pieces that are tried before all are
 _HEADWAY = 64 << 20  # an attempt that sent so many bytes was not in vain: all attempts are there again
 
@@ -57,7 +59,8 @@ class Push:
     dry_run: bool = False
     threads: int = 8
     policy: RetryPolicy = field(default_factory=RetryPolicy)
-    stop: Event = field(default_factory=Event)
+    stop: Event = field(default_factory=Event)  # this push's: set when it ends badly, so that its threads end too
+    outer: Event = field(default_factory=Event)  # the caller's: ends every push
     pay: Callable[[int], None] = lambda count: None
     done: Pushed = field(default_factory=Pushed)
     _mutex: Lock = field(default_factory=Lock)
@@ -105,8 +108,13 @@ class Push:
         order = sorted(sizes, key=lambda digest: (-sizes[digest], digest))
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="push")
         try:
-            for future in as_completed([pool.submit(self._publish, digest, sizes[digest]) for digest in order]):
-                future.result()
+            waiting = {pool.submit(self._publish, digest, sizes[digest]) for digest in order}
+            while waiting:
+                done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+                if self.outer.is_set() and waiting:
+                    raise Stopped(_STOPPED)
+                for future in done:
+                    future.result()
         except BaseException as error:
             self.stop.set()
             # Whoever pressed Ctrl-C does not wait for a socket: what a kill would leave is gone on with too.
@@ -164,7 +172,7 @@ class Push:
 
         def go_on() -> None:
             if self.stop.is_set():
-                raise Stopped("stopped; what was sent is kept, and the next push continues there")
+                raise Stopped(_STOPPED)
 
         def checked(start: int, stop: int) -> bytes:
             go_on()
