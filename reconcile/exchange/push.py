@@ -18,6 +18,7 @@ from backends import NotFound, Offline, Registry, SourceError, redact
 from backends.base import Reader, Source, Target
 from cas import BlobState, BlobStore, Digest, Stopped, leases
 from cas.codec import PackIndex, pack
+from cas.durable import write_all
 from cas.layout import TABLE_FROM
 from cas.partial import read_fully
 from cas.pieces import PIECE, PieceTable, TableState, open_regular, piece_count, piece_hash, piece_range, proven_table
@@ -259,9 +260,7 @@ class _Blob:
             if self._stop.is_set():
                 raise Stopped("stopped")
             frame = pack(self.read(*piece_range(index, self._size)))
-            done = 0
-            while done < len(frame):
-                done += os.write(fd, frame[done:])
+            write_all(fd, frame)
             lengths.append(len(frame))
         return PackIndex.of(self._digest, self._size, lengths)
 
