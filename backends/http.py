@@ -215,6 +215,7 @@ def _check_answer(response: requests.Response, locator: str, url: str, *, ranged
     response.close()
     error = _refusal(status, locator, url, retry_after)
     error.reason = response.headers.get("X-Error-Code", "")
+    error.status = status
     raise error
 
 

@@ -175,8 +175,14 @@ class HubSource:
         except SourceError as error:
             page, has_token = f"{self._endpoint}/{where.page}", find_token(self._environ) is not None
             what, hint = _explanation(error, where, page, has_token=has_token)
-            told = type(error)(what, locator=locator, hint=hint, retry_after=error.retry_after, reason=error.reason)
-            raise told from error
+            raise type(error)(
+                what,
+                locator=locator,
+                hint=hint,
+                retry_after=error.retry_after,
+                reason=error.reason,
+                status=error.status,
+            ) from error
 
 
 def find_token(environ: Mapping[str, str]) -> str | None:
@@ -232,7 +238,7 @@ def _explanation(error: SourceError, where: HubPath, page: str, *, has_token: bo
     if error.reason == "GatedRepo":
         hint = f"request access at {page}, then set HF_TOKEN" + (" to a token that has it" if has_token else "")
         return f"{where.name} is gated ({error.what})", hint
-    if isinstance(error, Denied) and "HTTP 401" not in error.what:
+    if isinstance(error, Denied) and error.status != 401:
         hint = f"look at {page} for the reason, and check what the token (HF_TOKEN, or that of `hf auth login`) may read"
         return f"the hub refuses ({error.what})", hint
     if isinstance(error, Denied) and not has_token:

@@ -138,13 +138,14 @@ def test_a_range_beyond_the_end_gives_the_whole_for_comparison(origin: Origin):
     ],
 )
 def test_statuses_are_told_apart(origin: Origin, status: int, kind: type[SourceError], transient: bool):
-    """Permanent or worth asking again."""
+    """Permanent or worth asking again; and the number is there for who must tell them apart more finely."""
     origin.fail("m/ten", Fault(status=status))
 
     with pytest.raises(kind) as caught:
         HttpSource({}).open(f"{origin.url}/m/ten")
 
     assert caught.value.transient is transient
+    assert caught.value.status == status
 
 
 @pytest.mark.parametrize(
