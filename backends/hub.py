@@ -24,6 +24,7 @@ from . import credentials
 from .base import Body, Listed, Listing
 from .errors import Denied, Misbehaved, NotFound, NotListable, Offline, SourceError, redact
 from .http import HttpSource
+from .switches import is_on
 
 _LOCATOR = re.compile(
     r"hf://((?:models|datasets|spaces)/)?([^/@]+(?:/[^/@]+)?)(?:@(refs/(?:pr/\d+|convert/[\w.-]+)(?=/|\Z)|[^/]+))?(?:/(.*))?\Z"
@@ -122,7 +123,7 @@ class HubSource:
         return self._endpoint
 
     def _parse(self, locator: str) -> HubPath:
-        if self._environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
+        if is_on(self._environ, "HF_HUB_OFFLINE"):
             raise Offline("not asked, because of HF_HUB_OFFLINE", locator=locator, hint="unset HF_HUB_OFFLINE")
         return HubPath.parse(locator)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from backends.switches import is_on
 from cas import LinkMode
 
 from .errors import InvalidConfigError
@@ -83,11 +84,6 @@ def parse_seconds(text: str, what: str) -> float:
     return seconds
 
 
-def flag(environ: Mapping[str, str], name: str) -> bool:
-    """Whether an environment variable says yes: anything that is not a no, since a switch should not fail open."""
-    return environ.get(name, "").strip().lower() not in ("", "0", "false", "no", "off")
-
-
 def default_root(environ: Mapping[str, str]) -> Path:
     """Where models go when nobody says: MODELSTOW_ROOT, MODELS_ROOT, or the user's data folder."""
     if chosen := environ.get("MODELSTOW_ROOT") or environ.get("MODELS_ROOT"):
@@ -112,7 +108,7 @@ def from_environment(environ: Mapping[str, str], **given: object) -> Settings:
         fields["min_free"] = parse_size(value, "MODELSTOW_MIN_FREE")
     if value := environ.get("MODELSTOW_MIRRORS"):
         fields["mirrors"] = tuple(value.replace(",", " ").split())
-    if flag(environ, "MODELSTOW_OFFLINE") or flag(environ, "HF_HUB_OFFLINE"):
+    if is_on(environ, "MODELSTOW_OFFLINE") or is_on(environ, "HF_HUB_OFFLINE"):
         fields["offline"] = True
     fields |= {key: value for key, value in given.items() if value is not None}
     if "root" not in fields:

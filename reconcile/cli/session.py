@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backends.switches import is_on
+
 from .. import config
 from ..config import Settings
 from ..desired import lockfile as lockfiles
@@ -130,7 +132,7 @@ class Session:
     @property
     def draws(self) -> bool:
         """Whether progress bars may be drawn."""
-        off = self.args.no_progress or self.quiet or config.flag(self.environ, "MODELSTOW_NO_PROGRESS")
+        off = self.args.no_progress or self.quiet or is_on(self.environ, "MODELSTOW_NO_PROGRESS")
         return not off and self.args.progress == "auto" and sys.stderr.isatty()
 
     def say(self, text: str) -> None:
