@@ -33,6 +33,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?\
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _LISTING_BYTES = 256 << 20  # of all its pages
 _PAGES = 10_000
+_NO_HUB = "check that HF_ENDPOINT is the address of a hub, or unset it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +138,7 @@ class HubSource:
         answer, _, _ = self._page(url, _LISTING_BYTES, locator)
         commit = answer.get("sha") if isinstance(answer, dict) else None
         if not isinstance(commit, str) or not _COMMIT.match(commit):
-            raise Misbehaved("the hub's answer names no commit", locator=locator)
+            raise Misbehaved("the hub's answer names no commit", locator=locator, hint=_NO_HUB)
         return commit
 
     def _files(self, pinned: HubPath, locator: str) -> Iterator[Listed]:
@@ -148,7 +149,7 @@ class HubSource:
             rows, length, url = self._page(url, left, locator)
             left -= length
             if not isinstance(rows, list):
-                raise Misbehaved("the hub's answer is no listing", locator=locator)
+                raise Misbehaved("the hub's answer is no listing", locator=locator, hint=_NO_HUB)
             for row in rows:
                 if (listed := _listed(row, pinned.path, locator)) is not None:
                     yield listed
@@ -156,7 +157,8 @@ class HubSource:
                 return
             if _origin_of(url) != self._host:
                 raise Misbehaved(f"the hub continues its listing at another address, {redact(url)}", locator=locator)
-        raise NotListable(f"the listing has more than {_PAGES:,} pages", locator=locator)
+        what, hint = f"the listing has more than {_PAGES:,} pages", "name a folder of the repository"
+        raise NotListable(what, locator=locator, hint=hint)
 
     def _page(self, url: str, at_most: int, locator: str) -> tuple[Any, int, str]:
         """One answer of the API, its length in bytes and the address of the page behind it."""
@@ -164,7 +166,7 @@ class HubSource:
             raw, behind = self._http.page(url, at_most=at_most)
             return json.loads(raw), len(raw), behind
         except (ValueError, RecursionError) as error:
-            raise Misbehaved("the hub's answer is too long, or no JSON", locator=locator) from error
+            raise Misbehaved("the hub's answer is too long, or no JSON", locator=locator, hint=_NO_HUB) from error
 
     # ---- refusals
 

@@ -85,7 +85,8 @@ class ModelEnsurer:
         except FileNotFoundError:
             raise LockfileMissingError(f"there is no lockfile at {path}", hint="make one with `modelstow lock`") from None
         except IsADirectoryError:
-            raise LockfileMissingError(f"{path} is a folder, not a lockfile") from None
+            hint = f"name the file, e.g. {path / 'models.lock'}"
+            raise LockfileMissingError(f"{path} is a folder, not a lockfile", hint=hint) from None
         settings = replace(settings, lockfile=path)
         return cls(settings=settings, lock=lock, lock_text=text, **more)  # type: ignore[arg-type]  # checked by the dataclass
 

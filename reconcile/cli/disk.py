@@ -143,7 +143,7 @@ def run_ensure(session: Session) -> Answer:
     if bool(args.selectors) == args.all:
         raise InvalidConfigError("say which variants to ensure, or --all", hint="e.g. `modelstow ensure minilm#fp16`")
     if args.into and len(args.selectors) != 1:
-        raise InvalidConfigError("--into takes exactly one selector")
+        raise InvalidConfigError("--into takes exactly one selector", hint="e.g. `modelstow ensure minilm#fp16 --into DIR`")
     into = Path(args.into) if args.into else None
     choice = Choice(into=into, with_=frozenset(args.with_), without=frozenset(args.without), prune=args.prune)
     selectors = None if args.all else args.selectors

@@ -61,7 +61,7 @@ class Session:
             "lock_timeout_s": config.parse_seconds(args.lock_timeout, "--lock-timeout") if args.lock_timeout else None,
         }
         if given["limit_rate"] == 0:
-            raise InvalidConfigError("--limit-rate 0 would never end")
+            raise InvalidConfigError("--limit-rate 0 would never end", hint="leave it out for no limit")
         return config.from_environment(self.environ, **given)
 
     def _files(self) -> tuple[Path | None, Path | None]:
@@ -160,7 +160,8 @@ def read_lock(path: str) -> Lockfile:
     try:
         return lockfiles.read(Path(path))[0]
     except FileNotFoundError:
-        raise LockfileMissingError(f"there is no lockfile at {path}") from None
+        hint = "name a file that `modelstow lock` wrote"
+        raise LockfileMissingError(f"there is no lockfile at {path}", hint=hint) from None
 
 
 def dump(document: Mapping[str, Any]) -> str:
