@@ -1,8 +1,4 @@
-"""``hf://[datasets/|spaces/]org/name[@revision][/folder]``: a repository of a model hub, by the hub's web API.
-
-Locators are percent-quoted as URLs are; ``@refs%2Fpr%2F1`` is a revision with a slash, and ``main`` is meant where none
-is named. What stands before ``@`` is the repository, of one segment for the oldest ones (``hf://gpt2@main/onnx``). Without
-``@`` two segments are, so that ``hf://gpt2/onnx`` is the repository ``onnx`` of ``gpt2``; ``hf://gpt2`` alone is ``gpt2``.
+"""``hf://…``: the repositories of a model hub, by the hub's web API.
 
 A listing is pinned to the commit that the revision is just now. Files that the hub keeps as LFS are listed with their
 sha256; of the others it tells only git's own digest, which is none of the content.
@@ -15,68 +11,22 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from . import credentials
 from .base import Body, Listed, Listing
 from .errors import Denied, Misbehaved, NotFound, NotListable, Offline, SourceError, redact
 from .http import HttpSource
+from .hubpath import HubPath
 from .switches import is_on
 
-_LOCATOR = re.compile(
-    r"hf://((?:models|datasets|spaces)/)?([^/@]+(?:/[^/@]+)?)(?:@(refs/(?:pr/\d+|convert/[\w.-]+)(?=/|\Z)|[^/]+))?(?:/(.*))?\Z"
-)
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?\Z")
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _LISTING_BYTES = 256 << 20  # of all its pages
 _PAGES = 10_000
 _NO_HUB = "check that HF_ENDPOINT is the address of a hub, or unset it"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubPath:
-    """A file or folder of a repository at a revision, nothing of it quoted."""
-
-    kind: str  # "models/", "datasets/", "spaces/", or empty, which is models
-    name: str  # of the repository
-    revision: str  # a commit, branch, tag or reference
-    path: str  # without a slash at either end; empty for the whole repository
-
-    @classmethod
-    def parse(cls, locator: str) -> HubPath:
-        """Raises SourceError where it is no locator of a hub."""
-        match = _LOCATOR.match(locator)
-        kind, name, revision, path = match.groups(default="") if match else ("", "", "", "")
-        path = unquote(path).rstrip("/")
-        segments = path.split("/") if path else []
-        if not _NAME.match(name) or any(segment in ("", ".", "..") for segment in segments):
-            hint = "write hf://org/name[@revision][/folder], before it datasets/ or spaces/ where it is no model"
-            raise SourceError("not a locator of a hub's repository", locator=locator, hint=hint)
-        return cls(kind=kind, name=name, revision=unquote(revision) or "main", path=path)
-
-    def __str__(self) -> str:
-        """Its locator."""
-        return f"hf://{self.kind}{self.name}@{quote(self.revision, safe='')}" + (
-            f"/{quote(self.path)}" if self.path else ""
-        )
-
-    @property
-    def page(self) -> str:
-        """The repository's page, relative to the hub."""
-        return self.kind.removeprefix("models/") + self.name
-
-    @property
-    def api(self) -> str:
-        """The repository in the hub's API, relative to the hub."""
-        return f"api/{self.kind or 'models/'}{self.name}"
-
-    @property
-    def content(self) -> str:
-        """Where the file's bytes are, or are redirected from, relative to the hub."""
-        return f"{self.page}/resolve/{quote(self.revision, safe='')}/{quote(self.path)}"
 
 
 class HubSource:
