@@ -114,7 +114,8 @@ class Session:
         except Exception as error:
             if self.settings.locked:
                 raise
-            self.say(f"warning: {path} cannot be read, so nobody knows whether the lockfile is stale ({error})")
+            unknown = "so nobody knows whether the lockfile is stale, and what mirrors it names"
+            self.say(f"warning: {path} cannot be read, {unknown} ({error})")
             return
         self.settings = replace(self.settings, mirrors=(*self.settings.mirrors, *manifest.mirrors))
         stale = manifest.meaning != lock.manifest
