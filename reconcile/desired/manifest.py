@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -372,9 +371,3 @@ def _meaning(variant: Variant) -> dict[str, object]:
 def _digest(meaning: object) -> str:
     text = json.dumps(meaning, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def find(start: Path, name: str) -> Path | None:
-    """The nearest file of this name in a folder or the ones above it."""
-    folder = Path(os.path.abspath(start))
-    return next((above / name for above in (folder, *folder.parents) if (above / name).is_file()), None)
