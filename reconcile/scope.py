@@ -42,7 +42,8 @@ class Scope:
     def desired(self, chosen: Iterable[Chosen], choice: Choice) -> Desired:
         trees = tuple(self._tree(each, choice) for each in chosen)
         copies = self._copies() if trees else False
-        return Desired(trees=trees, blobs=self.lock.blobs, copies=copies, prune=choice.prune)
+        mirrors = self.settings.mirrors
+        return Desired(trees=trees, blobs=self.lock.blobs, mirrors=mirrors, copies=copies, prune=choice.prune)
 
     def _tree(self, chosen: Chosen, choice: Choice) -> DesiredTree:
         root = self.settings.root
@@ -126,7 +127,7 @@ class Scope:
             for digest in files.values():
                 if digest not in blobs:
                     blobs[digest] = LockedBlob(size=self.size_of(store, digest))
-        return Desired(trees=tuple(trees), blobs=blobs)
+        return Desired(trees=tuple(trees), blobs=blobs, mirrors=self.settings.mirrors)
 
     def size_of(self, store: BlobStore, digest: Digest) -> int:
         """A blob's size: from the lockfile, its piece table, or what stands there."""

@@ -133,7 +133,6 @@ class Workshop:
             emit=recorder,
             stop=stop,
             outer=self.stop,
-            mirrors=self.settings.mirrors,
             lock_space=lambda: store.lock("space", doing="checking the space", timeout_s=timeout, stop=self.stop),
             make_room=preflight.make_room,
             on_plan=meter.expect,

@@ -44,7 +44,6 @@ class Executor:
     emit: Sink
     stop: Event  # this run's: set when it ends badly, so that its threads end too
     outer: Event = field(default_factory=Event)  # the caller's: ends every run
-    mirrors: tuple[str, ...] = ()
     lock_space: Callable[[], AbstractContextManager[object]] = nullcontext
     make_room: Callable[[Plan], None] = lambda plan: None
     on_plan: Callable[[Plan], None] = lambda plan: None
@@ -140,7 +139,7 @@ class Executor:
                 reused += 1
                 reused_bytes += desired.size(digest)
                 continue
-            asked, packed = mirrors.addresses(self.mirrors, digest, desired.size(digest))
+            asked, packed = mirrors.addresses(desired.mirrors, digest, desired.size(digest))
             blob = Wanted(
                 digest=digest,
                 size=desired.size(digest),
