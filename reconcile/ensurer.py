@@ -265,8 +265,8 @@ class ModelEnsurer:
         *done* is filled on the way, and so tells what was published before an error. Raises the errors of selectors,
         InvalidConfigError, IntegrityError, SourceError, Stopped, OSError.
         """
-        push = self._workshop().push(url, compress=compress, dry_run=dry_run, done=done)
-        return push.run(self._scope.blobs(self._chosen(selectors)))
+        sizes = self._scope.blobs(self._chosen(selectors))
+        return self._workshop().push(url, compress=compress, dry_run=dry_run, done=done).run(sizes)
 
     @contextmanager
     def lease(self, model: str, variant: str | None = None) -> Iterator[Path]:

@@ -26,7 +26,7 @@ from cas import Digest, Stopped
 from cas.pieces import PIECE, TableState, read_table
 from reconcile import ModelEnsurer
 from reconcile.config import Settings
-from reconcile.errors import IntegrityError
+from reconcile.errors import IntegrityError, ModelNotFoundError
 from reconcile.exchange.push import Pushed, _Blob
 from reconcile.sources import toll
 
@@ -725,3 +725,13 @@ def test_stopping_the_ensurer_ends_its_push(tmp_path: Path):
 
         with pytest.raises(Stopped, match="the next push continues there"):
             running.result(timeout=20)
+
+
+def test_a_push_of_what_nobody_locked_touches_nothing(tmp_path: Path):
+    """Not even a store is made for it."""
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FILES}}))
+
+    with pytest.raises(ModelNotFoundError):
+        models.push(["other"], tmp_path / "mirror")
+
+    assert not (tmp_path / "root").exists() and not (tmp_path / "mirror").exists()
