@@ -10,17 +10,16 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 
-def proxies(url: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """The proxy for one URL, by ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` (lower case wins, as everywhere)."""
+def proxy(url: str, environ: Mapping[str, str]) -> str:
+    """The address of the proxy for one URL, by ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` (lower case
+    wins, as everywhere); empty where there is none."""
 
     def get(name: str) -> str:
         return environ.get(name.lower()) or environ.get(name.upper()) or ""
 
     parts = urlsplit(url)
-    proxy = get(f"{parts.scheme}_proxy") or get("all_proxy")
-    if not proxy or _exempt(parts.hostname or "", get("no_proxy")):
-        return {}
-    return {parts.scheme: proxy}
+    found = get(f"{parts.scheme}_proxy") or get("all_proxy")
+    return "" if found and _exempt(parts.hostname or "", get("no_proxy")) else found
 
 
 def _exempt(host: str, no_proxy: str) -> bool:

@@ -33,7 +33,7 @@ _FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPExcept
 class HttpSource:
     """Any web server. Bytes are asked for as they are (``identity``), because a range of a compressed form is no range.
 
-    Sessions are shared by all threads; nothing is retried here, but that a remembered redirect which no longer holds is
+    Connections are shared by all threads; nothing is retried here, but that a remembered redirect which no longer holds is
     followed anew. Where redirects may lead: ``addresses``.
     """
 
@@ -51,7 +51,8 @@ class HttpSource:
         self._environ = os.environ if environ is None else environ
         self._token = token
         self._targets = Targets(clock)
-        self._sessions = {reach: wire.session(reach, _HEADERS, head_timeout_s=head_timeout_s) for reach in Reach}
+        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
+        self._webs = {reach: wire.Web(reach, head_timeout_s=head_timeout_s, timeout=timeout) for reach in Reach}
 
     def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
         headers = {}
@@ -64,13 +65,13 @@ class HttpSource:
         if headers and not _answers(response, start):
             # 416, several parts, another range: the server and we differ about the object. Ask for all of it; the
             # reader compares the length.
-            stream.let_go(response.raw)
+            stream.let_go(response)
             response = self._ask("GET", locator, {})
         return _body(response, locator, ranged=not headers or "Content-Range" in response.headers)
 
     def size(self, locator: str) -> int | None:
         response = self._ask("HEAD", locator, {})
-        stream.let_go(response.raw)
+        stream.let_go(response)
         if (length := _length(response)) is not None:
             return length
         body = self.open(locator, start=0, stop=1)
@@ -86,18 +87,18 @@ class HttpSource:
 
     # ---- asking
 
-    def _ask(self, method: str, locator: str, headers: Mapping[str, str]) -> requests.Response:
+    def _ask(self, method: str, locator: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
         """One answer with a body to read, after redirects. Raises SourceError for every other status."""
         redirects.check(locator)
         target = Target(locator, Reach.ANY)
         for _ in range(_REDIRECTS + 1):
             response = self._send(method, target, headers, locator)
-            if response.status_code not in (301, 302, 303, 307, 308):
+            if response.status not in (301, 302, 303, 307, 308):
                 _check_answer(response, locator, target.url, ranged="Range" in headers)
                 if method == "GET" and target.url != locator:
                     self._targets.remember(locator, target)
                 return response
-            stream.let_go(response.raw)
+            stream.let_go(response)
             url = redirects.follow(target.url, response.headers.get("Location"), locator)
             target = Target(url, self._reach(url, locator))
         raise Misbehaved(f"more than {_REDIRECTS} redirects", locator=locator)
@@ -108,11 +109,12 @@ class HttpSource:
         Raises SourceError, ValueError where it is longer than *at_most* bytes.
         """
         response = self._ask("GET", url, {})
-        behind = response.links.get("next", {}).get("url", "")
+        links = requests.utils.parse_header_links(response.headers.get("Link", ""))
+        behind = next((link["url"] for link in links if link.get("rel") == "next"), "")
         data = read_body(_body(response, url, ranged=True), at_most=at_most, locator=url)
-        return data, behind and urljoin(response.url, behind)
+        return data, behind and urljoin(response.url or url, behind)
 
-    def _ask_remembered(self, locator: str, headers: Mapping[str, str], start: int) -> requests.Response | None:
+    def _ask_remembered(self, locator: str, headers: Mapping[str, str], start: int) -> urllib3.BaseHTTPResponse | None:
         """The answer of where the locator led last; None if nowhere, or if that no longer gives what is asked.
 
         So a signed address that expired is renewed, and a thousand ranges of a file cost its hub one request.
@@ -122,36 +124,29 @@ class HttpSource:
             return None
         try:
             response = self._send("GET", target, headers, locator)
-            if response.status_code in (200, 206) and _answers(response, start):
+            if response.status in (200, 206) and _answers(response, start):
                 _check_answer(response, locator, target.url, ranged=True)
                 return response
-            stream.let_go(response.raw)
+            stream.let_go(response)
         except SourceError:
             pass
         self._targets.drop(locator, target)
         return None
 
-    def _send(self, method: str, target: Target, headers: Mapping[str, str], locator: str) -> requests.Response:
+    def _send(self, method: str, target: Target, headers: Mapping[str, str], locator: str) -> urllib3.BaseHTTPResponse:
         """One request and the head of its answer, whatever it is. Credentials are looked up for the very host asked."""
         url = target.url
-        token = self._token(url)
-        bearer = {"Authorization": f"Bearer {token}"} if token else {}
-        auth = None if token else credentials.netrc_auth(url, self._environ, locator=locator)
         bundle = credentials.ca_bundle(self._environ)
         if isinstance(bundle, str) and not os.path.exists(bundle):
             hint = "let REQUESTS_CA_BUNDLE name a file of certificates, or unset it"
             raise SourceError("the file of certificates to trust is not there", locator=locator, hint=hint)
         try:
-            return self._sessions[target.reach].request(
+            raw = self._webs[target.reach].ask(
                 method,
                 url,
-                headers={**headers, **bearer},
-                stream=True,
-                allow_redirects=False,
-                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-                proxies=credentials.proxies(url, self._environ),
+                {**_HEADERS, **headers, **self._authorization(url, locator)},
+                proxy=credentials.proxy(url, self._environ),
                 verify=bundle,
-                auth=auth,
             )
         except NotAllowed as error:
             raise _led_astray(error, locator) from None
@@ -159,6 +154,14 @@ class HttpSource:
             # The library's own text may hold the URL with its query, also where a traceback is printed: only the kind
             # of failure is passed on.
             raise _translated(error, locator) from None
+        raw.url = url
+        return raw
+
+    def _authorization(self, url: str, locator: str) -> dict[str, str]:
+        if token := self._token(url):
+            return {"Authorization": f"Bearer {token}"}
+        login = credentials.netrc_auth(url, self._environ, locator=locator)
+        return {"Authorization": urllib3.util.make_headers(basic_auth=":".join(login))["authorization"]} if login else {}
 
     def _reach(self, url: str, locator: str) -> Reach:
         """How far the session that asks *url*, a redirect of *locator*, may reach."""
@@ -166,7 +169,7 @@ class HttpSource:
             return Reach.ANY
         try:
             allowed = addresses.reach_of(self._addresses(locator))
-            if credentials.proxies(url, self._environ):
+            if credentials.proxy(url, self._environ):
                 # The proxy resolves names and connects; what a name means there we cannot know, what a number means we can.
                 addresses.check(urlsplit(url).hostname or "", self._addresses(url), allowed)
         except NotAllowed as error:
@@ -177,33 +180,33 @@ class HttpSource:
 
     def _addresses(self, url: str) -> tuple[str, ...]:
         _, host, port = credentials.origin(url)
-        return addresses.resolve(host, port, literal=bool(credentials.proxies(url, self._environ)))
+        return addresses.resolve(host, port, literal=bool(credentials.proxy(url, self._environ)))
 
 
-def _answers(response: requests.Response, start: int) -> bool:
-    return stream.answers(response.status_code, response.headers.get("Content-Range"), start)
+def _answers(response: urllib3.BaseHTTPResponse, start: int) -> bool:
+    return stream.answers(response.status, response.headers.get("Content-Range"), start)
 
 
-def _body(response: requests.Response, locator: str, *, ranged: bool) -> Body:
+def _body(response: urllib3.BaseHTTPResponse, locator: str, *, ranged: bool) -> Body:
     span = stream.span_of(response.headers.get("Content-Range"))
     start, total = (span[0], span[2]) if span else (0, _length(response))
-    read_into, close = stream.reading(response.raw, lambda error: _translated(error, locator))
+    read_into, close = stream.reading(response, lambda error: _translated(error, locator))
     return Body(start=start, total=total, read_into=read_into, close=close, ranged=ranged)
 
 
-def _length(response: requests.Response) -> int | None:
+def _length(response: urllib3.BaseHTTPResponse) -> int | None:
     text = response.headers.get("Content-Length", "")
     return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
-def _check_answer(response: requests.Response, locator: str, url: str, *, ranged: bool) -> None:
+def _check_answer(response: urllib3.BaseHTTPResponse, locator: str, url: str, *, ranged: bool) -> None:
     """Whether there is a body to read. *url* is who answers, in the end. Raises SourceError."""
-    status = response.status_code
+    status = response.status
     if status in (200, 206):
         encodings = [response.headers.get("Content-Encoding", ""), response.headers.get("Transfer-Encoding", "")]
         odd = [text for text in encodings if text.strip().lower() not in ("", "identity", "chunked")]
         if odd:
-            response.close()
+            stream.let_go(response)
             # Whatever a server writes may hold what a terminal obeys.
             raise Misbehaved(
                 f"the server encodes the body as {re.sub('[^A-Za-z0-9, -]', '', odd[0])[:20]}", locator=locator
@@ -212,7 +215,7 @@ def _check_answer(response: requests.Response, locator: str, url: str, *, ranged
     if status == 416 and ranged:
         return
     retry_after = stream.retry_after(response.headers.get("Retry-After", ""))
-    response.close()
+    stream.let_go(response)
     error = _refusal(status, locator, url, retry_after)
     error.reason = response.headers.get("X-Error-Code", "")
     error.status = status

@@ -7,6 +7,7 @@ http.client reads from gives each read of the head what is left of the deadline:
 from __future__ import annotations
 
 import errno
+import functools
 import http.client
 import io
 import logging
@@ -14,8 +15,9 @@ import re
 import socket
 import time
 from collections.abc import Mapping
-from http.cookiejar import DefaultCookiePolicy
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, cast
 
 import requests
 import urllib3
@@ -26,21 +28,61 @@ from urllib3.util.connection import create_connection
 from .addresses import Reach, check, resolve
 
 _ADDRESSES = 6  # of one host that are tried: each may take the whole connect timeout
+_POOLS = 64  # origins whose connections are kept
+_NEARLY = 0.99
 
 
-def session(reach: Reach, headers: Mapping[str, str], *, head_timeout_s: float) -> requests.Session:
-    """A session that sends *headers* and connects within *reach* only; NotAllowed comes through as it is.
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How one origin is reached. *whole*: a proxy is asked, which wants whole addresses."""
 
-    Each reach needs a session of its own: a pooled connection was checked when it was made, by the reach of then.
+    pool: HTTPConnectionPool
+    whole: bool
+
+
+class Web:
+    """Asks servers within *reach*; NotAllowed comes through as it is. Safe for threads.
+
+    requests knows proxies, certificates and pools of connections, and is asked once an origin. Each request goes to the
+    pool beneath: to prepare and wrap one costs requests three times what it costs to send it.
+    Each reach needs an object of its own: a pooled connection was checked when it was made, by the reach of then.
     """
-    made = requests.Session()
-    made.trust_env = False
-    made.headers = requests.structures.CaseInsensitiveDict(headers)
-    made.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # they know neither scheme nor port
-    adapter = _Adapter(reach, head_timeout_s)
-    made.mount("http://", adapter)
-    made.mount("https://", adapter)
-    return made
+
+    def __init__(self, reach: Reach, *, head_timeout_s: float, timeout: urllib3.Timeout) -> None:
+        self._adapter, self._timeout = _Adapter(reach, head_timeout_s), timeout
+        self._way = functools.lru_cache(_POOLS)(self._find_way)
+
+    def ask(
+        self, method: str, url: str, headers: Mapping[str, str], *, proxy: str = "", verify: str | bool = True
+    ) -> urllib3.BaseHTTPResponse:
+        """One request and the head of its answer, whatever it is. *proxy* is its address, if there is one; *verify* as in
+        requests. Raises what requests, urllib3 and http.client raise."""
+        parts = urllib3.util.parse_url(url)
+        where = parts.scheme or "", parts.netloc or "", proxy, verify
+        for _ in range(2):
+            way = self._way(*where)
+            target = parts._replace(auth=None, fragment=None).url if way.whole else parts.request_uri
+            with suppress(urllib3.exceptions.ClosedPoolError):  # one of too many origins
+                return way.pool.urlopen(
+                    method,
+                    target,
+                    headers=headers,
+                    redirect=False,
+                    retries=False,
+                    assert_same_host=False,
+                    preload_content=False,
+                    decode_content=False,
+                    timeout=self._timeout,
+                )
+            self._way.cache_clear()
+        raise urllib3.exceptions.PoolError(way.pool, "closed again and again")
+
+    def _find_way(self, scheme: str, netloc: str, proxy: str, verify: str | bool) -> _Way:
+        request = requests.Request("GET", f"{scheme}://{netloc}/").prepare()
+        proxies = {scheme: proxy} if proxy else {}
+        pool = cast(HTTPConnectionPool, self._adapter.get_connection_with_tls_context(request, verify, proxies))
+        self._adapter.cert_verify(pool, request.url, verify, None)  # type: ignore[no-untyped-call]
+        return _Way(pool, whole=self._adapter.request_url(request, proxies) != "/")
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
@@ -53,7 +95,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
             "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
             "https": type("SecurePool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
         }
-        super().__init__(pool_connections=16, pool_maxsize=64, max_retries=0)
+        super().__init__(pool_connections=_POOLS, pool_maxsize=64)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
@@ -139,11 +181,14 @@ class _Incoming(io.RawIOBase):
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("the head of the answer took too long")
-        self._sock.settimeout(left if self._patience is None else min(left, self._patience))
-        try:
-            count = self._raw.readinto(buffer)
-        finally:
-            self._sock.settimeout(self._patience)
+        if self._patience is not None and left > _NEARLY * self._patience:
+            count = self._raw.readinto(buffer)  # mostly the whole head comes at once
+        else:
+            self._sock.settimeout(left)
+            try:
+                count = self._raw.readinto(buffer)
+            finally:
+                self._sock.settimeout(self._patience)
         if count == 0:  # http.client would take half a head, with half a Location in it, for a whole one
             raise ConnectionResetError(errno.ECONNRESET, "closed before the head of the answer was over")
         return count

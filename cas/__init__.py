@@ -14,7 +14,8 @@ from .errors import (
 )
 from .layout import Layout
 from .linking import LinkKind, LinkMode
-from .store import BlobState, BlobStore, Look
+from .look import BlobState, Look
+from .store import BlobStore
 
 __all__ = [
     "EMPTY",

@@ -21,6 +21,7 @@ import os
 import secrets
 import stat
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from .digest import Digest
@@ -34,7 +35,7 @@ _FOLDERS = ("models", "pins", "partial", "quarantine", "trash")
 _STATE = ("inventories", "roots", "leases", "locks", "suspects", "verifying", "lies")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """Paths of one store. Pure: computes names, touches nothing.
 
@@ -47,11 +48,11 @@ class Layout:
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", str(self.root))
 
-    @property
+    @cached_property
     def config(self) -> Path:
         return self.root / "modelstow.json"
 
-    @property
+    @cached_property
     def blobs(self) -> Path:
         return self.root / "blobs" / "sha256"
 
@@ -62,62 +63,62 @@ class Layout:
     def table(self, digest: Digest) -> str:
         return self.blob(digest) + ".pieces"
 
-    @property
+    @cached_property
     def models(self) -> Path:
         return self.root / "models"
 
-    @property
+    @cached_property
     def pins(self) -> Path:
         return self.root / "pins"
 
-    @property
+    @cached_property
     def partials(self) -> Path:
         return self.root / "partial"
 
     def partial(self, digest: Digest) -> str:
         return f"{self.base}/partial/{digest.hex}"
 
-    @property
+    @cached_property
     def quarantine(self) -> Path:
         return self.root / "quarantine"
 
-    @property
+    @cached_property
     def trash(self) -> Path:
         return self.root / "trash"
 
-    @property
+    @cached_property
     def state(self) -> Path:
         return self.root / "state"
 
-    @property
+    @cached_property
     def inventories(self) -> Path:
         return self.root / "state" / "inventories"
 
-    @property
+    @cached_property
     def roots(self) -> Path:
         return self.root / "state" / "roots"
 
-    @property
+    @cached_property
     def leases(self) -> Path:
         return self.root / "state" / "leases"
 
-    @property
+    @cached_property
     def locks(self) -> Path:
         return self.root / "state" / "locks"
 
-    @property
+    @cached_property
     def suspects(self) -> Path:
         return self.root / "state" / "suspects"
 
-    @property
+    @cached_property
     def verifying(self) -> Path:
         return self.root / "state" / "verifying"
 
-    @property
+    @cached_property
     def lies(self) -> Path:
         return self.root / "state" / "lies"
 
-    @property
+    @cached_property
     def epoch(self) -> Path:
         return self.root / "state" / "epoch"
 

@@ -13,7 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from threading import Event
 from types import TracebackType
@@ -78,6 +78,15 @@ class Holder:
         except (KeyError, TypeError, ValueError):
             return None
 
+    def to_json(self) -> dict[str, object]:
+        """What ``parse`` reads."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def mine(self) -> bool:
+        """Whether it is this very process."""
+        return self.pid == os.getpid() and self.alive
+
     @property
     def alive(self) -> bool:
         """Whether this very process runs on this host, as far as can be told without its lock."""
@@ -130,12 +139,12 @@ def acquire(
     timeout_s: float = 300.0,
     stop: Event | None = None,
     mode: int = 0o600,
-    on_wait: Callable[[str], None] | None = None,
+    on_wait: Callable[[Holder | None], None] | None = None,
 ) -> Lock:
     """Take the lock whose file is *path*, exclusive unless *shared*.
 
     Tries without blocking, in short steps, until *timeout_s* seconds after the holder's last sign of progress
-    (0: one try). *on_wait* is told once whose work is waited for.
+    (0: one try). *on_wait* is told once whose work is waited for, None where nobody can tell.
     Raises LockTimeoutError naming the holder, Stopped when *stop* is set meanwhile, OSError.
     """
     waited_from = time.monotonic()
@@ -148,7 +157,7 @@ def acquire(
             if try_lock(fd, shared=shared) and _same_file(fd, path):
                 lock = Lock(path, fd, _read_note(fd))
                 if not shared:
-                    lock.write_note(holder=asdict(Holder.me(doing)))
+                    lock.write_note(holder=Holder.me(doing).to_json())
                 return lock
             progress = os.fstat(fd).st_mtime_ns
             holder = Holder.parse(_read_note(fd).get("holder"))
@@ -159,14 +168,15 @@ def acquire(
             raise
         os.close(fd)
         if progress != seen_progress:
-            if seen_progress is None and on_wait is not None:
-                on_wait(str(holder) if holder else "another process")
             seen_progress, waited_from = progress, time.monotonic()
+        if on_wait is not None and pause > _FIRST_PAUSE_S:  # by now, who had just taken it has left its name
+            on_wait(holder)
+            on_wait = None
         if time.monotonic() - waited_from >= timeout_s:
             raise LockTimeoutError(
                 f"{doing}: {holder or 'another process'} has held {path.name} without progress for {timeout_s:g} s",
                 hint="wait for it to end, or raise --lock-timeout",
-                holder=asdict(holder) if holder else None,
+                holder=holder.to_json() if holder else None,
                 timeout=timeout_s,
             )
         if stop is not None and stop.wait(pause):

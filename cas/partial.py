@@ -120,10 +120,10 @@ class Partial:
                 os.unlink(path)
 
     def leave(self) -> None:
-        """End a failed run: keep what can be resumed, remove the rest."""
+        """End a run: keep what can be resumed, remove the rest. Nothing is left to do after a commit or ``discard``."""
         if self.fd >= 0 and self._journaled and self.held_bytes:
             self.close()
-        else:
+        elif self.fd >= 0:
             self.discard()
 
     def _begin(self) -> None:

@@ -12,48 +12,27 @@ one is moved to ``quarantine/`` first. An fsync that failed is never repeated on
 
 from __future__ import annotations
 
-import enum
 import errno
 import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from threading import Event
 
 from . import layout as layouts
 from . import locks
+from .commit import Commit
 from .digest import Digest
-from .durable import drop_unfinished, fsync_folder, write_file
+from .durable import drop_unfinished, write_file
 from .errors import ChecksumError, StoreFormatError
 from .layout import TABLE_FROM, Layout, StoreConfig
+from .look import ABSENT, BlobState, Look
 from .partial import Partial, read_fully
 from .pieces import PIECE, PieceTable, TableState, piece_count, piece_hash, piece_range
 
 _STRIPES_HEX = 3  # 4096 lock files for all blobs, for ever; two digests that share one merely wait for each other
-
-
-class BlobState(enum.Enum):
-    """What a stat tells of a blob."""
-
-    ABSENT = "absent"
-    INTACT = "intact"  # size and mtime are those of its digest
-    SUSPECT = "suspect"  # something is there that needs a re-proof
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """A blob as one stat saw it. ``ino`` is 0 where nothing is."""
-
-    state: BlobState
-    ino: int = 0
-    links: int = 0
-    size: int = 0  # bytes
-
-
-ABSENT = Look(BlobState.ABSENT)
 
 
 class BlobStore:
@@ -175,7 +154,7 @@ class BlobStore:
         doing: str,
         timeout_s: float = 300.0,
         stop: Event | None = None,
-        on_wait: Callable[[str], None] | None = None,
+        on_wait: Callable[[locks.Holder | None], None] | None = None,
     ) -> locks.Lock:
         """The exclusive right to write this blob. Raises LockTimeoutError, Stopped."""
         path = self.blob_lock_path(digest)
@@ -194,7 +173,7 @@ class BlobStore:
         return 0o664 if self.config.shared else 0o600
 
     def lock(self, name: str, *, doing: str, shared: bool = False, timeout_s: float = 300.0, stop: Event | None = None,
-             on_wait: Callable[[str], None] | None = None) -> locks.Lock:  # fmt: skip
+             on_wait: Callable[[locks.Holder | None], None] | None = None) -> locks.Lock:  # fmt: skip
         """One of the store's named locks (``store``, ``gate``, ``space``, ``tree-…``)."""
         path = self.layout.locks / name
         return locks.acquire(
@@ -214,58 +193,13 @@ class BlobStore:
         *replace* any, goes to quarantine first. On ChecksumError the partial is left as it is, for the caller to
         judge its pieces. Once it is marked, any OSError discards it: what could not be synced is never trusted again.
         """
-        actual = partial.proof()
-        if actual != partial.digest:
-            raise ChecksumError(
-                f"blob {partial.digest.short}… failed verification (got {actual.short}…, {partial.size:,} bytes)",
-                expected=str(partial.digest),
-                actual=str(actual),
-            )
-        try:
-            partial.mark(TableState.COMMITTING)
-            os.fchmod(partial.fd, 0o444)
-            os.utime(partial.fd, (partial.digest.mtime, partial.digest.mtime))
-            os.fsync(partial.fd)
-            self._publish(partial, replace=replace)
-        except BaseException:
-            partial.discard()
-            raise
-        partial.close()
+        for error in self.commit_all([partial], replace=[partial.digest] if replace else ()).values():
+            raise error
 
-    def _publish(self, partial: Partial, *, replace: bool) -> None:
-        target = self.layout.blob(partial.digest)
-        mine = os.fstat(partial.fd).st_ino
-        while True:
-            try:
-                os.link(partial.path, target, follow_symlinks=False)
-            except FileExistsError:
-                look = self.look(partial.digest, partial.size)
-                if (replace or look.state is not BlobState.INTACT) and look.ino != mine:
-                    # Damaged, to be replaced, or swept since link(2) refused.
-                    if self._give_way(partial):
-                        break
-                    continue
-            break
-        if os.path.lexists(partial.path):
-            os.unlink(partial.path)
-        fsync_folder(os.path.dirname(target))
-        if partial.size > TABLE_FROM:
-            partial.mark(TableState.PROVEN)
-            os.chmod(partial.table_path, 0o444)
-            os.replace(partial.table_path, target + ".pieces")
-        self.clear_suspect(partial.digest)
-
-    def _give_way(self, partial: Partial) -> bool:
-        """Put the new inode where a damaged one stands, in one step: others link this blob at any moment. False where
-        what stood there was no file and was moved away, or is gone."""
-        target = self.layout.blob(partial.digest)
-        try:
-            os.link(target, self._quarantine_name(partial.digest), follow_symlinks=False)
-        except OSError:  # a folder, a file system that links no further, or nothing any more
-            self.quarantine_blob(partial.digest)
-            return False
-        os.rename(partial.path, target)
-        return True
+    def commit_all(self, partials: Sequence[Partial], *, replace: Container[Digest] = ()) -> dict[Digest, Exception]:
+        """The same for several at once, which wait for the disk together; *replace* names those to be replaced. Why some
+        failed; the others are durable on return."""
+        return Commit(self, replace=replace).run(partials)
 
     def add_bytes(self, data: bytes) -> Digest:
         """Commit bytes that are in memory; returns their name. Raises OSError."""
@@ -352,12 +286,13 @@ class BlobStore:
         os.utime(path, (digest.mtime, digest.mtime))
         self.clear_suspect(digest)
 
-    def _quarantine_name(self, digest: Digest) -> Path:
+    def name_in_quarantine(self, digest: Digest) -> Path:
+        """Where a file that carries a blob's name may go."""
         return self.layout.quarantine / f"{digest.hex}-{int(time.time())}-{secrets.token_hex(4)}"
 
     def quarantine_blob(self, digest: Digest) -> Path | None:
         """Move whatever carries a blob's name out of the way, with its table; where it went. Raises OSError."""
-        target = self._quarantine_name(digest)
+        target = self.name_in_quarantine(digest)
         try:
             os.rename(self.layout.blob(digest), target)
         except FileNotFoundError:

@@ -14,7 +14,8 @@ from contextlib import suppress
 from . import locks
 from .digest import Digest
 from .errors import LockTimeoutError
-from .store import BlobState, BlobStore
+from .look import BlobState
+from .store import BlobStore
 
 STALE_S = 7 * 86_400
 """How old a partial that no lockfile names must be before it is stale."""

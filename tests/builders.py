@@ -54,6 +54,12 @@ def objects_of(files: Mapping[str, bytes], source: str = "mem://origin/m") -> di
     return {f"{source}/{path}": data for path, data in files.items()}
 
 
+def manifest_of(*sources: str, variant: str = "") -> str:
+    """A manifest of one model, ``m@1``, with one variant, ``v``; *variant* is what stands in that one's table."""
+    listed = ", ".join(f'"{source}"' for source in sources)
+    return f'schema = 1\n[models."m"]\nversion = "1"\nsources = [{listed}]\n[models."m".variants.v]\n{variant}\n'
+
+
 def write_lock(folder: Path, lock: Lockfile, name: str = "models.lock") -> Path:
     """Write a lockfile; its path."""
     folder.mkdir(parents=True, exist_ok=True)

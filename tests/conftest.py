@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from builders import Cli
 from hypothesis import HealthCheck, settings
+from s3servers import moto_without_auth
 
 _RELAXED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 settings.register_profile("fast", derandomize=True, max_examples=60, deadline=None, suppress_health_check=_RELAXED)
@@ -19,3 +21,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 def cli(tmp_path: Path) -> Cli:
     """The real command line, in an empty folder with an empty store."""
     return Cli(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    """The endpoint of an S3 server that only this file's tests use."""
+    with moto_without_auth() as endpoint:
+        yield endpoint

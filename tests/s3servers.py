@@ -1,4 +1,4 @@
-"""Real S3 servers on loopback, each a process of its own, and an environment in which boto3 finds nothing else."""
+"""Real S3 servers on loopback, and an environment in which boto3 finds nothing else."""
 
 from __future__ import annotations
 
@@ -44,6 +44,20 @@ def use(monkeypatch: pytest.MonkeyPatch, variables: Mapping[str, str]) -> None:
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+
+
+@contextmanager
+def moto_without_auth() -> Iterator[str]:
+    """moto in this process, which lets everybody in."""
+    from moto.server import ThreadedMotoServer  # half a second, for those who need it
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
 
 
 @contextmanager

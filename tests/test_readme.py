@@ -7,15 +7,17 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import Cli
+from builders import Cli, lock_of, tree_of, write_lock
+from hub import Hub
 
 from backends.registry import FACTORIES
 from reconcile import __version__
@@ -63,9 +65,9 @@ def blocks(page: str) -> Iterator[Block]:
             heading = line.lstrip("# ")
 
 
-def commands(block: Block) -> Iterator[Shown]:
+def commands(text: str) -> Iterator[Shown]:
     """Lines after ``$ `` are commands, with the rest of a here-document; the others are what they print."""
-    lines = block.text.splitlines()
+    lines = text.splitlines()
     while lines:
         command, output = lines.pop(0).removeprefix("$ "), []
         if "<<'EOF'" in command:
@@ -78,37 +80,43 @@ def commands(block: Block) -> Iterator[Shown]:
 
 def quick_start() -> list[Shown]:
     found = [b for b in blocks(README) if b.language == "console" and b.heading == "Quick start"]
-    return [shown for block in found for shown in commands(block)]
+    return [shown for block in found for shown in commands(block.text)]
 
 
 @dataclass
 class Played:
-    """The quick start after it was run: what each command printed, and the folder it left."""
+    """Commands after they were run: what each printed, how the last ended, and the folder they left."""
 
     cli: Cli
     outputs: list[str]
     code: int
 
 
-def play(folder: Path) -> Played:
-    """Run every command of the quick start in one shell, as a reader would who pastes them."""
-    shims = folder / "shims"
-    shims.mkdir(parents=True)
+def play(cli: Cli, shown: Iterable[Shown], **more: str) -> Played:
+    """Run commands in one shell, as a reader would who pastes them; *more* is in its environment."""
+    shims = cli.folder.parent / "shims"
+    shims.mkdir(exist_ok=True)
     shim = shims / "modelstow"
     shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m reconcile "$@"\n')
     shim.chmod(0o755)
-    cli = Cli(folder / "try")
-    cli.folder.mkdir()
     environ = cli.environ(PATH=f"{shims}{os.pathsep}{os.environ['PATH']}", LC_ALL="C")
     del environ["MODELSTOW_ROOT"]
-    script = "set -e\nexec 2>&1\n" + "".join(f"printf '{_MARK}'\n{shown.command}\n" for shown in quick_start())
+    environ |= more
+    script = "set -e\nexec 2>&1\n" + "".join(f"printf '{_MARK}'\n{each.command}\n" for each in shown)
     done = subprocess.run(["bash", "-c", script], cwd=cli.folder, env=environ, capture_output=True, text=True, timeout=60)
     return Played(cli, done.stdout.split(_MARK)[1:], done.returncode)
 
 
+def empty(folder: Path) -> Cli:
+    """A command line in a new folder below."""
+    cli = Cli(folder / "try")
+    cli.folder.mkdir()
+    return cli
+
+
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
-    return play(tmp_path_factory.mktemp("readme"))
+    return play(empty(tmp_path_factory.mktemp("readme")), quick_start())
 
 
 def settled(text: str, folder: Path | str = SHOWN_FOLDER) -> str:
@@ -150,6 +158,68 @@ def test_every_manifest_that_is_shown_can_be_read() -> None:
         assert manifests.parse(whole.encode(), Path("models.toml")).models
 
 
+# ---- recipes
+
+
+def recipe(heading: str, language: str) -> list[str]:
+    """The texts of one recipe that are of one language."""
+    page = (REPOSITORY / "docs/recipes.md").read_text("utf-8")
+    return [block.text for block in blocks(page) if (block.heading, block.language) == (heading, language)]
+
+
+def follow(cli: Cli, text: str, **environ: str) -> None:
+    """Run the commands of a block; each must succeed."""
+    ran = play(cli, commands(text), **environ)
+    assert ran.code == 0, ran.outputs[-1]
+
+
+def test_the_recipe_for_a_hub_works(tmp_path: Path) -> None:
+    """Its manifest, locked without a byte of the weights; a later commit comes with the last command."""
+    cli, root = empty(tmp_path), tmp_path / "store"
+    [manifest] = recipe("Take models from a hub", "toml")
+    take, upgrade = recipe("Take models from a hub", "console")
+    (cli.folder / "models.toml").write_text(f"schema = 1\n{manifest}\n")
+    old = {"config.json": b"{}", "vocab.txt": b"a", "1_Pooling/config.json": b"{ }", "model.safetensors": b"old weights"}
+    with Hub() as hub:
+        environ = {"MODELSTOW_ROOT": str(root), "HF_ENDPOINT": hub.url}
+        repository = hub.add("sentence-transformers/all-MiniLM-L6-v2", {**old, "pytorch_model.bin": b"not wanted"})
+        cli.ok("lock", **environ)
+        assert hub.cdn.requests == []
+        follow(cli, take, **environ)
+        assert tree_of(root / "models/minilm@1.0.0/default") == old
+
+        new = {**old, "model.safetensors": b"new weights"}
+        repository.commit(new)
+        follow(cli, take, **environ)
+        assert tree_of(root / "models/minilm@1.0.0/default") == old
+        follow(cli, upgrade, **environ)
+        follow(cli, take, **environ)
+        assert tree_of(root / "models/minilm@1.0.0/default") == new
+
+
+def test_the_recipe_for_a_mirror_works(tmp_path: Path) -> None:
+    """Filled from one store it is all that another machine needs; the first one's blobs would do as well."""
+    cli, mirror, filled, other = empty(tmp_path), *(tmp_path / name for name in ("mirror", "filled", "other"))
+    fill, read = (text.replace("/mnt/mirror", str(mirror)) for text in recipe("Keep a mirror", "console"))
+    config = {"config.json": b"{}"}
+    variants = {"fp16": {**config, "model.fp16.bin": b"half"}, "fp32": {**config, "model.bin": b"whole"}}
+    write_lock(cli.folder, lock_of({"minilm@1.0.0": variants}, sources=["src"]))
+    source = cli.folder / "src"
+    source.mkdir()
+    for path, data in (variants["fp16"] | variants["fp32"]).items():
+        (source / path).write_bytes(data)
+
+    follow(cli, fill, MODELSTOW_ROOT=str(filled))
+    shutil.rmtree(source)
+    follow(cli, read, MODELSTOW_ROOT=str(other))
+    assert {name: tree_of(other / "models/minilm@1.0.0" / name) for name in variants} == variants
+
+    shutil.rmtree(mirror)
+    shutil.rmtree(other)
+    follow(cli, read.replace(str(mirror), str(filled / "blobs")), MODELSTOW_ROOT=str(other))
+    assert {name: tree_of(other / "models/minilm@1.0.0" / name) for name in variants} == variants
+
+
 # ---- commands and options
 
 
@@ -160,7 +230,8 @@ def command_lines() -> list[str]:
         text = page.read_text("utf-8")
         for block in blocks(text):
             if block.language == "console":
-                found += re.findall(r"(?<![\w./-])modelstow +([^|;&)\n]+)", "\n".join(c.command for c in commands(block)))
+                typed = "\n".join(shown.command for shown in commands(block.text))
+                found += re.findall(r"(?<![\w./-])modelstow +([^|;&)\n]+)", typed)
         prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
         found += re.findall(r"`modelstow +([^`]+)`", prose)
     return [line for line in dict.fromkeys(found) if "COMMAND" not in line and line != "--version"]
@@ -177,7 +248,7 @@ def test_every_command_line_that_is_shown_parses() -> None:
     assert len(lines) > 30
     wrong = []
     for line in lines:
-        words = shlex.split(re.sub(r"\s[0-9]?>.*", "", line), comments=True)
+        words = shlex.split(re.sub(r"\s([0-9]?>|#).*", "", line))  # a # within a word begins no comment
         try:
             arguments.parser(__version__).parse_args(words)
         except InvalidConfigError as error:
@@ -210,6 +281,27 @@ def test_every_option_is_documented_and_every_documented_option_exists() -> None
     assert told == real
 
 
+# ---- variables
+
+# Their names are put together from the scheme of an address.
+PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
+
+
+def test_the_readme_lists_every_variable_that_is_read_and_no_other() -> None:
+    """But HOME, and those of AWS, which boto3 reads."""
+    modules = [path for package in ("cas", "backends", "reconcile") for path in (REPOSITORY / package).rglob("*.py")]
+    code = "\n".join(path.read_text("utf-8") for path in modules)
+    asked = re.findall(r"""(?:environ(?:\.get\(|\[)|is_on\([\w.]+, )"([A-Z_]+)\"""", code)
+    told = re.findall(r"`([A-Z_]+\*?)`", " ".join(row[0] for row in table_of("Environment")))
+    assert len(told) == len(set(told)) and "AWS_*" in told
+    assert not_of_aws(told) - PROXIES == not_of_aws(asked) - {"HOME"}
+    assert set(told) >= PROXIES
+
+
+def not_of_aws(names: Iterable[str]) -> set[str]:
+    return {name for name in names if not name.startswith("AWS_")}
+
+
 # ---- codes and keys
 
 
@@ -225,21 +317,28 @@ def test_the_readme_gives_every_error_code_its_exit_code() -> None:
     assert {code: exit_ for code, exit_ in told.items() if exit_ != 1} == EXIT_CODES
 
 
-JSON_COMMANDS = {
-    "lock": ["lock"],
-    "plan": ["plan"],
-    "reconcile, ensure": ["ensure", "--all"],
-    "status": ["status"],
-    "verify": ["verify"],
-    "gc": ["gc", "--dry-run"],
-    "ls": ["ls"],
-    "du": ["du"],
-    "which": ["which", "models.toml"],
-    "diff": ["diff", "models.lock", "models.lock"],
-    "doctor": ["doctor"],
-    "push": ["push", "tiny#fp16", "mirror"],
-    "pin, unpin, evict, init, add, remove": ["pin", "tiny#fp16"],
+# What each command is given in the folder of the quick start, and what the words in capitals stand for.
+ARGUMENTS = {
+    "ensure": ["--all"],
+    "which": ["models.toml"],
+    "diff": ["models.lock", "models.lock"],
+    "push": ["tiny#fp16", "mirror"],
+    "bench": ["--size", "1MB", "--repeats", "1"],
+    "pin": ["tiny#fp16"],
+    "unpin": ["tiny#fp16"],
+    "evict": ["tiny#fp16"],
+    "init": ["--manifest", "new.toml"],
+    "add": ["weights", "--name", "other", "--manifest", "new.toml"],
+    "remove": ["other", "--manifest", "new.toml"],
 }
+STANDS_FOR = {"SEL": "tiny#fp16", "ROOT": "models.lock"}
+
+
+def json_shapes() -> dict[str, str]:
+    """What is shown of the JSON of each command, in the order of the README: ``gc --roots`` -> ``{roots: [...]}``."""
+    text = next(block.text for block in blocks(README) if block.heading == "JSON" and block.language == "text")
+    rows = re.findall(r"^(\S.*?)\n((?:  .*\n?)+)", text, flags=re.MULTILINE)
+    return {name: shape for names, shape in rows for name in names.split(", ")}
 
 
 def keys_of(document: Any) -> set[str]:
@@ -249,17 +348,19 @@ def keys_of(document: Any) -> set[str]:
 
 
 def test_the_json_documents_have_the_keys_that_are_told(played: Played) -> None:
-    """Both ways at the top: what a command answers is documented, and what is documented it answers."""
-    text = next(block.text for block in blocks(README) if block.heading == "JSON" and block.language == "text")
-    shapes = dict(re.findall(r"^(\S.*?)\n((?:  .*\n?)+)", text, flags=re.MULTILINE))
-    assert shapes.keys() == JSON_COMMANDS.keys()
-    for name, argv in JSON_COMMANDS.items():
-        ran = played.cli.run(*argv, "--json", MODELSTOW_ROOT=str(played.cli.folder / "store"))
-        document = json.loads(ran.out)
-        assert document["schema"] == 1 and document["ok"] is True, (name, document)
-        told = set(re.findall(r"[a-z_]+", shapes[name])) | {"schema", "ok"}
-        assert keys_of(document) <= told, name
-        assert top_keys(shapes[name]) <= document.keys(), name
+    """Of every command. Both ways at the top: what it answers is documented, and what is documented it answers."""
+    shapes = json_shapes()
+    assert {name.split()[0] for name in shapes} == set(subcommands())
+    for name, shape in shapes.items():
+        command, *more = [STANDS_FOR.get(word, word) for word in name.split()]
+        ran = played.cli.run(
+            command, *more, *ARGUMENTS.get(command, []), "--json", MODELSTOW_ROOT=str(played.cli.folder / "store")
+        )
+        assert ran.out.count("\n") == 1 and (ran.code == 0 or command == "doctor"), (name, ran)
+        assert ran.json["schema"] == 1 and ran.json["ok"] is True, (name, ran)
+        told = set(re.findall(r"[a-z_]+", shape)) | {"schema", "ok"}
+        assert keys_of(ran.json) <= told, name
+        assert top_keys(shape) <= ran.json.keys(), name
 
 
 def top_keys(shape: str) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from threading import Condition, Thread
 
 from backends import Body, SourceError, redact
@@ -49,9 +50,9 @@ class Download:
         # What a mirror may hold in one way or the other.
         self._twins = packs | {pack: plain for plain, pack in packs.items()}
         self._absent: set[str] = set()
-        self._lied: set[str] = set()  # who sent wrong bytes and no right piece since
+        self._lied: dict[str, set[int]] = {}  # who sent wrong bytes, and the pieces that it has not sent right since
         lies = engine.lies.of(wanted.digest)
-        late = frozenset(locator for locator in self._locators if redact(locator) in lies or self._is_late(locator))
+        late = frozenset(locator for locator in self._locators if self._is_late(locator, lies))
         spent = frozenset(locator for locator in late if engine.failures.given_up(self._keys(locator)))
         self._transfer = Transfer(wanted.size, tuple(self._locators), engine.policy, late, spent)
         # Each connection has a piece in flight, which a kill costs: it should not be all there is.
@@ -161,8 +162,10 @@ class Download:
         self._end_chase()
         actual = self.partial.proof()
         if actual == self.wanted.digest:
-            honest = (self._transfer.senders() & self._locators.keys()) - self._lied
-            self.engine.failures.clear(key for locator in honest for key in self._keys(locator))
+            lied = {locator for locator, pieces in self._lied.items() if pieces}
+            honest = (self._transfer.senders() & self._locators.keys()) - lied
+            if self.engine.failures.any:
+                self.engine.failures.clear(key for locator in honest for key in self._keys(locator))
             self.engine.lies.clear(self.wanted.digest, honest)
             for liar in self._transfer.proven():
                 self._note(liar, Fact(code="CHECKSUM_FAIL", what="sent wrong bytes"))
@@ -172,7 +175,7 @@ class Download:
         struck, liars = self._transfer.wrong(fact)
         self.partial.forget(list(struck))
         for liar in liars:
-            self._note(liar, fact)
+            self._note(liar, fact, wrong=struck)
         return False
 
     def _end(self) -> None:
@@ -224,11 +227,11 @@ class Download:
             return step
 
     def _fail(self, claim: int, fact: Fact) -> None:
-        locator = self._transfer.locator(claim)
+        locator, piece = self._transfer.locator(claim), self._transfer.current(claim)
         if self._transfer.failed(claim, fact, self.engine.clock()):
             alone = locator in self._packed and fact.kind is Kind.PERMANENT
             exactly = alone or fact.code in ("INCOMPLETE_DOWNLOAD", "SIZE_MISMATCH")
-            self._note(locator, fact, exactly=exactly, given_up=self._transfer.over(locator))
+            self._note(locator, fact, exactly=exactly, given_up=self._transfer.over(locator), wrong=[piece])
 
     def open(self, ask: Ask) -> Body:
         """See ``Blob``."""
@@ -298,7 +301,7 @@ class Download:
                 fact = Fact(code="CHECKSUM_FAIL", what=f"sent wrong bytes in piece {piece}", kind=Kind.INTEGRITY)
                 locator = self._transfer.locator(claim)
                 self._transfer.wrong_piece(claim, fact)
-                self._note(locator, fact)
+                self._note(locator, fact, wrong=[piece])
                 return False
             if not self._transfer.may_write(claim, piece):
                 return False
@@ -310,7 +313,8 @@ class Download:
         self.partial.finish(piece, hash_, source_key(locator))
         with self._state:
             self._transfer.kept(claim, piece, hash_, self.engine.clock())
-            self._lied.discard(locator)
+            if lies := self._lied.get(locator):
+                lies.discard(piece)
         self._lock.progress()
         if self._chaser is not None:
             self._chaser.advance()
@@ -355,10 +359,13 @@ class Download:
         codes = ("INCOMPLETE_DOWNLOAD", "AUTH_FAIL") if locator in self._packed else ("INCOMPLETE_DOWNLOAD",)
         return locator in self._twins and fact.code in codes and fact.kind is not Kind.TRANSIENT
 
-    def _is_late(self, locator: str) -> bool:
-        return any(key in self.engine.failures for key in self._keys(locator))
+    def _is_late(self, locator: str, lies: frozenset[str]) -> bool:
+        failures = self.engine.failures  # mostly empty: then nobody looks up keys
+        return redact(locator) in lies or (failures.any and any(key in failures for key in self._keys(locator)))
 
-    def _note(self, locator: str, fact: Fact, *, exactly: bool = False, given_up: bool = False) -> None:
+    def _note(
+        self, locator: str, fact: Fact, *, exactly: bool = False, given_up: bool = False, wrong: Iterable[int] = ()
+    ) -> None:
         if locator not in self._locators:
             return
         if self._is_absent(locator, fact):
@@ -368,7 +375,7 @@ class Download:
             locator, exactly = self._twins[locator] if locator in self._packed else locator, True
         lied = fact.code == "CHECKSUM_FAIL"
         if lied:
-            self._lied.add(locator)
+            self._lied.setdefault(locator, set()).update(wrong)
             self.engine.lies.note(self.wanted.digest, locator)
         key = self._keys(locator)[0 if exactly or lied else 1]
         self.engine.failures.note(key, fact.code, fact.what, given_up=given_up)

@@ -32,6 +32,7 @@ from .publisher import Publisher
 _POLL_S = 0.2  # how often a signal is looked for while threads work
 _GROW_S = 0.02  # how often another worker is thought of
 _BUSY = 0.7  # of one processor: Python runs one thread at a time
+_TOGETHER = 1 << 20  # bytes of blobs that one worker brings before they are committed together
 
 
 @dataclass(slots=True, kw_only=True)
@@ -186,10 +187,12 @@ class Executor:
 
         def work(smallest: bool) -> None:
             try:
-                while queue:
-                    with suppress(IndexError):  # another took the last
-                        blob = queue.pop() if smallest else queue.popleft()
-                        self._obtain(blob, replaced, failed)
+                while batch := _take(queue, smallest=smallest, share=connections.most):
+                    for digest, outcome in self.fetcher.obtain_all(batch).items():
+                        if isinstance(outcome, Exception):
+                            failed[digest] = _ours(outcome)
+                        elif outcome:
+                            replaced.add(digest)
             finally:
                 connections.give()
 
@@ -215,15 +218,6 @@ class Executor:
         pool.shutdown()
         self._note_failures(desired, failed)
         return frozenset(replaced)
-
-    def _obtain(self, blob: Wanted, replaced: set[Digest], failed: dict[Digest, ModelstowError | CasError]) -> None:
-        try:
-            if self.fetcher.obtain(blob):
-                replaced.add(blob.digest)
-        except Stopped:
-            raise
-        except Exception as error:
-            failed[blob.digest] = _ours(error)
 
     def _note_failures(self, desired: Desired, failed: Mapping[Digest, ModelstowError | CasError]) -> None:
         told: set[Digest] = set()
@@ -280,6 +274,23 @@ class Executor:
         self.store.tidy()
         sweep.end_commits(self.store)
         leases.drop_superseded(self.store, self._digests(desired.trees))
+
+
+def _take(queue: deque[Wanted], *, smallest: bool, share: int) -> list[Wanted]:
+    """The next blobs for one worker, from one end of the queue: several where they are small and others are left with
+    some. Empty when there is none."""
+    pop, put_back = (queue.pop, queue.append) if smallest else (queue.popleft, queue.appendleft)
+    batch: list[Wanted] = []
+    left = _TOGETHER
+    with suppress(IndexError):  # another took the last
+        while not batch or (len(batch) * share < len(queue) and left > 0):
+            blob = pop()
+            left -= blob.size
+            if batch and left < 0:
+                put_back(blob)
+                break
+            batch.append(blob)
+    return batch
 
 
 class _Idleness:

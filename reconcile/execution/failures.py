@@ -52,6 +52,11 @@ class FailureTable:
             now = self._clock()
             self._failures = {key: f for key, f in self._failures.items() if now - f.at < self.ttl_s}
 
+    @property
+    def any(self) -> bool:
+        """Whether anything is on record."""
+        return bool(self._failures)
+
     def __contains__(self, key: str) -> bool:
         with self._mutex:
             failure = self._failures.get(key)

@@ -10,8 +10,8 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from cas import (
     ChecksumError,
     Digest,
     LockTimeoutError,
+    Look,
     NoSpaceError,
     Stopped,
     locks,
@@ -38,6 +39,26 @@ from .download import THIS_STORE, Download
 from .engine import Engine, Wanted
 from .intake import MOST_STEP, Intake
 from .retry import patiently
+
+_TOGETHER_S = 1.0  # what is fetched in so many seconds is committed together, at most
+
+
+@dataclass(slots=True)
+class _Filled:
+    """A blob that is here and proven but for the commit. Its lock is held."""
+
+    wanted: Wanted
+    lock: locks.Lock
+    look: Look  # before
+    partial: Partial
+    run: Download
+    resumed: int  # bytes that an earlier run had left
+    damaged: tuple[int, ...] = ()  # pieces of the blob before
+
+    def leave(self) -> None:
+        """Let go of it, whether it was committed or not."""
+        self.partial.leave()
+        self.lock.close()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,29 +76,96 @@ class Fetcher:
         Durable on return. Raises ChecksumError, SizeMismatchError, SourceUnavailableError and its kin, naming every
         source and its reason; LockTimeoutError, Stopped, OSError.
         """
-        digest = wanted.digest
-        doing = f"fetching {digest.short}"
-        lock = self.store.lock_blob(
-            digest,
-            doing=doing,
-            timeout_s=self.lock_timeout_s,
-            stop=self.engine.stop,
-            on_wait=lambda holder: self.engine.emit(Waiting(for_whom=holder)),
-        )
-        with lock:
-            self.store.refresh()
-            look = self.store.look(digest, wanted.size)
-            shared = wanted.anew and self.store.commits_seen(digest) != wanted.seen_commit
-            if look.state is BlobState.INTACT and (shared or not wanted.anew):
-                self.engine.emit(BlobReused(digest=digest, size=wanted.size))
+        outcome = self.obtain_all([wanted])[wanted.digest]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def obtain_all(self, blobs: Sequence[Wanted]) -> dict[Digest, bool | Exception]:
+        """What ``obtain`` returns or raises for each of several blobs. Raises Stopped.
+
+        They are brought one after the other and committed together, a second's worth at once: for small ones, waiting
+        for the disk takes longer than the bytes. Who holds a lock waits for none meanwhile.
+        """
+        outcomes: dict[Digest, bool | Exception] = {}
+        filled: list[_Filled] = []
+        try:
+            began, busy = self.engine.clock(), []
+            for wanted in blobs:
+                if not self._bring(wanted, filled, outcomes, waits=False):
+                    busy.append(wanted)
+                if self.engine.clock() - began > _TOGETHER_S:
+                    self._commit(filled, outcomes)
+                    began = self.engine.clock()
+            self._commit(filled, outcomes)
+            for wanted in busy:
+                self._bring(wanted, filled, outcomes, waits=True)
+                self._commit(filled, outcomes)
+        finally:
+            for each in filled:
+                self._emit_failed(each)
+                each.leave()
+        return outcomes
+
+    def _bring(
+        self, wanted: Wanted, filled: list[_Filled], outcomes: dict[Digest, bool | Exception], *, waits: bool
+    ) -> bool:
+        """All but the commit, for which it is added to *filled*; False if another holds its lock and nobody *waits*."""
+        try:
+            lock = self._lock(wanted, waits=waits)
+            if lock is None:
                 return False
-            if not wanted.anew and self._at_hand(wanted, look.state, lock):
-                self.store.note_commit(lock, digest)
-                self.engine.emit(BlobReused(digest=digest, size=wanted.size))
-                return look.ino not in (0, self.store.look(digest, wanted.size).ino)
-            self._fetch(wanted, look.state, lock)
+            with ExitStack() as held:
+                held.enter_context(lock)
+                found = self._begin(wanted, lock)
+                if isinstance(found, _Filled):
+                    held.pop_all()
+                    filled.append(found)
+                else:
+                    outcomes[wanted.digest] = found
+        except Stopped:
+            raise
+        except Exception as error:
+            outcomes[wanted.digest] = error
+        return True
+
+    def _lock(self, wanted: Wanted, *, waits: bool) -> locks.Lock | None:
+        doing = f"fetching {wanted.digest.short}"
+
+        def tell(holder: locks.Holder | None) -> None:
+            neighbour = holder is not None and holder.mine and holder.doing != doing  # another blob by the same lock
+            if waits and not neighbour:
+                self.engine.emit(Waiting(for_whom=str(holder or "another process")))
+
+        try:
+            return self.store.lock_blob(
+                wanted.digest,
+                doing=doing,
+                timeout_s=self.lock_timeout_s if waits else 0.0,
+                stop=self.engine.stop,
+                on_wait=tell,
+            )
+        except LockTimeoutError:
+            if waits:
+                raise
+            return None
+
+    def _begin(self, wanted: Wanted, lock: locks.Lock) -> bool | _Filled:
+        digest = wanted.digest
+        self.store.refresh()
+        look = self.store.look(digest, wanted.size)
+        shared = wanted.anew and self.store.commits_seen(digest) != wanted.seen_commit
+        if look.state is BlobState.INTACT and (shared or not wanted.anew):
+            self.engine.emit(BlobReused(digest=digest, size=wanted.size))
+            return False
+        if not wanted.anew and self._at_hand(wanted, look.state, lock):
             self.store.note_commit(lock, digest)
-            return look.ino not in (0, self.store.look(digest, wanted.size).ino)
+            self.engine.emit(BlobReused(digest=digest, size=wanted.size))
+            return self._is_new(wanted, look)
+        return self._fill(wanted, look, lock)
+
+    def _is_new(self, wanted: Wanted, before: Look) -> bool:
+        return before.ino != 0 and before.ino != self.store.look(wanted.digest, wanted.size).ino
 
     # ---- what is on this disk
 
@@ -141,44 +229,84 @@ class Fetcher:
 
     # ---- what comes from sources
 
-    def _fetch(self, wanted: Wanted, state: BlobState, lock: locks.Lock) -> None:
+    def _fill(self, wanted: Wanted, look: Look, lock: locks.Lock) -> _Filled:
         digest, size = wanted.digest, wanted.size
         if wanted.anew:
             sweep.drop_partial(self.store, digest)
         partial = self.store.partial(digest, size)
         resumed = partial.held_bytes
-        mending = state is BlobState.SUSPECT and not wanted.anew
+        mending = look.state is BlobState.SUSPECT and not wanted.anew
         table = proven_table(self.store.layout.table(digest), digest, size) if mending else None
-        run = Download(self.engine, wanted, partial, table, lock)
+        filled = _Filled(wanted, lock, look, partial, Download(self.engine, wanted, partial, table, lock), resumed)
         try:
-            damaged = self._save_pieces(wanted, partial, table) if table is not None else ()
+            filled.damaged = self._save_pieces(wanted, partial, table) if table is not None else ()
             self.engine.emit(FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=wanted.name))
-            run.fill()
-            self.before_commit()
-            if not lock.is_current():  # somebody else may be writing to the same partial
-                what = f"the lock of {digest.short} was removed by somebody while it was held"
-                raise LockTimeoutError(what, hint="run it again; lock files below state/locks are never to be deleted")
-            if wanted.anew and state is BlobState.INTACT and next(scrub.scrub([self._target(wanted)], Level.FULL)).intact:
-                partial.discard()  # the good blob stays where it is, with all its links
-            else:
-                self.store.commit(partial, replace=state is not BlobState.ABSENT)
+            filled.run.fill()
         except BaseException as error:
-            self.engine.emit(BlobFailed(digest=digest, fetched_bytes=run.fetched))
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                held = partial.held_bytes if partial.fd >= 0 else 0  # what could not be synced was thrown away
-                raise self._no_space(size - held) from error
-            raise
-        finally:
+            self._emit_failed(filled)
             partial.leave()
+            if isinstance(error, Exception):
+                raise self._explained(error, filled) from error
+            raise
+        return filled
+
+    def _commit(self, filled: list[_Filled], outcomes: dict[Digest, bool | Exception]) -> None:
+        """Make blobs of what was filled, and let go of it."""
+        ready: list[_Filled] = []
+        failed: dict[Digest, Exception] = {}
+        for each in filled:
+            try:
+                self.before_commit()
+                if not each.lock.is_current():  # somebody else may be writing to the same partial
+                    what = f"the lock of {each.wanted.digest.short} was removed by somebody while it was held"
+                    hint = "run it again; lock files below state/locks are never to be deleted"
+                    raise LockTimeoutError(what, hint=hint)
+                if self._is_there(each):
+                    each.partial.discard()  # the good blob stays where it is, with all its links
+                else:
+                    ready.append(each)
+            except Exception as error:
+                failed[each.wanted.digest] = error
+        replace = [each.wanted.digest for each in ready if each.look.state is not BlobState.ABSENT]
+        failed |= self.store.commit_all([each.partial for each in ready], replace=replace)
+        while filled:
+            each = filled[-1]
+            outcomes[each.wanted.digest] = self._ended(each, failed.get(each.wanted.digest))
+            filled.pop().leave()
+
+    def _is_there(self, filled: _Filled) -> bool:
+        """Whether the blob was fetched anew beside one that is as good, by its content."""
+        suspected = filled.look.state is not BlobState.INTACT
+        return not suspected and next(scrub.scrub([self._target(filled.wanted)], Level.FULL)).intact
+
+    def _ended(self, filled: _Filled, error: Exception | None) -> bool | Exception:
+        wanted = filled.wanted
+        if error is not None:
+            self._emit_failed(filled)
+            return self._explained(error, filled)
         event = BlobFetched(
-            digest=digest,
-            size=size,
-            fetched_bytes=run.fetched,
-            resumed_bytes=resumed,
-            repaired_pieces=damaged,
-            repair=state is BlobState.SUSPECT,
+            digest=wanted.digest,
+            size=wanted.size,
+            fetched_bytes=filled.run.fetched,
+            resumed_bytes=filled.resumed,
+            repaired_pieces=filled.damaged,
+            repair=filled.look.state is BlobState.SUSPECT,
         )
         self.engine.emit(event)
+        self.store.note_commit(filled.lock, wanted.digest)
+        return self._is_new(wanted, filled.look)
+
+    def _emit_failed(self, filled: _Filled) -> None:
+        self.engine.emit(BlobFailed(digest=filled.wanted.digest, fetched_bytes=filled.run.fetched))
+
+    def _explained(self, error: Exception, filled: _Filled) -> Exception:
+        """A full disk, with the figures."""
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        held = filled.partial.held_bytes if filled.partial.fd >= 0 else 0  # what could not be synced was thrown away
+        told = self._no_space(filled.wanted.size - held)
+        told.__cause__ = error
+        return told
 
     def _no_space(self, needed: int) -> NoSpaceError:
         root = self.store.layout.root

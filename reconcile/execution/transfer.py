@@ -216,6 +216,10 @@ class Transfer:
         """Who was asked for a range; empty where it does not count any more."""
         return self._ranges[claim].standing.locator if claim in self._ranges else ""
 
+    def current(self, claim: int) -> int:
+        """The piece that a range is bringing just now; -1 where it brings none."""
+        return min((piece for piece, owner in self._claims.items() if owner == claim), default=-1)
+
     def senders(self) -> frozenset[str]:
         """Who sent the pieces that are held."""
         return frozenset(self._held.values())

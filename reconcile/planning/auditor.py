@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cas import EMPTY, BlobState, BlobStore, Digest, LinkKind, LockTimeoutError, scrub
@@ -225,7 +225,7 @@ def _mark_copy(store: BlobStore, tree: DesiredTree, path: str) -> None:
 @contextmanager
 def _marked(store: BlobStore, trees: Sequence[DesiredTree]) -> Iterator[None]:
     """Tell others that these trees are being verified, while it lasts."""
-    text = json.dumps(asdict(Holder.me("verifying"))).encode()
+    text = json.dumps(Holder.me("verifying").to_json()).encode()
     marks: list[Path] = []
     try:
         for tree in trees:

@@ -6,7 +6,7 @@ import json
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,6 @@ import boto3
 import pytest
 from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, some_bytes, tree_of
 from mirror import CONFIG, FILES, NOISE, filled, name_of, packed, weights
-from moto.server import ThreadedMotoServer
 from origin import Fault, Origin, RawServer, gate_of
 from s3servers import settings
 
@@ -78,15 +77,6 @@ def flipped(data: bytes, at: int) -> bytes:
 
 
 # ---- what was pushed is what is read
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.mark.parametrize("compress", [False, True], ids=["plain", "packed"])

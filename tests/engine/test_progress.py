@@ -1,78 +1,121 @@
 """What people see while bytes arrive."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
-from rich.console import Console
 from rich.progress import Progress
 
 from cas import Digest
-from reconcile.cli.progress import _Bars
-from reconcile.telemetry.events import BlobFetched, BlobReused, BytesArrived, FetchesPlanned, FetchStarted, Note
+from reconcile.cli import arguments
+from reconcile.cli.progress import shown
+from reconcile.cli.session import Session
+from reconcile.telemetry.events import BlobFetched, BlobReused, BytesArrived, FetchesPlanned, FetchStarted, Note, Sink
 
 ONE, TWO = Digest.of(b"one"), Digest.of(b"two")
 
 
-@pytest.fixture
-def progress() -> Progress:
-    return Progress(console=Console(file=io.StringIO(), force_terminal=True, width=100), disable=True)
+class Terminal(io.StringIO):
+    """Keeps what is written to it."""
+
+    def isatty(self) -> bool:
+        return True
 
 
-def rows(progress: Progress) -> list[tuple[str, int, int]]:
-    return [(task.description, int(task.completed), int(task.total or 0)) for task in progress.tasks]
+@dataclass
+class Screen:
+    """A terminal on which the events of one command are drawn."""
+
+    terminal: Terminal
+    progress: Progress
+    tell: Sink
+
+    @property
+    def rows(self) -> list[tuple[str, int, int]]:
+        """The bars from above: what stands before each, how far it is, and its end."""
+        return [(task.description, int(task.completed), int(task.total or 0)) for task in self.progress.tasks]
+
+    def plan(self, blobs: int, size: int, held: int = 0) -> None:
+        self.tell(FetchesPlanned(blobs=blobs, bytes=size, held=held))
+
+    def start(self, digest: Digest, size: int, name: str, held: int = 0) -> None:
+        self.tell(FetchStarted(digest=digest, size=size, held=held, name=name))
+
+    def arrive(self, digest: Digest, count: int) -> None:
+        self.tell(BytesArrived(digest=digest, count=count))
 
 
-def start(bars: _Bars, digest: Digest, size: int, name: str, held: int = 0) -> None:
-    bars(FetchStarted(digest=digest, size=size, held=held, name=name))
+@contextmanager
+def opened() -> Iterator[Screen]:
+    """Not a fixture: between setting up and testing pytest puts its own stderr back."""
+    made: list[Progress] = []
+
+    class Kept(Progress):
+        def __init__(self, *columns: Any, **options: Any) -> None:
+            super().__init__(*columns, **options)
+            made.append(self)
+
+    session = Session(arguments.parser("").parse_args(["reconcile", "--root", "nowhere"]), environ={})
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(Terminal()) as terminal:
+        patch.setattr("rich.progress.Progress", Kept)
+        with shown(session) as tell:
+            [progress] = made
+            yield Screen(terminal, progress, tell)
 
 
-def test_the_total_stands_first_and_knows_everything_from_the_start(progress: Progress):
+def test_the_total_stands_first_and_knows_everything_from_the_start():
     """It does not grow as blobs begin; what an earlier run left is done, and is called resumed."""
-    bars = _Bars(progress, lambda event: None)
-    bars(FetchesPlanned(blobs=2, bytes=5_000_000, held=1_000_000))
-    start(bars, ONE, 3_000_000, "m@1#a  x.bin", held=1_000_000)
-    bars(BytesArrived(digest=ONE, count=500_000))
+    with opened() as screen:
+        screen.plan(2, 5_000_000, held=1_000_000)
+        screen.start(ONE, 3_000_000, "m@1#a  x.bin", held=1_000_000)
+        screen.arrive(ONE, 500_000)
 
-    total = ("2 blobs (1.0 MB resumed)", 1_500_000, 5_000_000)
-    assert rows(progress) == [total, ("m@1#a  x.bin (1.0 MB resumed)", 1_500_000, 3_000_000)]
+        total = ("2 blobs (1.0 MB resumed)", 1_500_000, 5_000_000)
+        assert screen.rows == [total, ("m@1#a  x.bin (1.0 MB resumed)", 1_500_000, 3_000_000)]
 
 
-def test_a_finished_blob_gives_way_and_one_alone_stays(progress: Progress):
+def test_a_finished_blob_gives_way_and_one_alone_stays():
     """Else a thousand small files would scroll the terminal away."""
-    bars = _Bars(progress, lambda event: None)
-    bars(FetchesPlanned(blobs=2, bytes=4 << 20, held=0))
-    start(bars, ONE, 2 << 20, "x")
-    start(bars, TWO, 2 << 20, "y")
-    bars(BytesArrived(digest=ONE, count=2 << 20))
-    bars(BlobFetched(digest=ONE, size=2 << 20, fetched_bytes=2 << 20, resumed_bytes=0))
-    assert rows(progress) == [("2 blobs", 2 << 20, 4 << 20), ("y", 0, 2 << 20)]
+    with opened() as screen:
+        screen.plan(2, 4 << 20)
+        screen.start(ONE, 2 << 20, "x")
+        screen.start(TWO, 2 << 20, "y")
+        screen.arrive(ONE, 2 << 20)
+        screen.tell(BlobFetched(digest=ONE, size=2 << 20, fetched_bytes=2 << 20, resumed_bytes=0))
+
+        assert screen.rows == [("2 blobs", 2 << 20, 4 << 20), ("y", 0, 2 << 20)]
 
 
-def test_small_blobs_count_in_the_total_alone(progress: Progress):
+def test_small_blobs_count_in_the_total_alone():
     """Their bars would be gone before anybody reads them."""
-    bars = _Bars(progress, lambda event: None)
-    bars(FetchesPlanned(blobs=2, bytes=20, held=0))
-    start(bars, ONE, 10, "x")
-    bars(BytesArrived(digest=ONE, count=10))
-    bars(BlobReused(digest=TWO, size=10))
+    with opened() as screen:
+        screen.plan(2, 20)
+        screen.start(ONE, 10, "x")
+        screen.arrive(ONE, 10)
+        screen.tell(BlobReused(digest=TWO, size=10))
 
-    assert rows(progress) == [("2 blobs", 20, 20)]
+        assert screen.rows == [("2 blobs", 20, 20)]
 
 
-def test_bytes_that_came_twice_are_no_progress(progress: Progress):
+def test_bytes_that_came_twice_are_no_progress():
     """A bar never passes its end, whatever was taken over or was wrong."""
-    bars = _Bars(progress, lambda event: None)
-    bars(FetchesPlanned(blobs=1, bytes=10, held=0))
-    start(bars, ONE, 10, "x")
-    bars(BytesArrived(digest=ONE, count=8))
-    bars(BytesArrived(digest=ONE, count=8))
+    with opened() as screen:
+        screen.plan(1, 10)
+        screen.start(ONE, 10, "x")
+        screen.arrive(ONE, 8)
+        screen.arrive(ONE, 8)
 
-    assert rows(progress) == [("x", 10, 10)]
+        assert screen.rows == [("x", 10, 10)]
 
 
-def test_other_events_are_told_in_words(progress: Progress):
+def test_other_events_are_told_in_words():
     """Notes go past the bars."""
-    heard: list[object] = []
-    _Bars(progress, heard.append)(Note(text="hello"))
+    with opened() as screen:
+        screen.plan(2, 20)
+        screen.tell(Note(text="hello"))
 
-    assert heard == [Note(text="hello")]
+        assert "note: hello\n" in screen.terminal.getvalue()
+        assert screen.rows == [("2 blobs", 0, 20)]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
 
@@ -15,14 +16,13 @@ import boto3
 import pytest
 from builders import Cli, ensurer_of, lock_of, memory, some_bytes
 from mirror import CONFIG, FILES, NOISE, WEIGHTS, filled, name_of, names_in, packed, push_of, store_of, weights
-from moto.server import ThreadedMotoServer
 from origin import Origin
 from s3servers import SECRET, rclone, settings, use
 
 from backends import Denied, Full, Registry, Unreachable
 from backends.base import Reader, Sending
 from backends.file import FileSource
-from cas import Digest, Stopped
+from cas import BlobStore, Digest, Stopped
 from cas.pieces import PIECE, TableState, read_table
 from reconcile import ModelEnsurer
 from reconcile.config import Settings
@@ -484,15 +484,6 @@ def test_two_that_put_the_same_do_not_write_into_one_file(tmp_path: Path):
 # ---- buckets
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture(params=["moto", "rclone"])
 def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """An empty bucket ``mirror`` of a real server; the settings of boto3 are in the environment."""
@@ -570,53 +561,68 @@ def test_a_push_into_a_server_that_cannot_list_parts_succeeds_all_the_same(tmp_p
         assert content(name_of(WEIGHTS)) == WEIGHTS
 
 
-def test_an_upload_that_another_push_ends_is_no_failure(tmp_path: Path, moto: str, monkeypatch: pytest.MonkeyPatch):
-    """Both went on with the one that an earlier push left; the second finds it gone, and the blob there."""
+@dataclass
+class Begun:
+    """A push of the weights into a bucket of moto, whose upload an earlier one left after the first piece."""
+
+    store: BlobStore
+    sizes: dict[Digest, int]
+    url: str
+
+    def push(self, pay: Callable[[int], object] = lambda count: None) -> Pushed:
+        return push_of(self.store, self.url, pay=pay).run(self.sizes)
+
+    def uploads(self) -> list[dict[str, str]]:
+        """The uploads of the bucket that nobody ended."""
+        return list(boto3.client("s3").list_multipart_uploads(Bucket="mirror").get("Uploads", ()))
+
+    def there(self) -> bytes:
+        """What stands in the bucket at the blob's place."""
+        return content(f"{self.url.removeprefix('s3://mirror/')}/{name_of(WEIGHTS)}")
+
+
+@pytest.fixture
+def begun(tmp_path: Path, moto: str, monkeypatch: pytest.MonkeyPatch) -> Begun:
     use(monkeypatch, settings(moto))
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="mirror")
-    data = some_bytes(2 * PIECE + 1, seed=5)
-    store, sizes = store_of(tmp_path, {"model.bin": data})
-    table = 136 + 3 * 32
+    boto3.client("s3").create_bucket(Bucket="mirror")
+    begun = Begun(*store_of(tmp_path, {"model.bin": WEIGHTS}), f"s3://mirror/{tmp_path.name}")
     with pytest.raises(Broken):
-        push_of(store, "s3://mirror/both", pay=breaking(table + PIECE)).run(sizes)
+        begun.push(breaking(TABLE_BYTES[0] + PIECE))
+    assert begun.uploads()
+    return begun
+
+
+def test_an_upload_that_another_push_ends_is_no_failure(begun: Begun):
+    """Both went on with the one that an earlier push left; the second finds it gone, and the blob there."""
     ended = []
 
     def overtaken(count: int) -> None:
-        if count > table and not ended:
+        if count > TABLE_BYTES[0] and not ended:
             ended.append(True)
-            push_of(store, "s3://mirror/both").run(sizes)
+            begun.push()
 
-    done = push_of(store, "s3://mirror/both", pay=overtaken).run(sizes)
+    done = begun.push(overtaken)
 
-    assert ended and len(done.sent) == 1 and content(f"both/{name_of(data)}") == data
-    assert not client.list_multipart_uploads(Bucket="mirror").get("Uploads")
+    assert ended and len(done.sent) == 1 and begun.there() == WEIGHTS
+    assert not begun.uploads()
 
 
-def test_an_upload_that_was_aborted_meanwhile_is_begun_anew(tmp_path: Path, moto: str, monkeypatch: pytest.MonkeyPatch):
+def test_an_upload_that_was_aborted_meanwhile_is_begun_anew(begun: Begun):
     """A bucket's own rules throw old uploads away."""
-    use(monkeypatch, settings(moto))
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="mirror")
-    data = some_bytes(2 * PIECE + 1, seed=6)
-    store, sizes = store_of(tmp_path, {"model.bin": data})
-    table = 136 + 3 * 32
-    with pytest.raises(Broken):
-        push_of(store, "s3://mirror/gone", pay=breaking(table + PIECE)).run(sizes)
+    aborted: list[object] = []
     mutex = Lock()
 
     def aborting(count: int) -> None:
         with mutex:
-            if count > table:
-                for row in client.list_multipart_uploads(Bucket="mirror").get("Uploads", ()):
-                    if row["Key"].startswith("gone/") and not aborted:
-                        aborted.append(row)
-                        client.abort_multipart_upload(Bucket="mirror", Key=row["Key"], UploadId=row["UploadId"])
+            if count > TABLE_BYTES[0] and not aborted:
+                [row] = begun.uploads()
+                boto3.client("s3").abort_multipart_upload(Bucket="mirror", Key=row["Key"], UploadId=row["UploadId"])
+                aborted.append(row)
 
-    aborted: list[object] = []
-    push_of(store, "s3://mirror/gone", pay=aborting).run(sizes)
+    begun.push(aborting)
 
-    assert aborted and content(f"gone/{name_of(data)}") == data
+    assert aborted and begun.there() == WEIGHTS
+    assert not begun.uploads()
 
 
 def test_refused_credentials_are_told_with_exit_8(cli: Cli, tmp_path: Path):

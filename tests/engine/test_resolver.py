@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import Cli, some_bytes
+from builders import Cli, manifest_of, some_bytes
 from origin import Fault, Origin
 
 WEIGHTS, HALF, VAE = some_bytes(300_000, 1), some_bytes(150_000, 2), some_bytes(50_000, 3)
@@ -534,9 +534,7 @@ def test_the_hint_is_the_same_beside_a_manifest(cli):
 def test_a_listing_that_fails_for_a_moment_is_asked_for_again(cli: Cli):
     """As a file is; a source that says 404 is not."""
     with Origin({"m/a.bin": b"a"}, listing="sums") as origin:
-        (cli.folder / "models.toml").write_text(
-            f'schema = 1\n[models.m]\nversion = "1"\nsources = ["{origin.url}/m"]\n[models.m.variants.v]\n'
-        )
+        (cli.folder / "models.toml").write_text(manifest_of(f"{origin.url}/m"))
         origin.fail("m/SHA256SUMS", Fault(status=502))
 
         assert cli.ok("lock", "--json").json["files"] == 1
@@ -546,9 +544,7 @@ def test_a_listing_that_fails_for_a_moment_is_asked_for_again(cli: Cli):
 def test_another_source_is_listed_before_one_that_failed_for_a_moment_is_asked_again(cli: Cli):
     """Nobody waits while there is somebody else to ask."""
     with Origin({"m/a.bin": b"a"}, listing="sums") as broken, Origin({"m/a.bin": b"a"}, listing="sums") as good:
-        (cli.folder / "models.toml").write_text(
-            f'schema = 1\n[models.m]\nversion = "1"\nsources = ["{broken.url}/m", "{good.url}/m"]\n[models.m.variants.v]\n'
-        )
+        (cli.folder / "models.toml").write_text(manifest_of(f"{broken.url}/m", f"{good.url}/m"))
         broken.fail("*", Fault(status=502, times=-1))
 
         assert cli.ok("lock", "--json").json["files"] == 1

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from builders import Cli, some_bytes
+from builders import Cli, manifest_of, some_bytes
 from origin import Fault, Origin
 
 LOGIN, TOKEN, AWS, PROXY, SIGNATURE, USERINFO, BUNDLE = (
@@ -48,8 +48,7 @@ class World:
 
     def manifest(self, name: str, source: str, *, mirror: str = "") -> tuple[str, ...]:
         """A manifest with one model from *source*; the options that name it and its lockfile."""
-        text = f'schema = 1\n[models."m"]\nversion = "1"\nsources = ["{source}"]\n[models."m".variants.v]\n'
-        text += 'include = ["**"]\n' + (f'[mirrors]\nurls = ["{mirror}"]\n' if mirror else "")
+        text = manifest_of(source) + (f'[mirrors]\nurls = ["{mirror}"]\n' if mirror else "")
         (self.cli.folder / f"{name}.toml").write_text(text)
         return "--manifest", f"{name}.toml", "--lock", f"{name}.lock"
 

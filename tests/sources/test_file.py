@@ -1,6 +1,7 @@
 """Folders and file:// keep the contract; what is peculiar to them."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from backends import Denied, NotFound, Source, SourceError
 from backends.conformance import SourceContract
 from backends.file import FileSource
+
+_NOBODY = 65534
 
 
 class FolderContract(SourceContract):
@@ -57,9 +60,45 @@ def test_a_file_url_with_a_host_is_refused():
         FileSource().open("file://elsewhere/path")
 
 
-def test_the_two_kinds_of_refusal_are_told_apart():
-    """What is not there and what may not be read are different errors."""
-    assert issubclass(NotFound, SourceError) and not issubclass(NotFound, Denied)
+def asks(locator: str) -> list[Callable[[], object]]:
+    """Every way of asking for a file, or for the folder that would hold it."""
+    source, folder = FileSource(), locator.rpartition("/")[0]
+    return [lambda: source.open(locator), lambda: source.size(locator), lambda: source.listing(folder)]
+
+
+@pytest.mark.parametrize("path", ["nowhere/x", "file/x", f"{'n' * 300}/x"], ids=["gone", "below a file", "too long"])
+def test_what_is_not_there_is_not_found(tmp_path: Path, path: str):
+    """However the system puts it: asking again cannot help, and nobody is sent to look at permissions."""
+    (tmp_path / "file").write_bytes(b"")
+
+    for ask in asks(str(tmp_path / path)):
+        with pytest.raises(NotFound) as caught:
+            ask()
+        assert not caught.value.transient and "permission" not in str(caught.value)
+
+
+@pytest.fixture
+def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A folder that may be seen and not entered, also where the tests are run by root."""
+    folder, who = tmp_path / "closed", os.geteuid()
+    folder.mkdir(mode=0o000)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # nobody else may enter the folders above
+    try:
+        os.seteuid(_NOBODY if who == 0 else who)
+    except OSError:
+        pytest.skip("this root can be nobody else")
+    yield "closed"
+    os.seteuid(who)
+    folder.chmod(0o700)
+
+
+def test_what_may_not_be_read_is_denied(closed: str):
+    """It is not called missing: who runs this has to be told to look at permissions."""
+    for ask in asks(f"{closed}/x"):
+        with pytest.raises(Denied, match="permission denied") as caught:
+            ask()
+        assert not caught.value.transient and "who may read" in caught.value.hint
 
 
 def test_closing_under_a_read_frees_the_file_only_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

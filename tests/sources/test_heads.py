@@ -6,6 +6,7 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from origin import Origin, RawServer, gate_of
@@ -59,13 +60,20 @@ def test_a_proxy_that_drips_its_answer_to_connect_ends_at_the_deadline():
     stopped.set()
 
 
-def test_the_deadline_is_for_the_head_alone():
-    """A body may take its time, also over the same connection again."""
+class Late(Exception):
+    """The machine was busy with other things while a head was waited for."""
+
+
+def clients_of_slow_bodies() -> set[int]:
+    """Read two bodies, each longer than a head may take; the ports that asked. Raises Late."""
     with Origin({"x": b"0123456789"}) as origin:
         source = HttpSource({}, head_timeout_s=0.3)
         for _ in range(2):
             gate = gate_of(origin, "x", after=5)
-            body = source.open(f"{origin.url}/x")
+            try:
+                body = source.open(f"{origin.url}/x")
+            except TimedOut:
+                raise Late from None
             view = memoryview(bytearray(5))
             assert body.read_into(view) == 5
             assert not gate.wait(0.4)  # longer than the head may take
@@ -73,7 +81,18 @@ def test_the_deadline_is_for_the_head_alone():
             assert body.read_into(view) == 5 and bytes(view) == b"56789"
             assert body.read_into(view) == 0
             body.close()
-        assert len({seen.client for seen in origin.requests}) == 1
+        return {seen.client for seen in origin.requests}
+
+
+def test_the_deadline_is_for_the_head_alone():
+    """A body may take its time, also over the same connection again."""
+    clients = set()
+    for _ in range(20):  # a head that was late tells nothing of bodies
+        with suppress(Late):
+            clients = clients_of_slow_bodies()
+            break
+
+    assert len(clients) == 1
 
 
 @pytest.mark.parametrize(

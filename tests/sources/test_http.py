@@ -8,10 +8,11 @@ from email.utils import formatdate
 
 import pytest
 import requests
+from answers import MEANINGS, Meaning, assert_simply_ends, refusal_of, status_of
 from origin import Fault, Origin, gate_of
 
-from backends import Denied, Misbehaved, NotFound, NotListable, Source, SourceError, Throttled, Unreachable, read_all
-from backends.conformance import TEN, SourceContract
+from backends import Misbehaved, NotFound, NotListable, Source, SourceError, Throttled, Unreachable, read_all
+from backends.conformance import BIG, TEN, SourceContract
 from backends.http import HttpSource
 
 
@@ -57,6 +58,14 @@ class TestPythonListing(HttpContract):
 
 class TestSumsListing(HttpContract):
     listing = "sums"
+
+
+class TestWithoutRanges(HttpContract):
+    """As Python's http.server: every answer is the whole."""
+
+    @pytest.fixture(autouse=True)
+    def ignore(self, serve: None) -> None:
+        self.origin.fail("*", Fault(ignore_range=True, times=-1))
 
 
 def test_sums_give_digests_and_sizes_without_a_byte_of_content():
@@ -123,29 +132,13 @@ def test_a_range_beyond_the_end_gives_the_whole_for_comparison(origin: Origin):
     assert (body.start, body.total) == (0, 10)
 
 
-@pytest.mark.parametrize(
-    ("status", "kind", "transient"),
-    [
-        (404, NotFound, False),
-        (410, NotFound, False),
-        (401, Denied, False),
-        (403, Denied, False),
-        (400, SourceError, False),
-        (429, Throttled, True),
-        (503, Throttled, True),
-        (500, Unreachable, True),
-        (502, Unreachable, True),
-    ],
-)
-def test_statuses_are_told_apart(origin: Origin, status: int, kind: type[SourceError], transient: bool):
+@pytest.mark.parametrize("meaning", [*MEANINGS, (410, NotFound, False), (502, Unreachable, True)], ids=status_of)
+def test_statuses_are_told_apart(origin: Origin, meaning: Meaning):
     """Permanent or worth asking again; and the number is there for who must tell them apart more finely."""
-    origin.fail("m/ten", Fault(status=status))
+    error = refusal_of(HttpSource({}), f"{origin.url}/m/ten", origin, "m/ten", meaning)
 
-    with pytest.raises(kind) as caught:
-        HttpSource({}).open(f"{origin.url}/m/ten")
-
-    assert caught.value.transient is transient
-    assert caught.value.status == status
+    assert error.retry_after == (7.0 if error.transient else None)
+    assert error.status == meaning[0]
 
 
 @pytest.mark.parametrize(
@@ -202,14 +195,21 @@ def test_closing_from_another_thread_ends_a_read_that_waits(origin: Origin):
 
 def test_a_dropped_connection_is_transient(origin: Origin):
     """Whatever came before the drop was delivered (N9)."""
-    origin.fail("m/deep/er/big.bin", Fault(cut_after=100_000))
+    origin.fail("m/deep/er/big.bin", Fault(cut_after=10_000))
+    body, data, view = HttpSource({}).open(f"{origin.url}/m/deep/er/big.bin"), bytearray(), memoryview(bytearray(1000))
 
-    with pytest.raises(SourceError) as caught:
-        _, data = read(HttpSource({}), f"{origin.url}/m/deep/er/big.bin")
-        assert len(data) < 2_000_000
-        raise Unreachable("a short body ends without an error of its own", locator="")  # the reader counts
+    with pytest.raises(Unreachable) as caught:
+        while count := body.read_into(view):
+            data += view[:count]
+    body.close()
 
-    assert caught.value.transient
+    assert caught.value.transient and caught.value.locator == f"{origin.url}/m/deep/er/big.bin"
+    assert data == BIG[:10_000]
+
+
+def test_a_body_that_ends_early_simply_ends(origin: Origin):
+    """A connection that is closed in good order raises nothing."""
+    assert_simply_ends(HttpSource({}), f"{origin.url}/m/ten", origin, "m/ten")
 
 
 def test_an_encoded_body_is_refused(origin: Origin):
@@ -291,15 +291,18 @@ def test_bodies_are_read_by_the_fast_way(origin: Origin):
 
 
 def test_the_environment_names_proxies_by_host():
-    """Lower case wins, NO_PROXY exempts a domain and what is below it."""
-    from backends.credentials import proxies
+    """Lower case wins, NO_PROXY exempts a domain and what is below it, ALL_PROXY serves where there is no other."""
+    from backends.credentials import proxy
 
     environ = {"HTTPS_PROXY": "http://big:1", "https_proxy": "http://small:1", "NO_PROXY": "corp.example,.local"}
 
-    assert proxies("https://models.example/x", environ) == {"https": "http://small:1"}
-    assert proxies("https://hub.corp.example/x", environ) == {}
-    assert proxies("https://a.local/x", environ) == {}
-    assert proxies("http://models.example/x", environ) == {}
+    assert proxy("https://models.example/x", environ) == "http://small:1"
+    assert proxy("https://hub.corp.example/x", environ) == ""
+    assert proxy("https://a.local/x", environ) == ""
+    assert proxy("http://models.example/x", environ) == ""
+    assert proxy("http://models.example/x", {**environ, "ALL_PROXY": "http://any:1"}) == "http://any:1"
+    assert proxy("https://models.example/x", {**environ, "ALL_PROXY": "http://any:1"}) == "http://small:1"
+    assert proxy("http://a.local/x", {**environ, "ALL_PROXY": "http://any:1"}) == ""
 
 
 def test_a_small_read_returns_with_what_has_come(origin: Origin):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import IMPATIENT, Cli, ensurer_of, lock_of, some_bytes, tree_of
+from builders import IMPATIENT, Cli, ensurer_of, lock_of, manifest_of, some_bytes, tree_of
 from hub import CANARY, Hub, address_of, authorization
 from origin import Fault
 
@@ -474,9 +474,7 @@ def test_a_signed_address_that_expires_in_mid_file_is_asked_for_anew(hub: Hub, t
 
 
 def manifest(cli: Cli, *sources: str, variant: str = "") -> None:
-    listed = ", ".join(f'"{source}"' for source in sources)
-    text = f'schema = 1\n[models.m]\nversion = "1"\nsources = [{listed}]\n[models.m.variants.v]\n{variant}\n'
-    (cli.folder / "models.toml").write_text(text)
+    (cli.folder / "models.toml").write_text(manifest_of(*sources, variant=variant))
 
 
 def locked(cli: Cli) -> dict[str, list[str]]:

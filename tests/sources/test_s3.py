@@ -11,8 +11,8 @@ from typing import Any
 
 import boto3
 import pytest
-from builders import Cli, blobs_of, tree_of
-from moto.server import ThreadedMotoServer
+from answers import MEANINGS, Meaning, assert_simply_ends, refusal_of, status_of
+from builders import Cli, blobs_of, manifest_of, tree_of
 from origin import Fault, Origin, gate_of
 from s3servers import SECRET, settings, use
 
@@ -22,19 +22,10 @@ from backends.conformance import TEN, SourceContract
 from backends.s3 import S3Source
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    yield f"http://{host}:{port}"
-    moto.stop()
-
-
 @pytest.fixture
-def credentials(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    use(monkeypatch, settings(server))
-    return server
+def credentials(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    use(monkeypatch, settings(moto))
+    return moto
 
 
 @pytest.fixture
@@ -125,8 +116,7 @@ def test_lock_downloads_nothing_and_pins_what_it_saw(client: Any, cli: Cli):
     client.put_bucket_versioning(Bucket="pinned", VersioningConfiguration={"Status": "Enabled"})
     client.put_object(Bucket="pinned", Key="m/ten", Body=TEN, ChecksumAlgorithm="SHA256")
     environ = settings(client.meta.endpoint_url)
-    table = '[models."m"]\nversion = "1"\nsources = ["s3://pinned/m"]\n[models."m".variants.v]\ninclude = ["*"]\n'
-    (cli.folder / "models.toml").write_text(f"schema = 1\n{table}")
+    (cli.folder / "models.toml").write_text(manifest_of("s3://pinned/m"))
 
     cli.ok("lock", **environ)
     assert not blobs_of(cli.root)
@@ -244,14 +234,8 @@ def test_a_range_beyond_the_end_gives_the_whole_for_comparison(request: pytest.F
 
 
 def test_a_body_that_ends_early_simply_ends(origin: Origin):
-    """The reader counts: no check of botocore's stands between (N2)."""
-    origin.fail("models/m/ten", Fault(headers={"Content-Length": "20", "Connection": "close"}))
-    body, view = S3Source().open("s3://models/m/ten"), memoryview(bytearray(100))
-
-    counts = [body.read_into(view[at:]) for at in (0, 10, 10)]
-    body.close()
-
-    assert (counts, bytes(view[:10]), body.total) == ([10, 0, 0], TEN, 20)
+    """No check of botocore's stands between."""
+    assert_simply_ends(S3Source(), "s3://models/m/ten", origin, "models/m/ten")
 
 
 def test_closing_ends_a_read_that_waits(origin: Origin):
@@ -286,30 +270,12 @@ def test_a_body_read_to_its_end_gives_its_connection_back(origin: Origin):
     assert pool.num_connections == 1
 
 
-@pytest.mark.parametrize(
-    ("status", "kind", "transient"),
-    [
-        (404, NotFound, False),
-        (401, Denied, False),
-        (403, Denied, False),
-        (400, SourceError, False),
-        (429, Throttled, True),
-        (503, Throttled, True),
-        (500, Unreachable, True),
-        (501, SourceError, False),
-        (504, TimedOut, True),
-    ],
-)
-def test_statuses_are_told_apart(origin: Origin, status: int, kind: type[SourceError], transient: bool):
-    """Permanent or worth asking again; and asked once, since retrying is decided elsewhere."""
-    origin.fail("models/m/ten", Fault(status=status, headers={"Retry-After": "7"}))
+@pytest.mark.parametrize("meaning", [*MEANINGS, (501, SourceError, False), (504, TimedOut, True)], ids=status_of)
+def test_statuses_are_told_apart(origin: Origin, meaning: Meaning):
+    """Permanent or worth asking again."""
+    error = refusal_of(S3Source(), "s3://models/m/ten", origin, "models/m/ten", meaning)
 
-    with pytest.raises(kind) as caught:
-        S3Source().open("s3://models/m/ten")
-
-    assert caught.value.transient is transient
-    assert caught.value.retry_after == (7.0 if status in (429, 500, 503) else None)
-    assert len(origin.gets()) == 1
+    assert error.retry_after == (7.0 if meaning[0] in (429, 500, 503) else None)
 
 
 @pytest.mark.parametrize("page", [b"<html><body>Welcome</body>", b"<html></html>", b"welcome"])
@@ -377,7 +343,7 @@ def test_a_profile_names_keys_and_endpoint(origin: Origin, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("how", ["no keys at all", "AWS_NO_SIGN_REQUEST"])
-def test_a_public_bucket_is_read_without_a_signature(client: Any, monkeypatch: pytest.MonkeyPatch, server: str, how: str):
+def test_a_public_bucket_is_read_without_a_signature(client: Any, monkeypatch: pytest.MonkeyPatch, moto: str, how: str):
     """Without any credentials by itself; with some, by the switch."""
     if "public" not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
         client.create_bucket(Bucket="public", ACL="public-read")
@@ -386,7 +352,7 @@ def test_a_public_bucket_is_read_without_a_signature(client: Any, monkeypatch: p
     if how == "AWS_NO_SIGN_REQUEST":
         monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "1")
     else:
-        use(monkeypatch, settings(server, key="", secret=""))
+        use(monkeypatch, settings(moto, key="", secret=""))
     source = S3Source()
 
     assert {listed.path for listed in source.listing("s3://public/m/").files} == {"ten", "own"}

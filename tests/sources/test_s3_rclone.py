@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, some_bytes, tree_of, write_lock
+from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, manifest_of, some_bytes, tree_of, write_lock
 from s3servers import KEY, SECRET, rclone, settings, use
 
 from backends import Denied, SourceError
@@ -17,14 +17,6 @@ from cas.pieces import PIECE
 from reconcile.execution.retry import Backoff, RetryPolicy
 
 _FILES = {"config.json": b'{"layers": 2}', "model.bin": some_bytes(3 * PIECE + 1000)}
-_MANIFEST = """\
-schema = 1
-[models."m"]
-version = "1"
-sources = ["s3://models/v1"]
-[models."m".variants.all]
-include = ["*"]
-"""
 
 
 def _fill(folder: Path) -> Path:
@@ -97,7 +89,7 @@ def test_wrong_keys_and_none_are_refused(private: str, monkeypatch: pytest.Monke
 
 def test_lock_and_reconcile_from_a_bucket(private: str, cli: Cli):
     """What keeps no checksums is read once, by lock; another machine then fetches by the lock."""
-    (cli.folder / "models.toml").write_text(_MANIFEST)
+    (cli.folder / "models.toml").write_text(manifest_of("s3://models/v1"))
 
     cli.ok("lock", **settings(private))
     done = cli.ok("reconcile", "--json", **settings(private)).json

@@ -9,22 +9,15 @@ from typing import Any
 
 import boto3
 import pytest
-from builders import Cli
+from builders import Cli, manifest_of
 from s3servers import SECRET, moto_with_auth, settings, use
 
 from backends import Denied
 from backends.conformance import TEN
 from backends.s3 import S3Source
 
-_MANIFEST = """\
-schema = 1
-[models."m"]
-version = "1"
-sources = ["s3://models/m"]
-[models."m".variants.v]
-"""
 _FILES = (
-    'files = [{ path = "ten", size = 10, sha256 = "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882" }]\n'
+    'files = [{ path = "ten", size = 10, sha256 = "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882" }]'
 )
 _GET, _HEAD = "s3:GetObject", "s3:HeadObject"  # moto names the second, AWS counts it to the first
 
@@ -120,10 +113,10 @@ def test_a_command_that_is_refused_exits_8_and_tells_no_secret(users: Users, cli
     environ = users.settings(who)
     manifest = cli.folder / "models.toml"
     if command == "reconcile":
-        manifest.write_text(_MANIFEST + _FILES)
+        manifest.write_text(manifest_of("s3://models/m", variant=_FILES))
         cli.ok("lock")
     else:
-        manifest.write_text(_MANIFEST + 'include = ["*"]\n')
+        manifest.write_text(manifest_of("s3://models/m"))
 
     plain = cli.run(command, "--verbose", **environ)
     ran = cli.run(command, "--json", **environ)

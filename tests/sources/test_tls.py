@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 from origin import Fault, Origin, gate_of
+from s3servers import settings, use
 
 from backends import Misbehaved, SourceError, Unreachable, read_all
 from backends.http import HttpSource
+from backends.s3 import S3Source
 
 if shutil.which("openssl") is None:
     pytest.skip("needs the openssl program to make certificates", allow_module_level=True)
@@ -47,11 +49,13 @@ def certificate(folder: Path, name: str, names: str, *, until: str = "2040010100
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a CA of its own."""
+    """A folder with a CA of its own, ``ca``, and one that signs nothing, ``others``."""
     folder = tmp_path_factory.mktemp("ca")
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
     more = ("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign")
-    openssl(folder, "req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=us", "-days", "3650", *more)
+    for name in ("ca", "others"):
+        where = ("-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}")
+        openssl(folder, "req", "-x509", *key, *where, "-days", "3650", *more)
     return folder
 
 
@@ -93,6 +97,47 @@ def test_an_unknown_authority_is_refused_once(served: Origin):
 
     assert not caught.value.transient and "REQUESTS_CA_BUNDLE" in caught.value.hint
     assert "canary" not in str(caught.value) and served.requests == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "source"),
+    [
+        ({"REQUESTS_CA_BUNDLE": "ca"}, "http"),
+        ({"CURL_CA_BUNDLE": "ca"}, "http"),
+        ({"REQUESTS_CA_BUNDLE": "ca", "CURL_CA_BUNDLE": "others"}, "http"),
+        ({"REQUESTS_CA_BUNDLE": "ca", "AWS_CA_BUNDLE": "others"}, "http"),
+        ({"REQUESTS_CA_BUNDLE": "ca", "CURL_CA_BUNDLE": "others"}, "s3"),
+        ({"AWS_CA_BUNDLE": "ca", "REQUESTS_CA_BUNDLE": "others"}, "s3"),
+    ],
+)
+def test_variables_name_the_certificates_to_trust(
+    authority: Path, served: Origin, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], source: str
+):
+    """Which one wins, for web servers and for buckets."""
+    served.objects["bucket/x"] = b"right"
+    use(monkeypatch, settings(served.at("localhost")))
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, whose in variables.items():
+        monkeypatch.setenv(name, str(authority / f"{whose}.pem"))
+
+    if source == "http":
+        assert read_all(HttpSource(), f"{served.at('localhost')}/x", at_most=10) == b"right"
+    else:
+        assert read_all(S3Source(), "s3://bucket/x", at_most=10) == b"right"
+
+
+def test_a_bucket_does_not_trust_what_only_web_servers_are_to_trust(
+    authority: Path, served: Origin, monkeypatch: pytest.MonkeyPatch
+):
+    """CURL_CA_BUNDLE is not for buckets."""
+    use(monkeypatch, settings(served.at("localhost")))
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.setenv("CURL_CA_BUNDLE", str(authority / "ca.pem"))
+
+    with pytest.raises(Misbehaved, match="certificate is not valid") as caught:
+        S3Source().open("s3://bucket/x")
+    assert "AWS_CA_BUNDLE" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,14 @@ class TestFaultyWithoutFaults(SourceContract):
         return FaultySource(memory())
 
 
+class TestFaultyWithoutRanges(SourceContract):
+    def folder(self) -> str:
+        return "mem://host/models"
+
+    def make(self) -> Source:
+        return FaultySource(memory(), ignore_ranges=True)
+
+
 class TestThrottledWithRoom(SourceContract):
     def folder(self) -> str:
         return "mem://host/models"
@@ -59,12 +67,12 @@ def test_failures_refuse_openings_in_order():
 
 
 def test_ignored_ranges_are_admitted():
-    """The body says that it begins at 0."""
+    """The body says that it begins at 0 and keeps to no range."""
     source = FaultySource(memory(), ignore_ranges=True)
 
     body = source.open("mem://host/models/ten", start=5)
 
-    assert body.start == 0
+    assert (body.start, body.ranged) == (0, False)
 
 
 def test_a_throttle_waits_for_what_was_read_by_the_clock_it_is_given():

@@ -1,0 +1,27 @@
+"""What one stat tells of a blob."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class BlobState(enum.Enum):
+    """What a stat tells of a blob."""
+
+    ABSENT = "absent"
+    INTACT = "intact"  # size and mtime are those of its digest
+    SUSPECT = "suspect"  # something is there that needs a re-proof
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A blob as one stat saw it. ``ino`` is 0 where nothing is."""
+
+    state: BlobState
+    ino: int = 0
+    links: int = 0
+    size: int = 0  # bytes
+
+
+ABSENT = Look(BlobState.ABSENT)

@@ -1,0 +1,162 @@
+"""Lies are remembered on disk: who sent wrong bytes for which digest, for a week."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cas import Digest
+from cas.durable import seal
+from reconcile.execution.lies import Lies
+
+ONE, TWO = Digest.of(b"one"), Digest.of(b"two")
+WEEK_S = 7 * 86_400.0
+HERE, THERE = "https://here.example/x", "https://there.example/x"
+
+
+class Clock:
+    """Seconds, as the test sets them."""
+
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def run(tmp_path: Path, clock: Clock) -> Callable[[], Lies]:
+    """Makes what each run has of its own, over one folder."""
+    return lambda: Lies(tmp_path, clock)
+
+
+def test_a_noted_lie_is_found_by_the_next_run(run: Callable[[], Lies]):
+    """And by the one that noted it."""
+    first = run()
+    assert first.of(ONE) == set()
+
+    first.note(ONE, HERE)
+
+    assert first.of(ONE) == {HERE} == run().of(ONE)
+
+
+def test_lies_are_kept_by_source_and_digest(run: Callable[[], Lies]):
+    """Who lied about one blob may be right about another, and others may be right about the first."""
+    lies = run()
+    lies.note(ONE, HERE)
+    lies.note(ONE, THERE)
+    lies.note(TWO, THERE)
+
+    assert run().of(ONE) == {HERE, THERE}
+    assert run().of(TWO) == {THERE}
+    assert run().of(Digest.of(b"three")) == set()
+
+
+def test_no_secret_of_a_locator_is_written(run: Callable[[], Lies], tmp_path: Path):
+    """What is noted, found and cleared is the redacted one."""
+    signed = "https://me:canary@here.example/x?signature=canary"
+    lies = run()
+
+    lies.note(ONE, signed)
+
+    assert run().of(ONE) == {HERE}
+    assert b"canary" not in (tmp_path / ONE.hex).read_bytes()
+    lies.clear(ONE, frozenset({signed}))
+    assert run().of(ONE) == set()
+
+
+def test_a_source_that_sent_the_right_bytes_is_no_liar_any_more(run: Callable[[], Lies], tmp_path: Path):
+    """The others stay; with the last the file goes."""
+    run().note(ONE, HERE)
+    run().note(ONE, THERE)
+    run().note(TWO, HERE)
+
+    run().clear(ONE, frozenset({HERE, "https://never.example/noted"}))
+    assert run().of(ONE) == {THERE}
+    run().clear(ONE, frozenset({THERE}))
+
+    assert run().of(ONE) == set()
+    assert [path.name for path in tmp_path.iterdir()] == [TWO.hex]
+
+
+def test_clearing_what_was_never_noted_writes_nothing(run: Callable[[], Lies], tmp_path: Path):
+    """Nearly every fetch ends so: it costs no write."""
+    run().note(ONE, HERE)
+    before = (tmp_path / ONE.hex).stat()
+
+    run().clear(ONE, frozenset({THERE}))
+    run().clear(TWO, frozenset({HERE}))
+
+    assert (tmp_path / ONE.hex).stat() == before
+    assert [path.name for path in tmp_path.iterdir()] == [ONE.hex]
+
+
+@pytest.mark.parametrize("passed", [WEEK_S, -WEEK_S], ids=["a week later", "a clock that was ahead"])
+def test_a_lie_counts_for_a_week(run: Callable[[], Lies], clock: Clock, passed: float):
+    """The source may have been mended. A clock that was set back must not keep it out for years."""
+    run().note(ONE, HERE)
+
+    clock.now += 0.999 * passed
+    assert run().of(ONE) == {HERE}
+    clock.now += 0.001 * passed
+    assert run().of(ONE) == set()
+
+
+def test_a_lie_that_is_told_again_counts_from_then(run: Callable[[], Lies], clock: Clock):
+    """Others of the same digest keep their own time."""
+    run().note(ONE, HERE)
+    run().note(ONE, THERE)
+    clock.now += 0.6 * WEEK_S
+    run().note(ONE, HERE)
+    clock.now += 0.6 * WEEK_S
+
+    assert run().of(ONE) == {HERE}
+
+
+GOOD = seal(json.dumps({HERE: Clock.now}).encode())
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        GOOD[:-5],
+        GOOD.replace(b"here", b"nope"),
+        b"\xff\xfe\x00",
+        seal(b"not json"),
+        seal(b'["https://here.example/x"]'),
+        seal(b'{"https://here.example/x": "yesterday"}'),
+        seal(b'{"https://here.example/x": null}'),
+    ],
+    ids=["empty", "torn", "altered", "binary", "no json", "a list", "no number", "null"],
+)
+def test_a_file_that_cannot_be_read_is_no_lie(run: Callable[[], Lies], tmp_path: Path, raw: bytes):
+    """It costs a download at most, and the next lie writes over it."""
+    (tmp_path / ONE.hex).write_bytes(GOOD)
+    assert run().of(ONE) == {HERE}
+    (tmp_path / ONE.hex).write_bytes(raw)
+
+    assert run().of(ONE) == set()
+    run().clear(ONE, frozenset({HERE}))
+    run().note(ONE, THERE)
+    assert run().of(ONE) == {THERE}
+
+
+def test_a_folder_that_cannot_be_written_is_no_failure(tmp_path: Path, clock: Clock):
+    """Nothing is remembered, and the transfer goes on."""
+    for place in (tmp_path / "nowhere", tmp_path / "file" / "below"):
+        (tmp_path / "file").write_bytes(b"")
+        lies = Lies(place, clock)
+
+        lies.note(ONE, HERE)
+        lies.clear(ONE, frozenset({HERE}))
+
+        assert lies.of(ONE) == set()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
