@@ -14,10 +14,18 @@ class SourceError(Exception):
     code = "SOURCE_UNAVAILABLE"
 
     def __init__(
-        self, what: str, *, locator: str, hint: str = "", retry_after: float | None = None, reason: str = ""
+        self,
+        what: str,
+        *,
+        locator: str,
+        hint: str = "",
+        retry_after: float | None = None,
+        reason: str = "",
+        status: int | None = None,
     ) -> None:
         self.what, self.locator, self.hint = what, redact(locator), hint
         self.reason = reason  # the server's own code for its refusal, where it gives one
+        self.status = status  # of HTTP, where a web server refused
         self.retry_after = retry_after  # seconds the source asks to be left alone
         super().__init__(f"{what}: {self.locator}")
 

@@ -26,7 +26,8 @@ class FileSource:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             os.close(fd)
-            raise NotFound("not a regular file", locator=locator)
+            hint = "only regular files are read, and links to such: put the file itself there"
+            raise NotFound("not a regular file", locator=locator, hint=hint)
         at, end = start, found.st_size if stop is None else min(stop, found.st_size)
         reading = closed = False
         mutex = Lock()
@@ -77,7 +78,7 @@ class FileSource:
                 try:
                     found = os.stat(path)
                 except OSError as error:
-                    raise _translated(error, path) from error
+                    raise _translated(error, path, missing="restore what the link leads to, or remove it") from error
                 if stat.S_ISREG(found.st_mode):
                     files.append(Listed(path=os.path.relpath(path, root), size=found.st_size))
         return Listing(locator=locator, files=tuple(files))
@@ -102,9 +103,10 @@ def _raise(error: OSError, locator: str) -> None:
     raise _translated(error, locator) from error
 
 
-def _translated(error: OSError, locator: str) -> SourceError:
+def _translated(error: OSError, locator: str, *, missing: str = "") -> SourceError:
+    """*missing* is the hint for what is not there."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
-        return NotFound("no such file", locator=locator)
+        return NotFound("no such file", locator=locator, hint=missing)
     if error.errno in (errno.EACCES, errno.EPERM):
         return Denied("permission denied", locator=locator, hint="check who may read the source folder")
     return Unreachable(error.strerror or str(error), locator=locator)

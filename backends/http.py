@@ -218,6 +218,7 @@ def _check_answer(response: urllib3.BaseHTTPResponse, locator: str, url: str, *,
     stream.let_go(response)
     error = _refusal(status, locator, url, retry_after)
     error.reason = response.headers.get("X-Error-Code", "")
+    error.status = status
     raise error
 
 

@@ -1,8 +1,4 @@
-"""``hf://[datasets/|spaces/]org/name[@revision][/folder]``: a repository of a model hub, by the hub's web API.
-
-Locators are percent-quoted as URLs are; ``@refs%2Fpr%2F1`` is a revision with a slash, and ``main`` is meant where none
-is named. What stands before ``@`` is the repository, of one segment for the oldest ones (``hf://gpt2@main/onnx``). Without
-``@`` two segments are, so that ``hf://gpt2/onnx`` is the repository ``onnx`` of ``gpt2``; ``hf://gpt2`` alone is ``gpt2``.
+"""``hf://…``: the repositories of a model hub, by the hub's web API.
 
 A listing is pinned to the commit that the revision is just now. Files that the hub keeps as LFS are listed with their
 sha256; of the others it tells only git's own digest, which is none of the content.
@@ -15,66 +11,22 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from . import credentials
 from .base import Body, Listed, Listing
 from .errors import Denied, Misbehaved, NotFound, NotListable, Offline, SourceError, redact
 from .http import HttpSource
+from .hubpath import HubPath
+from .switches import is_on
 
-_LOCATOR = re.compile(
-    r"hf://((?:models|datasets|spaces)/)?([^/@]+(?:/[^/@]+)?)(?:@(refs/(?:pr/\d+|convert/[\w.-]+)(?=/|\Z)|[^/]+))?(?:/(.*))?\Z"
-)
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?\Z")
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _LISTING_BYTES = 256 << 20  # of all its pages
 _PAGES = 10_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubPath:
-    """A file or folder of a repository at a revision, nothing of it quoted."""
-
-    kind: str  # "models/", "datasets/", "spaces/", or empty, which is models
-    name: str  # of the repository
-    revision: str  # a commit, branch, tag or reference
-    path: str  # without a slash at either end; empty for the whole repository
-
-    @classmethod
-    def parse(cls, locator: str) -> HubPath:
-        """Raises SourceError where it is no locator of a hub."""
-        match = _LOCATOR.match(locator)
-        kind, name, revision, path = match.groups(default="") if match else ("", "", "", "")
-        path = unquote(path).rstrip("/")
-        segments = path.split("/") if path else []
-        if not _NAME.match(name) or any(segment in ("", ".", "..") for segment in segments):
-            hint = "write hf://org/name[@revision][/folder], before it datasets/ or spaces/ where it is no model"
-            raise SourceError("not a locator of a hub's repository", locator=locator, hint=hint)
-        return cls(kind=kind, name=name, revision=unquote(revision) or "main", path=path)
-
-    def __str__(self) -> str:
-        """Its locator."""
-        return f"hf://{self.kind}{self.name}@{quote(self.revision, safe='')}" + (
-            f"/{quote(self.path)}" if self.path else ""
-        )
-
-    @property
-    def page(self) -> str:
-        """The repository's page, relative to the hub."""
-        return self.kind.removeprefix("models/") + self.name
-
-    @property
-    def api(self) -> str:
-        """The repository in the hub's API, relative to the hub."""
-        return f"api/{self.kind or 'models/'}{self.name}"
-
-    @property
-    def content(self) -> str:
-        """Where the file's bytes are, or are redirected from, relative to the hub."""
-        return f"{self.page}/resolve/{quote(self.revision, safe='')}/{quote(self.path)}"
+_NO_HUB = "check that HF_ENDPOINT is the address of a hub, or unset it"
 
 
 class HubSource:
@@ -122,7 +74,7 @@ class HubSource:
         return self._endpoint
 
     def _parse(self, locator: str) -> HubPath:
-        if self._environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
+        if is_on(self._environ, "HF_HUB_OFFLINE"):
             raise Offline("not asked, because of HF_HUB_OFFLINE", locator=locator, hint="unset HF_HUB_OFFLINE")
         return HubPath.parse(locator)
 
@@ -136,7 +88,7 @@ class HubSource:
         answer, _, _ = self._page(url, _LISTING_BYTES, locator)
         commit = answer.get("sha") if isinstance(answer, dict) else None
         if not isinstance(commit, str) or not _COMMIT.match(commit):
-            raise Misbehaved("the hub's answer names no commit", locator=locator)
+            raise Misbehaved("the hub's answer names no commit", locator=locator, hint=_NO_HUB)
         return commit
 
     def _files(self, pinned: HubPath, locator: str) -> Iterator[Listed]:
@@ -147,7 +99,7 @@ class HubSource:
             rows, length, url = self._page(url, left, locator)
             left -= length
             if not isinstance(rows, list):
-                raise Misbehaved("the hub's answer is no listing", locator=locator)
+                raise Misbehaved("the hub's answer is no listing", locator=locator, hint=_NO_HUB)
             for row in rows:
                 if (listed := _listed(row, pinned.path, locator)) is not None:
                     yield listed
@@ -155,7 +107,8 @@ class HubSource:
                 return
             if _origin_of(url) != self._host:
                 raise Misbehaved(f"the hub continues its listing at another address, {redact(url)}", locator=locator)
-        raise NotListable(f"the listing has more than {_PAGES:,} pages", locator=locator)
+        what, hint = f"the listing has more than {_PAGES:,} pages", "name a folder of the repository"
+        raise NotListable(what, locator=locator, hint=hint)
 
     def _page(self, url: str, at_most: int, locator: str) -> tuple[Any, int, str]:
         """One answer of the API, its length in bytes and the address of the page behind it."""
@@ -163,7 +116,7 @@ class HubSource:
             raw, behind = self._http.page(url, at_most=at_most)
             return json.loads(raw), len(raw), behind
         except (ValueError, RecursionError) as error:
-            raise Misbehaved("the hub's answer is too long, or no JSON", locator=locator) from error
+            raise Misbehaved("the hub's answer is too long, or no JSON", locator=locator, hint=_NO_HUB) from error
 
     # ---- refusals
 
@@ -175,8 +128,14 @@ class HubSource:
         except SourceError as error:
             page, has_token = f"{self._endpoint}/{where.page}", find_token(self._environ) is not None
             what, hint = _explanation(error, where, page, has_token=has_token)
-            told = type(error)(what, locator=locator, hint=hint, retry_after=error.retry_after, reason=error.reason)
-            raise told from error
+            raise type(error)(
+                what,
+                locator=locator,
+                hint=hint,
+                retry_after=error.retry_after,
+                reason=error.reason,
+                status=error.status,
+            ) from error
 
 
 def find_token(environ: Mapping[str, str]) -> str | None:
@@ -232,7 +191,7 @@ def _explanation(error: SourceError, where: HubPath, page: str, *, has_token: bo
     if error.reason == "GatedRepo":
         hint = f"request access at {page}, then set HF_TOKEN" + (" to a token that has it" if has_token else "")
         return f"{where.name} is gated ({error.what})", hint
-    if isinstance(error, Denied) and "HTTP 401" not in error.what:
+    if isinstance(error, Denied) and error.status != 401:
         hint = f"look at {page} for the reason, and check what the token (HF_TOKEN, or that of `hf auth login`) may read"
         return f"the hub refuses ({error.what})", hint
     if isinstance(error, Denied) and not has_token:

@@ -13,6 +13,8 @@ from .errors import Denied, NotFound, NotListable, SourceError
 
 _LISTING_BYTES = 64 << 20
 _PAGES = 10_000
+_LIST = "list the variant's `files` with path, size and sha256 in models.toml"
+_SUMS_HINT = f"write it anew in that folder, e.g. with `sha256sum * > SHA256SUMS`, or {_LIST}"
 _SUMS_LINE = re.compile(r"\\?([0-9A-Fa-f]{64}) [ *](.+)\Z")
 _INDEX_TITLE = re.compile(r"\s*(Index of|Directory listing for)\b")  # nginx and Apache; Python's http.server
 
@@ -26,7 +28,7 @@ def listing(source: Source, locator: str) -> Listing:
         # Static servers on object stores answer 403 for what is not there.
         files = tuple(_index(source, folder, because=error))
     except ValueError as error:
-        raise NotListable(f"SHA256SUMS is unreadable ({error})", locator=locator) from error
+        raise NotListable(f"SHA256SUMS is unreadable ({error})", locator=locator, hint=_SUMS_HINT) from error
     else:
         files = _sums(source, folder, text)
     return Listing(locator=locator, files=files)
@@ -39,7 +41,8 @@ def _sums(source: Source, folder: str, text: str) -> tuple[Listed, ...]:
             continue
         match = _SUMS_LINE.match(line)
         if match is None:
-            raise NotListable(f"SHA256SUMS line {number} is not '<64 hex>  <path>'", locator=folder)
+            what = f"SHA256SUMS line {number} is not '<64 hex>  <path>'"
+            raise NotListable(what, locator=folder, hint=_SUMS_HINT)
         rows.append((match[2].removeprefix("./"), match[1].lower()))
     with ThreadPoolExecutor(8) as pool:
         sizes = list(pool.map(lambda row: source.size(join(folder, row[0])), rows))
@@ -51,7 +54,7 @@ def _index(source: Source, folder: str, *, because: SourceError) -> Iterator[Lis
     while waiting:
         page = waiting.pop()
         if len(seen) > _PAGES:
-            raise NotListable(f"more than {_PAGES} index pages", locator=folder)
+            raise NotListable(f"more than {_PAGES} index pages", locator=folder, hint=f"name a folder below it, or {_LIST}")
         for url in _links(source, page, folder, because):
             if url.endswith("/"):
                 if url not in seen:
@@ -65,7 +68,7 @@ def _links(source: Source, page: str, folder: str, because: SourceError) -> list
     no_index = NotListable(
         "the server has neither SHA256SUMS nor an index page",
         locator=folder,
-        hint="list the variant's `files` with path, size and sha256 in models.toml",
+        hint=_LIST,
     )
     try:
         html = read_all(source, page, at_most=_LISTING_BYTES).decode("utf-8", "replace")

@@ -70,7 +70,8 @@ class Registry:
         factory = self._factories.get(scheme)
         if factory is None:
             known = ", ".join(sorted(f"{name}://" for name in self._factories if name))
-            raise SourceError(f"{scheme}:// is not supported; supported are paths, {known}", locator=locator)
+            hint = f"name a path, or an address of one of these: {known}"
+            raise SourceError(f"{scheme}:// is not supported", locator=locator, hint=hint)
         with self._mutex:
             source = self._made.get(factory)
             if source is None:

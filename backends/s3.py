@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote
 from . import stream
 from .base import Body, Listed, Listing, Reader, Sending
 from .errors import Denied, Misbehaved, NotFound, NotListable, SourceError, Throttled, TimedOut, Unreachable
+from .switches import is_on
 from .upload import Upload
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def _make() -> tuple[BaseClient, str]:
     """A client, and why it does not sign, where it does not. Endpoints and addressing styles are boto3's to find."""
     session = _session()
     unsigned = ""
-    if os.environ.get("AWS_NO_SIGN_REQUEST", "").lower() in ("1", "true", "yes"):
+    if is_on(os.environ, "AWS_NO_SIGN_REQUEST"):
         unsigned = "AWS_NO_SIGN_REQUEST is set, and this is not public"
     elif session.get_credentials() is None:
         unsigned = f"there are no credentials; {_CREDENTIALS_HINT}"

@@ -72,7 +72,6 @@ class Placer:
     def __init__(self, mode: LinkMode, *, strict: bool = False) -> None:
         self._kinds = mode.kinds[:1] if strict else mode.kinds
         self._dead: set[LinkKind] = set()
-        self._strict = strict
 
     def place(self, blob: str, digest: Digest, size: int, folder_fd: int, name: str, *, target: str = "") -> LinkKind:
         """Make *name* in the open folder hold the blob. The name must be free.

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         SourceUnavailableError,
         VariantNotFoundError,
     )
+    from .exchange.push import Pushed
     from .outcome import IntegrityReport, Outcome
     from .planning.planner import Plan, plan
     from .planning.state import Actual, Desired, ModelState, VariantStatus
@@ -47,6 +48,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "ensurer": ("ModelEnsurer",),
+    "exchange.push": ("Pushed",),
     "outcome": ("IntegrityReport", "Outcome"),
     "scope": ("Choice",),
     "planning.planner": ("Plan", "plan"),
@@ -92,6 +94,7 @@ __all__ = [
     "PermissionDeniedError",
     "Plan",
     "PolicyRefusedError",
+    "Pushed",
     "RateLimitError",
     "SchemaVersionError",
     "SizeMismatchError",

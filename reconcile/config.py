@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from backends import redact
+from backends.switches import is_on
 from cas import LinkMode
 
+from .desired.locators import source_flaw
 from .errors import InvalidConfigError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -83,9 +86,14 @@ def parse_seconds(text: str, what: str) -> float:
     return seconds
 
 
-def flag(environ: Mapping[str, str], name: str) -> bool:
-    """Whether an environment variable says yes: anything that is not a no, since a switch should not fail open."""
-    return environ.get(name, "").strip().lower() not in ("", "0", "false", "no", "off")
+def parse_mirrors(text: str, what: str) -> tuple[str, ...]:
+    """Places parted by spaces or commas. Raises InvalidConfigError."""
+    mirrors = tuple(text.replace(",", " ").split())
+    for mirror in mirrors:
+        if flaw := source_flaw(mirror):
+            hint = flaw.hint or "name a folder or an address that holds blobs by digest"
+            raise InvalidConfigError(f"{what}: {redact(mirror)}: {flaw.what}", hint=hint)
+    return mirrors
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
@@ -111,8 +119,8 @@ def from_environment(environ: Mapping[str, str], **given: object) -> Settings:
     if value := environ.get("MODELSTOW_MIN_FREE"):
         fields["min_free"] = parse_size(value, "MODELSTOW_MIN_FREE")
     if value := environ.get("MODELSTOW_MIRRORS"):
-        fields["mirrors"] = tuple(value.replace(",", " ").split())
-    if flag(environ, "MODELSTOW_OFFLINE") or flag(environ, "HF_HUB_OFFLINE"):
+        fields["mirrors"] = parse_mirrors(value, "MODELSTOW_MIRRORS")
+    if is_on(environ, "MODELSTOW_OFFLINE") or is_on(environ, "HF_HUB_OFFLINE"):
         fields["offline"] = True
     fields |= {key: value for key, value in given.items() if value is not None}
     if "root" not in fields:

@@ -25,17 +25,18 @@ from .desired.lockfile import Lockfile
 from .desired.selection import Chosen
 from .errors import ApplyError, LockfileMissingError, ModelstowError
 from .execution.failures import Failure, FailureTable
-from .outcome import IntegrityReport, Outcome, TreeOutcome, judged
+from .outcome import IntegrityReport, Outcome, TreeOutcome
 from .planning.observer import free_bytes, observe
 from .planning.planner import Plan, Work, needing, plan, status
 from .planning.state import Actual, Desired, ModelState, TreeKey, VariantStatus
 from .retention import roots
 from .retention.roots import LockRoot
 from .scope import Choice, Scope
-from .sources import registry_of
+from .sources import registry_of, targets_of
 from .telemetry.report import Report
 
 if TYPE_CHECKING:  # what writes and reads content is loaded when there is something to do: start-up is performance
+    from .exchange.push import Pushed
     from .execution.retry import RetryPolicy
     from .planning.auditor import Audit
     from .retention.collector import Collected, Goals
@@ -84,7 +85,8 @@ class ModelEnsurer:
         except FileNotFoundError:
             raise LockfileMissingError(f"there is no lockfile at {path}", hint="make one with `modelstow lock`") from None
         except IsADirectoryError:
-            raise LockfileMissingError(f"{path} is a folder, not a lockfile") from None
+            hint = f"name the file, e.g. {path / 'models.lock'}"
+            raise LockfileMissingError(f"{path} is a folder, not a lockfile", hint=hint) from None
         settings = replace(settings, lockfile=path)
         return cls(settings=settings, lock=lock, lock_text=text, **more)  # type: ignore[arg-type]  # checked by the dataclass
 
@@ -117,7 +119,7 @@ class ModelEnsurer:
         """What ``apply`` would do; *removals*: with the trees that this lockfile no longer names; *force*: all anew."""
         desired = self.desired(selectors, choice=choice)
         if removals:
-            desired = replace(desired, removals=self._removals(desired)[0])
+            desired = replace(desired, removals=self._scope.removals(desired)[0])
         anew = (
             frozenset(d for tree in desired.trees for d in tree.files.values()) - {EMPTY} if force else frozenset[Digest]()
         )
@@ -179,7 +181,7 @@ class ModelEnsurer:
     def reconcile(self, *, prune: bool = False, progress: Progress | None = None) -> Outcome:
         """Make the disk equal the whole lockfile, then remove the trees that it put there and no longer names."""
         desired = self.desired(choice=Choice(prune=prune))
-        removals, heirs = self._removals(desired)
+        removals, heirs = self._scope.removals(desired)
         outcome = self._reach(replace(desired, removals=removals), progress=progress)
         if outcome.error is None:
             self._hand_over(heirs)
@@ -200,24 +202,11 @@ class ModelEnsurer:
         tree = desired.trees[0]
         store = BlobStore.looking_at(self.settings.root)
         if not observe(store, desired).trees[tree.key].exists:
-            missing = tuple(sorted(tree.files))
-            return IntegrityReport(success=False, missing_files=missing, error_message=f"{tree.path} does not exist")
+            return IntegrityReport.absent(tree)
         from .planning import auditor
 
         found = auditor.audit(store, desired, level)
-        faulty = {path for fault in found.faults for path in fault.paths}
-        kinds = {path: judged(tree.path / path, digest, faulty) for path, digest in sorted(tree.files.items())}
-        missing = tuple(path for path, kind in kinds.items() if kind == "missing")
-        failed = tuple(path for path, kind in kinds.items() if kind == "failed")
-        verified = tuple(path for path, kind in kinds.items() if not kind)
-        message = f"{len(failed)} damaged, {len(missing)} missing" if failed or missing else ""
-        return IntegrityReport(
-            success=not failed and not missing,
-            verified_files=verified,
-            failed_files=failed,
-            missing_files=missing,
-            error_message=message,
-        )
+        return IntegrityReport.of(tree, {path for fault in found.faults for path in fault.paths})
 
     def verify(
         self,
@@ -262,6 +251,23 @@ class ModelEnsurer:
         collector = self._workshop().collector(exclusive=exclusive)
         return collector.collect(goals or Goals(), dry_run=dry_run, quarantine=quarantine, state_lost=state_lost)
 
+    def push(
+        self,
+        selectors: Iterable[str],
+        url: str | os.PathLike[str],
+        *,
+        compress: bool = False,
+        dry_run: bool = False,
+        done: Pushed | None = None,
+    ) -> Pushed:
+        """Publish the blobs of variants, parts that are optional too, to a mirror: a folder, or s3://bucket/prefix.
+
+        *done* is filled on the way, and so tells what was published before an error. Raises the errors of selectors,
+        InvalidConfigError, IntegrityError, SourceError, Stopped, OSError.
+        """
+        sizes = self._scope.blobs(self._chosen(selectors))
+        return self._workshop().push(url, compress=compress, dry_run=dry_run, done=done).run(sizes)
+
     @contextmanager
     def lease(self, model: str, variant: str | None = None) -> Iterator[Path]:
         """Ensure a variant and keep it from eviction and garbage collection while the block runs."""
@@ -285,18 +291,6 @@ class ModelEnsurer:
 
     def _chosen(self, selectors: Iterable[str]) -> list[Chosen]:
         return list(dict.fromkeys(selection.choose(self.lock, text) for text in selectors))
-
-    def _removals(self, desired: Desired) -> tuple[tuple[TreeKey, ...], dict[str, LockRoot]]:
-        """Of those, what no other registered lockfile wants; and who wants the others, by inventory."""
-        unwanted = list(self._scope.unwanted(desired))
-        if not unwanted:
-            return (), {}
-        from .workshop import other_locks
-
-        store = BlobStore.looking_at(self.settings.root)
-        others = other_locks(store, self.settings.lockfile)
-        heirs = {record.id: heir for record, key in unwanted for heir in others if str(key) in heir.trees}
-        return tuple(sorted(key for record, key in unwanted if record.id not in heirs)), heirs
 
     def _hand_over(self, heirs: Mapping[str, LockRoot]) -> None:
         if not heirs:
@@ -357,6 +351,7 @@ class ModelEnsurer:
             settings=self.settings,
             lock=self.lock,
             registry=self._sources(),
+            targets=targets_of(self.settings, self.factories),
             failures=self.failures,
             retry=self.retry or RetryPolicy(),
             stop=self.stop,

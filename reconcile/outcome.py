@@ -9,7 +9,7 @@ from pathlib import Path
 from cas import Digest
 
 from .errors import ModelstowError
-from .planning.state import ModelState
+from .planning.state import DesiredTree, ModelState
 from .telemetry.report import Report
 
 
@@ -43,8 +43,27 @@ class IntegrityReport:
     missing_files: tuple[str, ...] = ()
     error_message: str = ""
 
+    @classmethod
+    def absent(cls, tree: DesiredTree) -> IntegrityReport:
+        """There is no such tree."""
+        return cls(success=False, missing_files=tuple(sorted(tree.files)), error_message=f"{tree.path} does not exist")
 
-def judged(path: Path, digest: Digest, faulty: set[str]) -> str:
+    @classmethod
+    def of(cls, tree: DesiredTree, faulty: set[str]) -> IntegrityReport:
+        """A tree that was read, with *faulty* paths."""
+        kinds = {path: _judged(tree.path / path, digest, faulty) for path, digest in sorted(tree.files.items())}
+        missing = tuple(path for path, kind in kinds.items() if kind == "missing")
+        failed = tuple(path for path, kind in kinds.items() if kind == "failed")
+        return cls(
+            success=not failed and not missing,
+            verified_files=tuple(path for path, kind in kinds.items() if not kind),
+            failed_files=failed,
+            missing_files=missing,
+            error_message=f"{len(failed)} damaged, {len(missing)} missing" if failed or missing else "",
+        )
+
+
+def _judged(path: Path, digest: Digest, faulty: set[str]) -> str:
     """``missing``, ``failed``, or nothing for a file whose content is right, whoever put it there."""
     if not os.path.lexists(path):
         return "missing"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cas import BlobStore, Digest, LinkMode
+from cas import EMPTY, BlobStore, Digest, LinkMode
 from cas import inventory as inventories
 from cas.inventory import Inventory
 from cas.pieces import read_table
@@ -42,7 +42,8 @@ class Scope:
     def desired(self, chosen: Iterable[Chosen], choice: Choice) -> Desired:
         trees = tuple(self._tree(each, choice) for each in chosen)
         copies = self._copies() if trees else False
-        return Desired(trees=trees, blobs=self.lock.blobs, copies=copies, prune=choice.prune)
+        mirrors = self.settings.mirrors
+        return Desired(trees=trees, blobs=self.lock.blobs, mirrors=mirrors, copies=copies, prune=choice.prune)
 
     def _tree(self, chosen: Chosen, choice: Choice) -> DesiredTree:
         root = self.settings.root
@@ -87,6 +88,19 @@ class Scope:
             if str(key) not in roots.pins(store):
                 yield record, key
 
+    def removals(self, desired: Desired) -> tuple[tuple[TreeKey, ...], dict[str, LockRoot]]:
+        """Of those, what no other registered lockfile wants; and who wants the others, by inventory."""
+        unwanted = list(self.unwanted(desired))
+        others = other_locks(BlobStore.looking_at(self.settings.root), self.settings.lockfile) if unwanted else []
+        heirs = {record.id: heir for record, key in unwanted for heir in others if str(key) in heir.trees}
+        return tuple(sorted(key for record, key in unwanted if record.id not in heirs)), heirs
+
+    def blobs(self, chosen: Iterable[Chosen]) -> dict[Digest, int]:
+        """Every blob of these variants, parts that are optional too, with its size."""
+        variants = [self.lock.models[each.model].variants[each.variant] for each in chosen]
+        digests = {digest for variant in variants for digest in variant.files.values()} - {EMPTY}
+        return {digest: self.lock.blobs[digest].size for digest in digests}
+
     def lock_root(self, text: bytes) -> LockRoot:
         assert self.settings.lockfile is not None
         parent = os.stat(self.settings.lockfile.parent)
@@ -113,7 +127,7 @@ class Scope:
             for digest in files.values():
                 if digest not in blobs:
                     blobs[digest] = LockedBlob(size=self.size_of(store, digest))
-        return Desired(trees=tuple(trees), blobs=blobs)
+        return Desired(trees=tuple(trees), blobs=blobs, mirrors=self.settings.mirrors)
 
     def size_of(self, store: BlobStore, digest: Digest) -> int:
         """A blob's size: from the lockfile, its piece table, or what stands there."""
@@ -131,6 +145,12 @@ class Scope:
         """Those trees whose every blob this lockfile can fetch."""
         trees = tuple(t for t in desired.trees if t.path.is_dir() and all(d in self.lock.blobs for d in t.files.values()))
         return replace(desired, trees=trees)
+
+
+def other_locks(store: BlobStore, mine: Path | None) -> list[LockRoot]:
+    """The other lockfiles that were reconciled into this store and are not known to be gone."""
+    every = roots.read_lock_roots(store, but=mine)
+    return [root for root in every if root.path != str(mine) and root.standing is not Standing.DEAD]
 
 
 def _device(path: Path) -> int:

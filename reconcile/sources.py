@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from threading import Event
 
 from backends import Registry, Source
 from backends.registry import FACTORIES
@@ -18,3 +19,17 @@ def registry_of(settings: Settings, factories: Mapping[str, Callable[[], Source]
 
     budget = RateBudget(settings.limit_rate)
     return Registry(factories, offline=settings.offline, wrap=lambda source: ThrottledSource(source, budget))
+
+
+def targets_of(settings: Settings, factories: Mapping[str, Callable[[], Source]] = FACTORIES) -> Registry:
+    """The same to write to, at any speed: who writes pays the toll by itself."""
+    return Registry(factories, offline=settings.offline)
+
+
+def toll(settings: Settings, stop: Event) -> Callable[[int], None]:
+    """Holds back whoever tells it the bytes that it sends, to the rate of the settings; not beyond *stop*."""
+    if settings.limit_rate is None:
+        return lambda count: None
+    from backends.throttle import RateBudget
+
+    return RateBudget(settings.limit_rate, sleep=stop.wait).spend

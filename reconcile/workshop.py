@@ -18,6 +18,7 @@ from .config import Settings
 from .desired import selection
 from .desired.lockfile import Lockfile
 from .errors import ApplyError, InvalidConfigError
+from .exchange.push import Push, Pushed
 from .execution.engine import Connections, Engine
 from .execution.executor import Executor
 from .execution.failures import FailureTable
@@ -27,10 +28,11 @@ from .execution.publisher import Publisher
 from .execution.retry import RetryPolicy
 from .planning.planner import Plan, Work
 from .planning.state import Desired, DesiredTree, TreeKey
-from .retention import roots
 from .retention.collector import Collector
-from .retention.roots import LockRoot, Standing
+from .retention.roots import LockRoot
 from .retention.space import Preflight
+from .scope import other_locks
+from .sources import toll
 from .telemetry.events import BytesArrived, Sink
 from .telemetry.events import Event as Happening
 from .telemetry.recorder import Recorder
@@ -46,6 +48,7 @@ class Workshop:
     settings: Settings
     lock: Lockfile
     registry: Registry
+    targets: Registry  # for what is written to
     failures: FailureTable
     retry: RetryPolicy
     stop: Event
@@ -78,6 +81,23 @@ class Workshop:
     def collector(self, *, exclusive: bool = False) -> Collector:
         """The garbage collector of this store; *exclusive*: nobody else uses it."""
         return self._collector(BlobStore.open(self.settings.root), self.emit, exclusive=exclusive)
+
+    def push(self, url: str | os.PathLike[str], *, compress: bool, dry_run: bool, done: Pushed | None) -> Push:
+        """A push into the mirror at *url*, yet to be run; *done* tells how far it is."""
+        place, stop = os.fspath(url), Event()
+        return Push(
+            store=BlobStore.open(self.settings.root),
+            registry=self.targets,
+            url=place if "://" in place else os.path.abspath(place),
+            compress=compress,
+            dry_run=dry_run,
+            threads=self.settings.connections,
+            policy=self.retry,
+            stop=stop,
+            outer=self.stop,
+            pay=toll(self.settings, stop),
+            done=Pushed() if done is None else done,
+        )
 
     def remove_tree(self, record: Inventory, key: TreeKey) -> bool:
         """Take one tree away. Raises LockTimeoutError, OSError."""
@@ -113,7 +133,6 @@ class Workshop:
             emit=recorder,
             stop=stop,
             outer=self.stop,
-            mirrors=self.settings.mirrors,
             lock_space=lambda: store.lock("space", doing="checking the space", timeout_s=timeout, stop=self.stop),
             make_room=preflight.make_room,
             on_plan=meter.expect,
@@ -154,12 +173,6 @@ class Workshop:
                         f"{tree.key} is locked with other content by {other.path}, which shares this ROOT",
                         hint="give one of the two another version, or use another --root",
                     )
-
-
-def other_locks(store: BlobStore, mine: Path | None) -> list[LockRoot]:
-    """The other lockfiles that were reconciled into this store and are not known to be gone."""
-    every = roots.read_lock_roots(store, but=mine)
-    return [root for root in every if root.path != str(mine) and root.standing is not Standing.DEAD]
 
 
 def take_over(store: BlobStore, id_: str, heir: LockRoot) -> None:

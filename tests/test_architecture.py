@@ -33,11 +33,11 @@ IMPORTERS = {
 # Within reconcile, arrows run one way.
 LAYERS = {
     "desired": {"errors", "desired"},
-    "planning": {"errors", "desired", "planning"},
+    "planning": {"errors", "desired", "mirrors", "planning"},
     "telemetry": {"errors", "telemetry"},
     "retention": {"errors", "desired", "planning", "retention", "telemetry"},
-    "execution": {"errors", "desired", "planning", "telemetry", "execution"},
-    "exchange": {"errors", "desired", "planning", "telemetry", "execution", "exchange"},
+    "execution": {"errors", "desired", "mirrors", "planning", "telemetry", "execution"},
+    "exchange": {"errors", "desired", "mirrors", "planning", "telemetry", "execution", "exchange"},
 }
 
 

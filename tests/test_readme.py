@@ -291,7 +291,7 @@ def test_the_readme_lists_every_variable_that_is_read_and_no_other() -> None:
     """But HOME, and those of AWS, which boto3 reads."""
     modules = [path for package in ("cas", "backends", "reconcile") for path in (REPOSITORY / package).rglob("*.py")]
     code = "\n".join(path.read_text("utf-8") for path in modules)
-    asked = re.findall(r"""(?:environ(?:\.get\(|\[)|flag\([\w.]+, )"([A-Z_]+)\"""", code)
+    asked = re.findall(r"""(?:environ(?:\.get\(|\[)|is_on\([\w.]+, )"([A-Z_]+)\"""", code)
     told = re.findall(r"`([A-Z_]+\*?)`", " ".join(row[0] for row in table_of("Environment")))
     assert len(told) == len(set(told)) and "AWS_*" in told
     assert not_of_aws(told) - PROXIES == not_of_aws(asked) - {"HOME"}

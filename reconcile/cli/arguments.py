@@ -64,7 +64,7 @@ def _manifest_commands(add: _Add) -> None:
     init = add("init", "write a commented models.toml")
     init.add_argument("--shared", action="store_true", help="also make the store at --root, writable for its group")
     add_ = add("add", "add a model from a locator to models.toml")
-    add_.add_argument("locator", metavar="LOCATOR", help="a folder, http(s):// or s3://")
+    add_.add_argument("locator", metavar="LOCATOR", help="a folder, http(s)://, hf:// or s3://")
     add_.add_argument("--name", help="the model's name (default: from the locator)")
     add_.add_argument("--model-version", default="1.0.0", metavar="VERSION", help="its version (1.0.0)")
     add_.add_argument("--variant", default="default", help="the variant's name (default)")

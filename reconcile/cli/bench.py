@@ -52,7 +52,7 @@ def run_bench(session: Session) -> Answer:
     total = config.parse_size(session.args.size, "--size")
     repeats = config.parse_count(session.args.repeats, "--repeats")
     if total == 0:
-        raise InvalidConfigError("--size 0 leaves nothing to read")
+        raise InvalidConfigError("--size 0 leaves nothing to read", hint="e.g. --size 1GiB")
     here = disk(session.settings.root)
     _check_space(here, total)
     folder = Path(tempfile.mkdtemp(prefix=".modelstow-bench-", dir=here))

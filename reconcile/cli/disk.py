@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..planning.planner import Fetch, Link, Plan, Remove, Replace
 from ..planning.state import ModelState, VariantStatus
 from ..scope import Choice
 from ..telemetry.report import Report, link_counts
+from . import complaint
 from .progress import shown
 from .session import Answer, Session, dump
 from .text import count, seconds, size, table
@@ -115,21 +115,14 @@ def run_reconcile(session: Session) -> Answer:
                 raise
             answer = Answer(error=error)
         if args.json:
-            ok = {"schema": 1, "ok": answer.error is None, **answer.document}
-            print(dump(ok | _error_field(answer)), flush=True)
+            failure = {} if answer.error is None else {"error": complaint.field(answer.error)}
+            print(dump({"schema": 1, "ok": not failure, **answer.document, **failure}), flush=True)
         else:
             for line in answer.lines:
                 print(line, flush=True)
-            if answer.error is not None:
-                print(f"error: {answer.error}", file=sys.stderr, flush=True)
+        if answer.error is not None and (session.speaks_json or not args.json):
+            complaint.tell(answer.error, as_event=session.speaks_json)
         time.sleep(pause)
-
-
-def _error_field(answer: Answer) -> dict[str, Any]:
-    error = None if answer.error is None else as_ours(answer.error)
-    if error is None:
-        return {}
-    return {"error": {"code": error.code, "message": str(error), "hint": error.hint, "details": error.details}}
 
 
 def _reconcile_once(session: Session) -> Answer:
@@ -143,7 +136,7 @@ def run_ensure(session: Session) -> Answer:
     if bool(args.selectors) == args.all:
         raise InvalidConfigError("say which variants to ensure, or --all", hint="e.g. `modelstow ensure minilm#fp16`")
     if args.into and len(args.selectors) != 1:
-        raise InvalidConfigError("--into takes exactly one selector")
+        raise InvalidConfigError("--into takes exactly one selector", hint="e.g. `modelstow ensure minilm#fp16 --into DIR`")
     into = Path(args.into) if args.into else None
     choice = Choice(into=into, with_=frozenset(args.with_), without=frozenset(args.without), prune=args.prune)
     selectors = None if args.all else args.selectors
@@ -217,6 +210,8 @@ def _displaced_lines(report: Report) -> Iterator[str]:
 
 
 def _tell_displaced(session: Session, report: Report) -> None:
+    if session.speaks_json:
+        return  # each was an event
     for line in _displaced_lines(report):
         session.say(line)
 

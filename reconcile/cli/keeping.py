@@ -17,6 +17,7 @@ from ..planning.state import TreeKey
 from ..retention import roots
 from ..retention.collector import Collected, Goals
 from ..retention.roots import Roots, Standing, TreeRoot
+from ..telemetry.events import Note
 from .session import Answer, Session
 from .text import count, size, table
 
@@ -44,16 +45,25 @@ def run_gc(session: Session) -> Answer:
         state_lost=args.state_lost,
         exclusive=args.exclusive,
     )
+    even_so = "even then" if found.dry_run else "even so"
+    if found.over_bytes:
+        more = size(found.over_bytes)
+        session.tell(Note(text=f"{even_so}, blobs take {more} more than --max-size: what is pinned or in use stays"))
+    if found.lacking_bytes:
+        less, others = size(found.lacking_bytes), "what is pinned or in use stays, and what is not modelstow's"
+        session.tell(Note(text=f"{even_so}, {less} less is free than --free asks for: {others}"))
     return Answer(document=_collected(found), lines=_collected_lines(found))
 
 
 def _collected(found: Collected) -> dict[str, Any]:
+    missed = {"max_size": found.over_bytes, "free": found.lacking_bytes}
+    missed = {goal: bytes_ for goal, bytes_ in missed.items() if bytes_}
     return {
         "dry_run": found.dry_run,
         "removed": {"blobs": found.blobs, "trees": found.trees, "partials": found.partials},
         "reclaimed_bytes": found.reclaimed_bytes,
         "kept": {"blobs": found.kept_blobs, "bytes": found.kept_bytes},
-    }
+    } | ({"missed": missed} if missed else {})
 
 
 def _collected_lines(found: Collected) -> tuple[str, ...]:

@@ -135,15 +135,17 @@ def _aside(store: BlobStore) -> int:
 
 # ---- which
 
+_WHICH_HINT = "name a file of a tree, or of blobs/ in the store"
+
 
 def run_which(session: Session) -> Answer:
     path = os.path.abspath(session.args.path)
     try:
         found = os.stat(path)
     except OSError as error:
-        raise InvalidConfigError(f"{path}: {error.strerror}") from error
+        raise InvalidConfigError(f"{path}: {error.strerror}", hint=_WHICH_HINT) from error
     if not stat.S_ISREG(found.st_mode):
-        raise InvalidConfigError(f"{path} is not a file")
+        raise InvalidConfigError(f"{path} is not a regular file", hint=_WHICH_HINT)
     store = BlobStore.at(session.settings.root)
     known = roots.read(store) if store else None
     digest = _digest_of(path, found, store, known) if store and known else None

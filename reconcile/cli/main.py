@@ -9,6 +9,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -43,20 +45,20 @@ def console() -> NoReturn:
 
 def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     """Run one command line; its exit code. Never raises and never prints a traceback without ``--verbose``."""
-    as_json, verbose = "--json" in argv, "--verbose" in argv or "-v" in argv
+    form = _Form.asked(argv)
     previous = signal.getsignal(signal.SIGTERM)
     try:
         signal.signal(signal.SIGTERM, _on_sigterm)
     except ValueError:
         pass  # not in the main thread: whoever embeds us handles signals
     try:
-        return _run(argv, os.environ if environ is None else environ, as_json=as_json, verbose=verbose)
+        return _run(argv, os.environ if environ is None else environ, form)
     except (KeyboardInterrupt, _Terminated) as signalled:
         code, what = (130, "interrupted") if isinstance(signalled, KeyboardInterrupt) else (143, "terminated")
         from ..errors import ModelstowError
 
         hint = "run the same command again: it continues from what is proven"
-        _complain(ModelstowError(what, hint=hint), {}, as_json=as_json)
+        _complain(ModelstowError(what, hint=hint), {}, form)
         sys.stdout.flush()
         sys.stderr.flush()
         # Threads may sit in a read for a minute; what they leave behind is what a kill would leave.
@@ -68,13 +70,27 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
             pass
 
 
-def _run(argv: Sequence[str], environ: Mapping[str, str], *, as_json: bool, verbose: bool) -> int:
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How to answer; known before the grammar is, which may not be kept."""
+
+    as_json: bool
+    as_events: bool
+    verbose: bool
+
+    @classmethod
+    def asked(cls, argv: Sequence[str]) -> _Form:
+        as_events = "--progress=json" in argv or ("--progress", "json") in pairwise(argv)
+        return cls("--json" in argv, as_events, "--verbose" in argv or "-v" in argv)
+
+
+def _run(argv: Sequence[str], environ: Mapping[str, str], form: _Form) -> int:
     try:
         args = arguments.parser(__version__).parse_args(argv)
     except SystemExit as ended:  # --help, --version
         return ended.code if isinstance(ended.code, int) else 0
     except Exception as error:
-        return _complain(error, {}, as_json=as_json)
+        return _complain(error, {}, form)
     from .session import Answer, Session  # --help and --version are over before this
 
     try:
@@ -83,16 +99,19 @@ def _run(argv: Sequence[str], environ: Mapping[str, str], *, as_json: bool, verb
     except BrokenPipeError:
         return _quietly_closed()
     except Exception as error:
-        if verbose:
+        if form.verbose:
             traceback.print_exc()
         answer = Answer(error=error)
     try:
-        return _give(answer, as_json=as_json)
+        return _give(answer, form)
     except BrokenPipeError:
         return _quietly_closed()
     except OSError as error:  # a full disk behind a redirection
         _quietly_closed()
-        print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        from ..errors import FilesystemError
+        from . import complaint
+
+        complaint.tell(FilesystemError(f"standard output cannot be written: {error.strerror}"), as_event=form.as_events)
         return 1
 
 
@@ -103,12 +122,12 @@ def _command(name: str) -> Callable[[Session], Answer]:
     return function
 
 
-def _give(answer: Answer, *, as_json: bool) -> int:
+def _give(answer: Answer, form: _Form) -> int:
     if answer.error is not None:
-        if not as_json:
+        if not form.as_json:
             _print_lines(answer.lines)
-        return _complain(answer.error, answer.document, as_json=as_json)
-    if as_json:
+        return _complain(answer.error, answer.document, form)
+    if form.as_json:
         from .session import dump
 
         print(dump({"schema": 1, "ok": True, **answer.document}))
@@ -123,35 +142,17 @@ def _print_lines(lines: Sequence[str]) -> None:
         print(line.encode("utf-8", "replace").decode("utf-8"))
 
 
-def _complain(error: BaseException, document: Mapping[str, Any], *, as_json: bool) -> int:
+def _complain(error: BaseException, document: Mapping[str, Any], form: _Form) -> int:
     """Say what went wrong, where, and what next; the exit code."""
     from ..errors import exit_code
-    from .session import dump
+    from . import complaint
 
-    code, message, hint, details = _facts(error)
-    if as_json:
-        failure = {"code": code, "message": message, "hint": hint, "details": details}
-        print(dump({"schema": 1, "ok": False, **document, "error": failure}))
+    if form.as_json:
+        from .session import dump
+
+        print(dump({"schema": 1, "ok": False, **document, "error": complaint.field(error)}))
         sys.stdout.flush()
-    print(f"error: {message}".encode("utf-8", "replace").decode("utf-8"), file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
-    return exit_code(code)
-
-
-def _facts(error: BaseException) -> tuple[str, str, str, Mapping[str, Any]]:
-    from backends import SourceError
-
-    from ..errors import as_ours
-
-    ours = as_ours(error)
-    if ours is not None:
-        return ours.code, ours.what, ours.hint, ours.details
-    if isinstance(error, SourceError):
-        rows = [{"source": error.locator, "code": error.code, "reason": error.what}]
-        return error.code, str(error), error.hint, {"sources": rows}
-    hint = "this is a bug; run it again with --verbose for a traceback to report"
-    return "UNKNOWN_ERROR", f"{type(error).__name__}: {error}", hint, {}
+    return exit_code(complaint.tell(error, as_event=form.as_events))
 
 
 def _quietly_closed() -> int:

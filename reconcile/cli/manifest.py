@@ -16,7 +16,7 @@ from cas.durable import write_file
 
 from .. import locker
 from ..desired import manifest as manifests
-from ..desired.lockfile import locator_problem
+from ..desired.locators import EXAMPLES, source_flaw, without_slash
 from ..desired.names import name_problem
 from ..errors import InvalidConfigError, ManifestValidationError, ModelNotFoundError, Problem, listing
 from .session import Answer, Session
@@ -28,7 +28,7 @@ schema = 1
 
 # [models."minilm"]
 # version = "1.0.0"
-# sources = ["https://models.example.org/minilm/"]   # tried in order; a folder, http(s):// or s3://
+# sources = ["https://models.example.org/minilm/"]   # tried in order; a folder, http(s)://, hf://, s3://
 # default = "fp32"                                    # the variant meant when none is named
 #
 # [models."minilm".variants.fp32]
@@ -60,9 +60,7 @@ def run_init(session: Session) -> Answer:
 
 def run_add(session: Session) -> Answer:
     args = session.args
-    locator = args.locator.rstrip("/") or args.locator
-    if what := locator_problem(locator):
-        raise InvalidConfigError(f"{redact(locator)!r} {what}")
+    locator = _checked(args.locator)
     path = session.settings.manifest or Path.cwd() / "models.toml"
     if "://" not in locator and not os.path.isabs(locator):  # typed here, read from the manifest's folder
         locator = os.path.relpath(os.path.abspath(locator), path.parent)
@@ -139,6 +137,21 @@ def _parse(path: Path) -> tomlkit.TOMLDocument:
         return tomlkit.parse(path.read_text("utf-8"))
     except (tomlkit.exceptions.TOMLKitError, UnicodeDecodeError) as error:
         raise ManifestValidationError(str(path), [Problem("", f"it is not TOML: {error}")]) from error
+
+
+def _checked(text: str) -> str:
+    """A source as it was typed, if it may be one. Raises InvalidConfigError."""
+    locator = without_slash(text)
+    if flaw := source_flaw(locator):
+        raise InvalidConfigError(f"{redact(locator) or 'nothing'}: {flaw.what}", hint=flaw.hint)
+    if "://" in locator or os.path.isdir(locator):
+        return locator
+    if os.path.exists(locator):
+        raise InvalidConfigError(f"{locator} is a file", hint="name the folder that it is in, and the file by --include")
+    hint = f"name a folder that is there, or an address like {EXAMPLES}"
+    if "/" in locator and not locator.startswith((".", "/")) and not source_flaw(f"hf://{locator}"):
+        hint = f"if a hub's repository is meant, write hf://{locator}"
+    raise InvalidConfigError(f"there is no folder {locator}", hint=hint)
 
 
 def _name_of(locator: str) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from .session import Session
+from .session import Session, event_row
 from .text import size
 
 if TYPE_CHECKING:
@@ -35,9 +32,7 @@ def shown(session: Session) -> Iterator[Sink]:
 
 @contextmanager
 def _drawn(session: Session) -> Iterator[Sink]:
-    if session.args.progress == "json":
-        yield lambda event: print(_row(event), file=sys.stderr, flush=True)
-    elif session.draws:
+    if session.draws:
         with _bars(session) as bars:
             yield bars
     else:
@@ -57,16 +52,10 @@ def _logged(session: Session) -> Iterator[Sink]:
 
         def log(event: Event) -> None:
             if not isinstance(event, BytesArrived):
-                file.write(_row(event, time=round(time.time(), 3)) + "\n")
+                file.write(event_row(event, time=round(time.time(), 3)) + "\n")
                 file.flush()
 
         yield log
-
-
-def _row(event: Event, **more: object) -> str:
-    row: dict[str, object] = {**more, "event": type(event).__name__}
-    row |= {each.name: getattr(event, each.name) for each in fields(event)}
-    return json.dumps(row, default=str)
 
 
 @contextmanager

@@ -7,9 +7,11 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from backends.switches import is_on
 
 from .. import config
 from ..config import Settings
@@ -59,7 +61,7 @@ class Session:
             "lock_timeout_s": config.parse_seconds(args.lock_timeout, "--lock-timeout") if args.lock_timeout else None,
         }
         if given["limit_rate"] == 0:
-            raise InvalidConfigError("--limit-rate 0 would never end")
+            raise InvalidConfigError("--limit-rate 0 would never end", hint="leave it out for no limit")
         return config.from_environment(self.environ, **given)
 
     def _files(self) -> tuple[Path | None, Path | None]:
@@ -112,14 +114,15 @@ class Session:
         except Exception as error:
             if self.settings.locked:
                 raise
-            self.say(f"warning: {path} cannot be read, so nobody knows whether the lockfile is stale ({error})")
+            unknown = "so nobody knows whether the lockfile is stale, and what mirrors it names"
+            self._warn(f"{path} cannot be read, {unknown} ({error})")
             return
         self.settings = replace(self.settings, mirrors=(*self.settings.mirrors, *manifest.mirrors))
         stale = manifest.meaning != lock.manifest
         if stale and self.settings.locked:
             raise LockfileStaleError(f"{self.settings.lockfile} was not made from {path}", hint="run `modelstow lock`")
         if stale:
-            self.say(f"warning: {self.settings.lockfile} was not made from {path}; run `modelstow lock`")
+            self._warn(f"{self.settings.lockfile} was not made from {path}; run `modelstow lock`")
 
     # ---- talk
 
@@ -130,21 +133,41 @@ class Session:
     @property
     def draws(self) -> bool:
         """Whether progress bars may be drawn."""
-        off = self.args.no_progress or self.quiet or config.flag(self.environ, "MODELSTOW_NO_PROGRESS")
+        off = self.args.no_progress or self.quiet or is_on(self.environ, "MODELSTOW_NO_PROGRESS")
         return not off and self.args.progress == "auto" and sys.stderr.isatty()
 
+    @property
+    def speaks_json(self) -> bool:
+        """Whether standard error is for programs: events alone, one a line."""
+        return bool(self.args.progress == "json")
+
     def say(self, text: str) -> None:
-        """Talk to people."""
-        if not self.quiet:
+        """Talk to people; programs are told a note."""
+        if self.speaks_json:
+            from ..telemetry.events import Note
+
+            self.tell(Note(text=text))
+        elif not self.quiet:
             print(text, file=sys.stderr)
+
+    def _warn(self, text: str) -> None:
+        from ..telemetry.events import Warned
+
+        if not self.quiet:
+            self.tell(Warned(text=text))
 
     def tell(self, event: Event) -> None:
         """Talk about what happens."""
-        from ..telemetry.events import Note, SourceFailed, Waiting
+        from ..telemetry.events import Note, SourceFailed, Waiting, Warned
 
+        if self.speaks_json:
+            print(event_row(event), file=sys.stderr, flush=True)
+            return
         match event:
             case Note(text=text):
                 self.say(f"note: {text}")
+            case Warned(text=text):
+                self.say(f"warning: {text}")
             case Waiting(for_whom=whom):
                 self.say(f"waiting for {whom}")
             case SourceFailed(locator=locator, what=what) if self.args.verbose:
@@ -158,12 +181,20 @@ def read_lock(path: str) -> Lockfile:
     try:
         return lockfiles.read(Path(path))[0]
     except FileNotFoundError:
-        raise LockfileMissingError(f"there is no lockfile at {path}") from None
+        hint = "name a file that `modelstow lock` wrote"
+        raise LockfileMissingError(f"there is no lockfile at {path}", hint=hint) from None
 
 
 def dump(document: Mapping[str, Any]) -> str:
     """One JSON document of one line. Paths become text; what is no Unicode is escaped."""
     return json.dumps(document, default=str, separators=(", ", ": "))
+
+
+def event_row(event: Event, **more: object) -> str:
+    """An event as one line of JSON, behind *more*."""
+    row: dict[str, object] = {**more, "event": type(event).__name__}
+    row |= {each.name: getattr(event, each.name) for each in fields(event)}
+    return json.dumps(row, default=str)
 
 
 def _path(text: str | None) -> Path | None:
@@ -175,4 +206,4 @@ def _find(name: str) -> Path | None:
     return next((above / name for above in (folder, *folder.parents) if (above / name).is_file()), None)
 
 
-__all__ = ["Answer", "Session", "dump", "read_lock"]
+__all__ = ["Answer", "Session", "dump", "event_row", "read_lock"]

@@ -19,6 +19,7 @@ from cas import Digest
 
 from ..errors import LockfileInvalidError, Problem, SchemaVersionError
 from . import names
+from .locators import locator_flaw
 
 LOCK_VERSION = 1
 _MOST_BYTES = 64 << 20  # before anything is parsed; 100,000 files are 40 MB
@@ -27,7 +28,6 @@ _MOST_NESTING = 100
 _MOST_PROBLEMS = 200
 _HINT = "restore it from git, or delete it and run `modelstow lock`"
 _BRACKETS = re.compile(r"[\[\]{}]")
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,32 +267,13 @@ def _blob_problems(key: str, value: object) -> Iterator[tuple[str, str]]:
         yield ".urls", f"expected a list of locators, got {_shown(urls)}"
         return
     for number, url in enumerate(urls):
-        if what := locator_problem(url):
-            yield f".urls[{number}]", what
+        if flaw := locator_flaw(url):
+            yield f".urls[{number}]", str(flaw)
 
 
 def absolute(locator: str, base: Path) -> str:
     """Where a locator points when read: relative paths are relative to the manifest's folder."""
     return locator if "://" in locator else os.path.normpath(base / locator)
-
-
-def locator_problem(url: str) -> str:
-    """Why a locator may not stand in a manifest or lockfile: it holds a secret or is malformed; empty for a good one."""
-    if not url or _UNPRINTABLE.search(url):
-        return "a locator is text without control characters"
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return ""
-    authority = rest.partition("/")[0].partition("?")[0]
-    if "@" in authority and scheme.lower() in ("http", "https", "ftp", "s3"):
-        return "holds credentials; put them into ~/.netrc and the locator without them"
-    if "\\" in authority:
-        return "has a backslash in its host"
-    query = rest.partition("?")[2]
-    pinned = scheme.lower() == "s3" and re.fullmatch(r"versionId=[^&]+", query)  # an S3 version, as `lock` writes it
-    if query and not pinned and scheme.lower() in ("http", "https", "s3", "hf"):
-        return "holds a query, which may be a signature that expires or a secret; give the address without it"
-    return ""
 
 
 def _models(table: Mapping[str, object], known: Mapping[str, Digest], problems: list[Problem]) -> dict[str, LockedModel]:

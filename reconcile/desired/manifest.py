@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -16,12 +15,11 @@ from cas import Digest
 
 from ..errors import ManifestValidationError, Problem, SchemaVersionError
 from . import names
-from .lockfile import MOST_SIZE, locator_problem
+from .locators import source_flaw, without_slash
+from .lockfile import MOST_SIZE
 
 SCHEMA = 1
 _MOST_BYTES = 64 << 20
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_SCHEMES = ("http", "https", "hf", "s3", "file")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,8 +175,8 @@ def _manifest(top: _Table, path: Path) -> Manifest:
     mirrors_table = top.table("mirrors")
     mirrors = mirrors_table.texts("urls")
     for number, url in enumerate(mirrors):
-        if what := locator_problem(url) or _scheme_problem(url):
-            mirrors_table.wrong(f"urls[{number}]", what)
+        if flaw := source_flaw(url):
+            mirrors_table.wrong(f"urls[{number}]", str(flaw))
     mirrors_table.done("urls")
     for key, _ in list(top.table("policy").tables()):
         top.wrong("policy", f"{key} cannot be enforced by this version, so the manifest is refused rather than trusted")
@@ -210,10 +208,10 @@ def _model(key: str, table: _Table) -> Model | None:
     for kind, part in (("name", name), ("version", version)):
         if what := names.name_problem(kind, part):
             table.problems.append(Problem(table.place, what))
-    sources = tuple(_without_slash(source) for source in table.texts("sources"))
+    sources = tuple(without_slash(source) for source in table.texts("sources"))
     for number, source in enumerate(sources):
-        if what := locator_problem(source) or _scheme_problem(source):
-            table.wrong(f"sources[{number}]", what)
+        if flaw := source_flaw(source):
+            table.wrong(f"sources[{number}]", str(flaw))
     default, pin = table.text("default"), table.flag("pin")
     variants_table = table.table("variants")
     variants = {variant: _variant(variant, inner, bool(sources)) for variant, inner in variants_table.tables()}
@@ -234,12 +232,6 @@ def _model(key: str, table: _Table) -> Model | None:
     }
     id_ = names.ModelId(name, version)
     return Model(id=id_, key=key, sources=sources, variants=variants, default=default, pin=pin, entry=_digest(meaning))
-
-
-def _without_slash(source: str) -> str:
-    """A folder is one with or without the last slash; what is only a scheme or a root stays as it is."""
-    bare = source.rstrip("/")
-    return source if not bare or bare.endswith(":") else bare
 
 
 def _variant(name: str, table: _Table, has_sources: bool) -> Variant:
@@ -339,13 +331,6 @@ def _check_globs(table: _Table, key: str, patterns: Iterable[str]) -> None:
             table.wrong(f"{key}[{number}]", f"{_shown(pattern)} is not a glob over paths parted by '/'")
 
 
-def _scheme_problem(locator: str) -> str:
-    match = _SCHEME.match(locator)
-    if match is None or match[1].lower() in _SCHEMES:
-        return ""
-    return f"{match[1]}:// is not a kind of source; known: paths, {', '.join(s + '://' for s in _SCHEMES)}"
-
-
 def _check_extends(models: Mapping[str, Model], table: _Table) -> None:
     """Every `extends` names a variant of this manifest, and none in the end itself."""
 
@@ -386,9 +371,3 @@ def _meaning(variant: Variant) -> dict[str, object]:
 def _digest(meaning: object) -> str:
     text = json.dumps(meaning, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def find(start: Path, name: str) -> Path | None:
-    """The nearest file of this name in a folder or the ones above it."""
-    folder = Path(os.path.abspath(start))
-    return next((above / name for above in (folder, *folder.parents) if (above / name).is_file()), None)

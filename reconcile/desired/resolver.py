@@ -24,6 +24,8 @@ from . import names
 from .lockfile import MOST_SIZE, LockedBlob, LockedModel, LockedVariant, Lockfile, absolute
 from .manifest import Manifest, Model, Variant
 
+_PULL_HINT = "check the network and lock again; if the source lists what it does not have, leave that out with `exclude`"
+
 
 class Depot(Protocol):
     """What fetches a file that no listing names, proves it by naming it, and keeps it. Safe for threads."""
@@ -209,6 +211,7 @@ class _Resolver:
         hint = next((error.hint for error in reasons if error.hint), "")
         if not hint and any(isinstance(error, Offline) for error in reasons):
             hint = "drop --offline, or list the files in models.toml"
+        hint = hint or "check the address and the network, or list the variant's `files` in models.toml"
         kind = AuthError if any(isinstance(error, Denied) for error in reasons) else SourceUnavailableError
         raise kind(f"{model.id}: no source could be listed ({text})", hint=hint, sources=rows)
 
@@ -258,7 +261,7 @@ class _Resolver:
                 pool.shutdown(cancel_futures=True)
                 rows = [{"source": error.locator, "code": error.code, "reason": error.what}]
                 kind = AuthError if isinstance(error, Denied) else SourceUnavailableError
-                raise kind(str(error), hint=error.hint, sources=rows) from error
+                raise kind(str(error), hint=error.hint or _PULL_HINT, sources=rows) from error
 
     def _place(self, key: str) -> str:
         return f"models.{json.dumps(self._manifest.models[key].key)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import TypeVar
@@ -18,18 +18,21 @@ from backends import NotFound, Offline, Registry, SourceError, redact
 from backends.base import Reader, Source, Target
 from cas import BlobState, BlobStore, Digest, Stopped, leases
 from cas.codec import PackIndex, pack
+from cas.durable import write_all
 from cas.layout import TABLE_FROM
 from cas.partial import read_fully
 from cas.pieces import PIECE, PieceTable, TableState, open_regular, piece_count, piece_hash, piece_range, proven_table
 from cas.scrub import name_file
 
 from ..errors import IntegrityError, InvalidConfigError, listing
-from ..execution.executor import PACKED, mirrored
 from ..execution.retry import RetryPolicy, patiently
+from ..mirrors import PACKED, mirrored
 
 _T = TypeVar("_T")
 WORTH = 0.9
 """A blob is published compressed only if that takes less than so much of its size."""
+_STOPPED = "stopped; what was sent is kept, and the next push continues there"
+_POLL_S = 0.2  # how often a signal is looked for while threads work
 _SAMPLES = 4  # pieces that are tried before all are
 _HEADWAY = 64 << 20  # an attempt that sent so many bytes was not in vain: all attempts are there again
 
@@ -57,7 +60,8 @@ class Push:
     dry_run: bool = False
     threads: int = 8
     policy: RetryPolicy = field(default_factory=RetryPolicy)
-    stop: Event = field(default_factory=Event)
+    stop: Event = field(default_factory=Event)  # this push's: set when it ends badly, so that its threads end too
+    outer: Event = field(default_factory=Event)  # the caller's: ends every push
     pay: Callable[[int], None] = lambda count: None
     done: Pushed = field(default_factory=Pushed)
     _mutex: Lock = field(default_factory=Lock)
@@ -105,8 +109,13 @@ class Push:
         order = sorted(sizes, key=lambda digest: (-sizes[digest], digest))
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="push")
         try:
-            for future in as_completed([pool.submit(self._publish, digest, sizes[digest]) for digest in order]):
-                future.result()
+            waiting = {pool.submit(self._publish, digest, sizes[digest]) for digest in order}
+            while waiting:
+                done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+                if self.outer.is_set() and waiting:
+                    raise Stopped(_STOPPED)
+                for future in done:
+                    future.result()
         except BaseException as error:
             self.stop.set()
             # Whoever pressed Ctrl-C does not wait for a socket: what a kill would leave is gone on with too.
@@ -164,7 +173,7 @@ class Push:
 
         def go_on() -> None:
             if self.stop.is_set():
-                raise Stopped("stopped; what was sent is kept, and the next push continues there")
+                raise Stopped(_STOPPED)
 
         def checked(start: int, stop: int) -> bytes:
             go_on()
@@ -251,9 +260,7 @@ class _Blob:
             if self._stop.is_set():
                 raise Stopped("stopped")
             frame = pack(self.read(*piece_range(index, self._size)))
-            done = 0
-            while done < len(frame):
-                done += os.write(fd, frame[done:])
+            write_all(fd, frame)
             lengths.append(len(frame))
         return PackIndex.of(self._digest, self._size, lengths)
 

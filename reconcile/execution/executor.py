@@ -15,12 +15,11 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from threading import Event
 
-from backends import join
 from cas import EMPTY, BlobState, BlobStore, CasError, Digest, Look, Stopped, leases, sweep
 from cas import inventory as inventories
-from cas.layout import TABLE_FROM
 from cas.leases import Lease
 
+from .. import mirrors
 from ..errors import ApplyError, Failure, ModelstowError, as_ours
 from ..planning.observer import observe
 from ..planning.planner import Fetch, Plan, Work, plan
@@ -45,7 +44,6 @@ class Executor:
     emit: Sink
     stop: Event  # this run's: set when it ends badly, so that its threads end too
     outer: Event = field(default_factory=Event)  # the caller's: ends every run
-    mirrors: tuple[str, ...] = ()
     lock_space: Callable[[], AbstractContextManager[object]] = nullcontext
     make_room: Callable[[Plan], None] = lambda plan: None
     on_plan: Callable[[Plan], None] = lambda plan: None
@@ -141,14 +139,12 @@ class Executor:
                 reused += 1
                 reused_bytes += desired.size(digest)
                 continue
-            large = desired.size(digest) > TABLE_FROM
-            plain = [mirrored(mirror, digest) for mirror in self.mirrors]
-            mirrors = [(url + PACKED if large else "", url) for url in plain]
+            asked, packed = mirrors.addresses(desired.mirrors, digest, desired.size(digest))
             blob = Wanted(
                 digest=digest,
                 size=desired.size(digest),
-                urls=(*(url for pair in mirrors for url in pair if url), *desired.blobs[digest].urls),
-                packed={url: packed for packed, url in mirrors if packed},
+                urls=(*asked, *desired.blobs[digest].urls),
+                packed=packed,
                 paths=tuple(dict.fromkeys(paths.get(digest, ()))),
                 name=names.get(digest, digest.short),
                 spares=tuple(self._spares(digest, desired, actual)),
@@ -276,15 +272,6 @@ class Executor:
         self.store.tidy()
         sweep.end_commits(self.store)
         leases.drop_superseded(self.store, self._digests(desired.trees))
-
-
-PACKED = ".pzst"
-"""Behind a mirrored blob's name: the same as compressed pieces, where that is what the mirror holds."""
-
-
-def mirrored(mirror: str, digest: Digest) -> str:
-    """Where a mirror, laid out like ``blobs/``, holds a blob."""
-    return join(mirror, f"sha256/{digest.hex[:2]}/{digest.hex}")
 
 
 def _taken(queue: deque[Wanted], *, smallest: bool) -> Iterator[Wanted]:

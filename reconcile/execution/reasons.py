@@ -49,6 +49,9 @@ def given_up(wanted: Wanted, failures: Mapping[str, Fact]) -> ModelstowError | C
         return SizeMismatchError(what, hint=_OTHER_BYTES, expected=wanted.size, actual=ranked[0].actual, **fields)
     kind = _KINDS.get(code, SourceUnavailableError)
     what = f"{names}: no source could give {wanted.digest.short}… ({wanted.size:,} bytes){reasons}"
+    if not failures:
+        hint = "give the model `sources` in models.toml, and run `modelstow lock`"
+        return kind(what, hint=hint, missing_files=list(wanted.paths), **fields)
     hint = next((fact.hint for fact in ranked if fact.code == code and fact.hint), _HINTS.get(code, _HINTS[""]))
     return kind(what, hint=hint, missing_files=list(wanted.paths), **fields)
 

@@ -13,6 +13,7 @@ from typing import assert_never
 
 from cas import EMPTY, BlobState, Digest
 
+from ..mirrors import mirrored
 from .state import NO_TREE, Actual, ActualTree, Desired, DesiredTree, ModelState, TreeKey, VariantStatus
 
 
@@ -23,7 +24,7 @@ class Fetch:
     digest: Digest
     size: int  # bytes
     have: int = 0  # bytes, 0 <= have <= size
-    url: str = ""  # the first locator; apply may use any
+    url: str = ""  # the first locator, of a mirror where there are any; apply may use each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,11 +149,18 @@ def _fetches(desired: Desired, actual: Actual, intact: set[Digest], anew: frozen
             digest=digest,
             size=desired.size(digest),
             have=0 if digest in anew else min(actual.partials.get(digest, 0), desired.size(digest)),
-            url=next(iter(desired.blobs[digest].urls), ""),
+            url=_first_locator(digest, desired),
         )
         for digest in missing - (at_hand - anew)
     ]
     return sorted(fetches, key=lambda f: (f.have == 0, f.size - f.have if f.have else -f.size, f.digest))
+
+
+def _first_locator(digest: Digest, desired: Desired) -> str:
+    # Apply asks the mirror for compressed pieces first; their address would tell people less.
+    if desired.mirrors:
+        return mirrored(desired.mirrors[0], digest)
+    return next(iter(desired.blobs[digest].urls), "")
 
 
 def _may_be(path: str, digest: Digest, seen: ActualTree, size: int) -> bool:

@@ -51,6 +51,7 @@ class Desired:
 
     trees: tuple[DesiredTree, ...]
     blobs: Mapping[Digest, LockedBlob]
+    mirrors: tuple[str, ...] = ()  # asked for each blob before its own locators
     removals: tuple[TreeKey, ...] = ()  # whole trees that are no longer wanted
     copies: bool = False
     prune: bool = False

@@ -53,6 +53,8 @@ class Collected:
     reclaimed_bytes: int = 0
     kept_blobs: int = 0
     kept_bytes: int = 0
+    over_bytes: int = 0  # how far ``Goals.max_size`` was missed
+    lacking_bytes: int = 0  # how far ``Goals.free`` was missed
 
 
 class TreeRemover(Protocol):
@@ -106,7 +108,16 @@ class Collector:
         self._sweep_partials(result)
         if quarantine:
             result.reclaimed_bytes += self._empty_quarantine(dry_run=dry_run)
+        self._compare(result, goals)
         return result
+
+    def _compare(self, result: Collected, goals: Goals) -> None:
+        """Say how far the goals were missed: what is pinned or used stays, and what is not ours too."""
+        if goals.max_size is not None:
+            result.over_bytes = max(0, result.kept_bytes - goals.max_size)
+        if goals.free is not None:
+            free = self.free() + (result.reclaimed_bytes if result.dry_run else 0)
+            result.lacking_bytes = max(0, goals.free - free)
 
     def _refuse_where_locks_lie(self) -> None:
         """Without honest locks a sweep could take what another process is about to link."""

@@ -136,6 +136,13 @@ class Note:
     text: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned:
+    """Something is probably not as people want it; the work goes on."""
+
+    text: str
+
+
 Event = (
     FetchesPlanned
     | FetchStarted
@@ -152,6 +159,7 @@ Event = (
     | Displaced
     | Pruned
     | Note
+    | Warned
 )
 Sink = Callable[[Event], None]
 """Takes events from any thread, one call at a time."""

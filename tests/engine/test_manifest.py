@@ -323,3 +323,91 @@ def test_the_manifest_is_found_in_a_folder_above(cli):
     below.ok("lock", MODELSTOW_ROOT=str(cli.root))
 
     assert (cli.folder / "models.lock").is_file() and not (below.folder / "models.lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("locator", "what", "hint"),
+    [
+        ("hf://", "hub", "hf://org/name"),
+        ("hf:///name", "hub", "hf://org/name"),
+        ("hf://a b/c", "hub", "hf://org/name"),
+        ("hf://org/name/../other", "hub", "hf://org/name"),
+        ("s3://", "bucket", "s3://bucket/prefix"),
+        ("http://", "server", "http://host/folder"),
+        ("https:///models", "server", "https://host/folder"),
+        ("file://", "host", "file:///path"),
+        ("file://host/models", "host", "file:///path"),
+        ("ftp://host/models", "not a kind of source", "hf://"),
+        ("org/name", "no folder", "hf://org/name"),
+        ("org/name@main", "no folder", "hf://org/name@main"),
+        ("nowhere", "no folder", "https://"),
+        ("models.toml", "is a file", "folder"),
+    ],
+)
+def test_add_refuses_what_is_no_source(locator: str, what: str, hint: str, cli: Cli):
+    """Exit 2 before anything is written, with what to write instead."""
+    path = project(cli)
+    path.write_text(COMMENTED)
+
+    ran = cli.run("add", locator, "--name", "x", "--json")
+
+    assert ran.code == 2 and ran.json["error"]["code"] == "INVALID_CONFIG"
+    assert what in ran.json["error"]["message"]
+    assert hint in ran.json["error"]["hint"]
+    assert path.read_text() == COMMENTED
+
+
+@pytest.mark.parametrize("option", ["--variant", "--model-version", "--name"])
+def test_add_refuses_a_bad_name(option: str, cli: Cli):
+    """Before anything is written, saying which options choose another."""
+    project(cli)
+
+    ran = cli.run("add", "src/c", option, "a b")
+
+    assert ran.code == 2 and "'a b' is not a" in ran.err and option in ran.err
+    assert not (cli.folder / "models.toml").exists()
+
+
+@pytest.mark.parametrize(
+    "locator", ["hf://org/name", "hf://gpt2@main/onnx", "s3://bucket", "https://host", "src/a/", "src/.."]
+)
+def test_add_takes_every_kind_of_source(locator: str, cli: Cli):
+    """What it writes can be read."""
+    path = project(cli)
+
+    cli.ok("add", locator, "--name", "x")
+
+    assert manifest.read(path).models["x@1.0.0"].sources
+
+
+@pytest.mark.parametrize("source", ["hf://", "hf://a b/c", "s3://", "https:///x", "file://host/x"])
+def test_a_source_or_mirror_that_names_nothing_is_refused_with_its_place(source: str):
+    """When the manifest is read, before any source is asked."""
+    with pytest.raises(ManifestValidationError) as caught:
+        read(model(f'sources = ["{source}"]\n[models."m".variants.v]\n') + f'[mirrors]\nurls = ["{source}"]\n')
+
+    assert {p["place"] for p in caught.value.details["problems"]} == {'models."m".sources[0]', "mirrors.urls[0]"}
+
+
+@pytest.mark.parametrize("mirror", ["ftp://host/x", "hf://", "https://me:canary@host/", "https://host/?sig=canary"])
+def test_a_bad_mirror_in_the_environment_is_refused_by_its_variable(mirror: str, cli: Cli):
+    """At once: nothing is asked of it, and again and again at that."""
+    ran = cli.run("status", "--json", MODELSTOW_MIRRORS=f"/good,{mirror}")
+
+    assert ran.code == 2 and ran.json["error"]["code"] == "INVALID_CONFIG"
+    assert ran.json["error"]["message"].startswith("MODELSTOW_MIRRORS: ")
+    assert ran.json["error"]["hint"] and "canary" not in ran.out + ran.err
+
+
+def test_a_manifest_that_cannot_be_read_is_a_warning_to_who_has_a_lockfile(cli: Cli):
+    """The lockfile is enough; but it is said what the manifest would have told. `lock` needs it, and so does --locked."""
+    path = project(cli)
+    path.write_text(COMMENTED)
+    cli.ok("lock")
+    path.write_text(COMMENTED + '[mirrors]\nurls = ["ftp://host/x"]\n')
+
+    ran = cli.ok("ensure", "--all")
+
+    assert "nobody knows whether the lockfile is stale, and what mirrors it names" in ran.err
+    assert "mirrors.urls[0]: ftp:// is not a kind of source" in ran.err
+    assert cli.run("lock").code == cli.run("ensure", "--all", "--locked").code == 2

@@ -366,3 +366,24 @@ def test_stopping_ends_a_fetch_from_a_mirror_that_hangs_in_its_index(tmp_path: P
             models.stop.set()
             with pytest.raises(Stopped):
                 running.result(timeout=20)
+
+
+# ---- what a plan says
+
+
+def test_a_plan_names_the_mirror_that_is_asked_first(cli: Cli):
+    """Those of the environment before those of the manifest, and both before the sources."""
+    filled(cli, sources=["gone"])
+    shutil.rmtree(cli.root)
+    (cli.folder / "models.toml").write_text('schema = 1\n[mirrors]\nurls = ["s3://bucket/blobs/"]\n')
+
+    def urls(**environ: str) -> set[str]:
+        actions = cli.ok("plan", "--json", **environ).json["actions"]
+        return {action["url"] for action in actions if action["do"] == "fetch"}
+
+    names = {name_of(data) for data in FILES.values()}
+    assert urls() == {f"s3://bucket/blobs/{name}" for name in names}
+    assert urls(MODELSTOW_MIRRORS="https://mirror.example/ other") == {f"https://mirror.example/{name}" for name in names}
+    assert "from s3://bucket/blobs/sha256/" in cli.ok("plan").out
+    (cli.folder / "models.toml").unlink()
+    assert urls() == {f"gone/{path}" for path in FILES}

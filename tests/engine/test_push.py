@@ -14,7 +14,7 @@ from threading import Event, Lock
 
 import boto3
 import pytest
-from builders import Cli, some_bytes
+from builders import Cli, ensurer_of, lock_of, memory, some_bytes
 from mirror import CONFIG, FILES, NOISE, WEIGHTS, filled, name_of, names_in, packed, push_of, store_of, weights
 from origin import Origin
 from s3servers import SECRET, rclone, settings, use
@@ -24,10 +24,11 @@ from backends.base import Reader, Sending
 from backends.file import FileSource
 from cas import BlobStore, Digest, Stopped
 from cas.pieces import PIECE, TableState, read_table
-from reconcile.cli.exchange import _toll
+from reconcile import ModelEnsurer
 from reconcile.config import Settings
-from reconcile.errors import IntegrityError
+from reconcile.errors import IntegrityError, ModelNotFoundError
 from reconcile.exchange.push import Pushed, _Blob
+from reconcile.sources import toll
 
 TABLES = {name_of(data, ".pieces") for data in (WEIGHTS, NOISE)}
 PLAIN = TABLES | {name_of(data) for data in FILES.values()}
@@ -424,7 +425,7 @@ def test_a_stopped_push_pays_for_nothing_more(tmp_path: Path):
     """Its threads end in the middle of the wait."""
     stop = Event()
     store, sizes = store_of(tmp_path, {"model.bin": WEIGHTS})
-    pay = _toll(Settings(root=tmp_path, limit_rate=1), stop)
+    pay = toll(Settings(root=tmp_path, limit_rate=1), stop)
     push = push_of(store, tmp_path / "mirror", stop=stop, pay=pay)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(push.run, sizes)
@@ -688,3 +689,55 @@ def test_a_target_that_only_fails_is_given_up(tmp_path: Path):
         push_of(store, tmp_path / "mirror", registry=Registry({"": Dead})).run(sizes)
 
     assert len(tried) == 3
+
+
+# ---- from Python
+
+
+def test_an_ensurer_pushes_what_selectors_hold(tmp_path: Path):
+    """As the command does, with the sources, retries and rate that the ensurer was given."""
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FILES}}), memory(FILES))
+    models.ensure("m")
+
+    done = models.push(["m#v", "m"], tmp_path / "mirror", compress=True)
+
+    assert names_in(tmp_path / "mirror") == PACKED
+    assert len(done.sent) == len(FILES) and done.packed == 1
+
+
+def test_a_push_from_python_that_fails_raises_and_tells_what_was_sent(tmp_path: Path):
+    """The damaged blob is named; the others are in the mirror, and counted."""
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FILES}}), memory(FILES))
+    models.ensure("m")
+    rot(models.settings.root, NOISE)
+    done = Pushed()
+
+    with pytest.raises(IntegrityError, match=Digest.of(NOISE).short):
+        models.push(["m"], tmp_path / "mirror", done=done)
+
+    assert done.sent == sorted(Digest.of(data) for data in (CONFIG, WEIGHTS)) and done.damaged == [Digest.of(NOISE)]
+
+
+def test_stopping_the_ensurer_ends_its_push(tmp_path: Path):
+    """However slow it was asked to be; and it says that the next one goes on there."""
+    store_of(tmp_path)
+    settings = Settings(root=tmp_path / "root", lockfile=tmp_path / "models.lock", limit_rate=1)
+    models = ModelEnsurer.open(settings=settings)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(models.push, ["m"], tmp_path / "mirror")
+        while not (tmp_path / "mirror").exists():
+            assert not running.done()
+        models.stop.set()
+
+        with pytest.raises(Stopped, match="the next push continues there"):
+            running.result(timeout=20)
+
+
+def test_a_push_of_what_nobody_locked_touches_nothing(tmp_path: Path):
+    """Not even a store is made for it."""
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FILES}}))
+
+    with pytest.raises(ModelNotFoundError):
+        models.push(["other"], tmp_path / "mirror")
+
+    assert not (tmp_path / "root").exists() and not (tmp_path / "mirror").exists()

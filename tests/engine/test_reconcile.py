@@ -416,3 +416,21 @@ def test_mirrors_are_asked_first_and_trusted_never(cli: Cli):
 
     assert tree_of(cli.root / "models/m@1/v") == FP16
     assert done["summary"]["fetched_bytes"] == len(HALF) + 2 * len(CONFIG)
+
+
+def test_verify_of_what_is_only_missing_or_drifted_is_no_failure(cli: Cli):
+    """Exit 3, changes needed, as for --check: faults are listed, and `ok` is false only beside an error."""
+    write_lock(cli.folder, lock_of({"m@1": {"v": {"a": b"a", "b": b"bb"}}}, sources=["src"]))
+    (cli.folder / "src").mkdir()
+    for path, data in (("a", b"a"), ("b", b"bb")):
+        (cli.folder / "src" / path).write_bytes(data)
+    cli.ok("reconcile")
+    tree = cli.root / "models/m@1/v"
+    (tree / "a").unlink()
+    (tree / "b").unlink()
+    (tree / "b").write_bytes(b"mine")
+
+    ran = cli.run("verify", "--json")
+
+    assert ran.code == 3 and ran.json["ok"] is True and "error" not in ran.json
+    assert {fault["kind"] for fault in ran.json["faults"]} <= {"missing", "drift"} and len(ran.json["faults"]) == 2

@@ -134,10 +134,11 @@ def test_a_range_beyond_the_end_gives_the_whole_for_comparison(origin: Origin):
 
 @pytest.mark.parametrize("meaning", [*MEANINGS, (410, NotFound, False), (502, Unreachable, True)], ids=status_of)
 def test_statuses_are_told_apart(origin: Origin, meaning: Meaning):
-    """Permanent or worth asking again."""
+    """Permanent or worth asking again; and the number is there for who must tell them apart more finely."""
     error = refusal_of(HttpSource({}), f"{origin.url}/m/ten", origin, "m/ten", meaning)
 
     assert error.retry_after == (7.0 if error.transient else None)
+    assert error.status == meaning[0]
 
 
 @pytest.mark.parametrize(

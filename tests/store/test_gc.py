@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from builders import assert_sound, blobs_of, ensurer_of, lock_of, memory, some_bytes, tree_of, write_lock
+from builders import Cli, assert_sound, blobs_of, ensurer_of, lock_of, memory, some_bytes, tree_of, write_lock
 from storeroom import age, flip, partial_with, root_only, umask
 
 from backends.memory import MemorySource
@@ -715,6 +715,38 @@ def test_trees_go_until_so_much_is_free(tmp_path: Path):
     collect(models, goals=Goals(free=8_500))
 
     assert left(models) == ["m3@1"]
+
+
+def test_goals_that_cannot_be_reached_are_told_by_what_is_missing(tmp_path: Path):
+    """Pinned trees stay, and the disk is full of what is not ours; a goal that is reached lacks nothing."""
+    models = three(tmp_path)
+    models.free_bytes = lambda: 10_000 - sum(path.stat().st_size for path in blobs_of(tmp_path / "root").values())
+    roots.pin(BlobStore.open(tmp_path / "root"), "m1@1", "v", [Digest.of(b"a" * KB)])
+
+    reached = collect(models, goals=Goals(max_size=2 * KB, free=8_000))
+    missed = collect(models, goals=Goals(max_size=100, free=9_500))
+
+    assert (reached.over_bytes, reached.lacking_bytes) == (0, 0)
+    assert left(models) == ["m1@1"] and (missed.over_bytes, missed.lacking_bytes) == (KB - 100, 500)
+
+
+def test_gc_says_which_goal_cannot_be_reached(tmp_path: Path):
+    """On stderr and in the document, in a dry run too; exit 0, since all that could go went."""
+    cli = Cli(tmp_path)
+    write_lock(tmp_path, lock_of({"m@1": {"v": {"a": b"a" * KB}}}, sources=["src"]))
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/a").write_bytes(b"a" * KB)
+    cli.ok("reconcile")
+    cli.ok("pin", "m")
+
+    would = cli.ok("gc", "--max-size", "100", "--dry-run", "--json")
+    did = cli.ok("gc", "--max-size", "100", "--free", "1000TB", "--json")
+
+    assert would.json["missed"] == {"max_size": 900}
+    assert did.json["missed"]["max_size"] == 900 and did.json["missed"]["free"] > 0
+    assert "note: " in would.err and "900 B more than --max-size" in would.err and "--free" not in would.err
+    assert "--max-size" in did.err and "--free" in did.err
+    assert "missed" not in cli.ok("gc", "--max-size", "1KB", "--json").json
 
 
 def test_garbage_goes_before_trees(tmp_path: Path):

@@ -1,0 +1,126 @@
+"""Errors say what next: a hint that fits what is wrong, whoever asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from builders import Cli, write_lock
+from origin import Fault, Origin
+
+from backends import Misbehaved, NotFound, NotListable, Registry, SourceError
+from backends.file import FileSource
+from backends.http import HttpSource
+from backends.hub import HubSource
+from cas import Digest
+from reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile
+
+
+def manifest(cli: Cli, *sources: str) -> None:
+    rows = ", ".join(f'"{source}"' for source in sources)
+    text = f'schema = 1\n[models.m]\nversion = "1"\nsources = [{rows}]\n[models.m.variants.v]\n'
+    (cli.folder / "models.toml").write_text(text)
+
+
+def test_an_unknown_scheme_says_which_are_known():
+    """In the hint, since it is what to do next."""
+    with pytest.raises(SourceError, match="ftp:// is not supported") as caught:
+        Registry().find("ftp://host/x")
+
+    assert "a path" in caught.value.hint and "https://" in caught.value.hint
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_regular_file_says_what_is_read(make: Callable[[Path], None], tmp_path: Path):
+    """A pipe or folder where a file is wanted."""
+    make(tmp_path / "x")
+
+    with pytest.raises(NotFound, match="not a regular file") as caught:
+        FileSource().open(str(tmp_path / "x"))
+
+    assert "regular files are read" in caught.value.hint
+
+
+def test_a_link_that_leads_nowhere_is_named_with_what_to_do(tmp_path: Path):
+    """One such link keeps a folder from being listed; the network has nothing to do with it."""
+    (tmp_path / "gone.bin").symlink_to("nowhere")
+
+    with pytest.raises(NotFound, match=r"gone\.bin") as caught:
+        FileSource().listing(str(tmp_path))
+
+    assert "link" in caught.value.hint
+
+
+@pytest.mark.parametrize("sums", [b"not a sum\n", b"\xff\xfe"])
+def test_a_bad_list_of_sums_says_how_to_make_one(sums: bytes):
+    """And what to do for who cannot."""
+    with Origin({"m/SHA256SUMS": sums}) as origin:
+        with pytest.raises(NotListable, match="SHA256SUMS") as caught:
+            HttpSource({}).listing(f"{origin.url}/m")
+
+    assert "sha256sum" in caught.value.hint and "`files`" in caught.value.hint
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"{}", b"[]"])
+def test_an_address_that_is_no_hub_is_said_to_be_none(answer: bytes):
+    """The page of some other server."""
+    with Origin({"api/models/org/name/revision/main": answer}) as origin:
+        with pytest.raises(Misbehaved, match="the hub's answer") as caught:
+            HubSource({"HF_ENDPOINT": origin.url}).listing("hf://org/name")
+
+    assert "HF_ENDPOINT" in caught.value.hint
+
+
+def test_a_source_that_cannot_be_reached_says_what_to_check(cli: Cli):
+    """Also where the source itself has nothing to say."""
+    manifest(cli, "http://127.0.0.1:9/m")
+
+    ran = cli.run("lock", "--json")
+
+    assert ran.code == 5
+    assert "network" in ran.json["error"]["hint"] and "`files`" in ran.json["error"]["hint"]
+
+
+def test_a_listed_file_that_is_not_there_says_what_to_do(cli: Cli):
+    """The listing promises what the source does not have."""
+    with Origin({"m/gone.bin": b"x"}) as origin:
+        origin.fail("m/gone.bin", Fault(status=404, times=-1))
+        manifest(cli, f"{origin.url}/m")
+
+        ran = cli.run("lock", "--json")
+
+    assert ran.code == 5 and "exclude" in ran.json["error"]["hint"]
+
+
+def test_a_blob_without_any_source_asks_for_one(cli: Cli):
+    """No network could help."""
+    blob = {Digest.of(b"x"): LockedBlob(size=1)}
+    model = LockedModel(variants={"v": LockedVariant(files={"x": Digest.of(b"x")})}, default="v")
+    write_lock(cli.folder, Lockfile(manifest="sha256:" + "0" * 64, models={"m@1": model}, blobs=blob))
+
+    ran = cli.run("ensure", "m")
+
+    assert ran.code == 5
+    assert "no source is named" in ran.err and "hint: give the model `sources`" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        (("ensure", "m", "--limit-rate", "0"), "leave it out"),
+        (("ensure", "m", "n", "--into", "x"), "--into DIR"),
+        (("which", "nothing"), "a file of a tree"),
+        (("which", "."), "a file of a tree"),
+        (("diff", "a.lock", "b.lock"), "modelstow lock"),
+        (("status", "--lock", "."), "models.lock"),
+        (("bench", "--size", "0"), "1GiB"),
+    ],
+)
+def test_a_bad_argument_says_what_to_write(argv: tuple[str, ...], word: str, cli: Cli):
+    """Exit 2, with something that can be typed."""
+    ran = cli.run(*argv)
+
+    assert ran.code == 2
+    assert word in ran.err.partition("hint: ")[2]

@@ -1,0 +1,78 @@
+"""What goes to standard error: talk for people, or events for programs, never a mixture."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from builders import Cli, Ran, lock_of, write_lock
+
+EVENTS = ("--progress", "json")
+
+
+def events(ran: Ran) -> list[dict[str, Any]]:
+    """Every line of standard error, which must be an event each."""
+    return [json.loads(line) for line in ran.err.splitlines()]
+
+
+@pytest.fixture
+def stale(cli: Cli) -> Cli:
+    """A lockfile beside a manifest that it was not made from, with a source where a file is missing."""
+    write_lock(cli.folder, lock_of({"m@1": {"v": {"a": b"aaa", "b": b"b"}}}, sources=["src"]))
+    text = 'schema = 1\n[models.m]\nversion = "1"\nsources = ["src"]\n[models.m.variants.v]\n'
+    (cli.folder / "models.toml").write_text(text)
+    (cli.folder / "src").mkdir()
+    (cli.folder / "src" / "a").write_bytes(b"aaa")
+    return cli
+
+
+@pytest.mark.parametrize("command", ["plan", "status", "gc", "verify", "du"])
+def test_a_warning_is_an_event_where_events_are_asked_for(command: str, stale: Cli):
+    """Whoever reads the stream reads every line in one way."""
+    heard = events(stale.run(command, *EVENTS))
+
+    warned = [row for row in heard if row["event"] == "Warned"]
+    assert len(warned) == 1 and "was not made from" in warned[0]["text"]
+
+
+def test_a_failure_ends_the_events_with_what_went_wrong(stale: Cli):
+    """In the stream too, with its code and hint; what --json prints is untouched."""
+    ran = stale.run("ensure", "m", "--json", *EVENTS)
+
+    heard = events(ran)
+    assert ran.code == 5
+    assert {"Warned", "FetchesPlanned", "SourceFailed", "Failed"} <= {row["event"] for row in heard}
+    told = ran.json["error"]
+    assert heard[-1] == {"event": "Failed"} | {key: told[key] for key in ("code", "message", "hint")}
+
+
+def test_displaced_files_are_told_once(stale: Cli):
+    """As the event that they are, not again in words."""
+    (stale.folder / "src" / "b").write_bytes(b"b")
+    stale.ok("ensure", "m")
+    path = stale.root / "models/m@1/v/b"
+    path.unlink()
+    path.write_bytes(b"mine")
+
+    heard = events(stale.ok("ensure", "m", *EVENTS))
+
+    assert [row["event"] for row in heard].count("Displaced") == 1
+    assert not [row for row in heard if row["event"] == "Note"]
+
+
+@pytest.mark.parametrize("asked", [EVENTS, ("--progress=json",)])
+def test_a_bad_command_line_is_an_event_too(asked: tuple[str, ...], cli: Cli):
+    """Also where it could not be understood."""
+    ran = cli.run("ensure", *asked, "--nonsense")
+
+    (row,) = events(ran)
+    assert ran.code == 2 and row["event"] == "Failed" and row["code"] == "INVALID_CONFIG"
+
+
+def test_people_read_words(stale: Cli):
+    """Without the option nothing changes."""
+    ran = stale.run("ensure", "m")
+
+    assert ran.err.startswith("warning: ") and "\nerror: " in ran.err and "\nhint: " in ran.err
+    assert stale.run("ensure", "m", "--quiet").err.startswith("error: ")
