@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from threading import Condition, Thread
 
 from backends import Body, SourceError, redact
@@ -15,7 +17,7 @@ from cas.pieces import PIECE, PieceTable, piece_count, piece_hash, piece_range, 
 from ..desired.lockfile import absolute
 from ..telemetry.events import BytesArrived, Note, SourceFailed
 from .engine import Engine, Wanted
-from .lane import Beginning, Lane
+from .lane import Beginning, Lane, Receiver
 from .pace import Pace
 from .packed import Packed
 from .proof import Chaser
@@ -30,7 +32,7 @@ _SAY_S = 0.5  # a wait from so long on is told
 _TICK_S = 0.02  # how often growing, silence and a stop are looked at
 
 
-class Download:
+class Download(Receiver):
     """One blob's transfer while it lasts. ``fill`` runs in one thread and starts others, which end before it does.
 
     A lane that waits for an answer when its range was given to another is left behind: it holds no claim, writes
@@ -65,6 +67,7 @@ class Download:
         self._begun: dict[int, Beginning] = {}  # by piece: what a connection that broke left of it
         self._reading: set[Thread] = set()  # lanes that may touch the partial
         self._own: Thread | None = None  # the lane on the connection that this blob has; others are borrowed
+        self._untold = deque[tuple[str, Fact]]()  # failures that are to be shown
         self._broken: BaseException | None = None
         self._over = False
 
@@ -89,6 +92,7 @@ class Download:
             while self._working and not isinstance(step, Prove | GiveUp | Wait):
                 self._state.wait(_TICK_S)
                 step = self._look()
+        self._tell()
         match step:
             case Ask():  # one piece from one source: no other connection could help, and a thread costs more than it
                 self._serve(step, alone=True)
@@ -187,6 +191,7 @@ class Download:
                 body.close()
         self._join()
         self._end_chase()
+        self._tell()
 
     def _join(self) -> None:
         with self._state:
@@ -209,6 +214,7 @@ class Download:
             begun = self._begun.pop(ask.start // PIECE, None) if ask.start % PIECE else None
             fact = lane.run(ask, begun)
             ask = self._next(ask, fact, lane.beginning, alone=alone)
+            self._tell()
 
     def _next(self, ask: Ask, fact: Fact | None, beginning: Beginning | None, *, alone: bool) -> Ask | None:
         with self._state:
@@ -231,16 +237,16 @@ class Download:
 
     def _fail(self, claim: int, fact: Fact, beginning: Beginning | None = None) -> None:
         locator, piece = self._transfer.locator(claim), self._transfer.current(claim)
-        if beginning is not None and locator not in self._packed and fact.kind in (Kind.TRANSIENT, Kind.RATE_LIMIT):
-            self._begun[piece] = beginning
-        reached = beginning.reached if beginning is not None and self._begun.get(piece) is beginning else 0
-        if self._transfer.failed(claim, fact, self.engine.clock(), reached):
+        if locator in self._packed or fact.kind not in (Kind.TRANSIENT, Kind.RATE_LIMIT):
+            beginning = None  # a frame is unpacked whole; and what is wrong with the object is wrong with its beginning
+        if self._transfer.failed(claim, fact, self.engine.clock(), beginning.reached if beginning else 0):
+            if beginning is not None:
+                self._begun[piece] = beginning
             alone = locator in self._packed and fact.kind is Kind.PERMANENT
             exactly = alone or fact.code in ("INCOMPLETE_DOWNLOAD", "SIZE_MISMATCH")
             self._note(locator, fact, exactly=exactly, given_up=self._transfer.over(locator), wrong=[piece])
 
     def open(self, ask: Ask) -> Body:
-        """See ``Blob``."""
         source = self.engine.registry.find(ask.locator)
         if packed := self._packed.get(ask.locator):
             with self._state:
@@ -249,7 +255,6 @@ class Download:
         return source.open(ask.locator, start=ask.start, stop=ask.stop)
 
     def opened(self, claim: int, body: Body) -> bool:
-        """See ``Blob``."""
         with self._state:
             if self._over or not self._transfer.lives(claim):
                 return False
@@ -259,22 +264,18 @@ class Download:
             return True
 
     def takes(self, claim: int, piece: int) -> bool:
-        """See ``Blob``."""
         with self._state:
             return not self._over and self._transfer.takes(claim, piece)
 
     def lives(self, claim: int, piece: int) -> bool:
-        """See ``Blob``."""
         with self._state:
             return not self._over and self._transfer.lives(claim, piece)
 
     def ignores_ranges(self, claim: int) -> None:
-        """See ``Blob``."""
         with self._state:
             self._transfer.ignores_ranges(claim)
 
     def got(self, claim: int, count: int) -> bool:
-        """See ``Blob``."""
         return self._got(claim, 0 if claim in self._unpacking else count)  # it was told while its frame arrived
 
     def _got(self, claim: int, count: int) -> bool:
@@ -288,7 +289,6 @@ class Download:
         return counts
 
     def write(self, claim: int, piece: int, offset: int, data: memoryview) -> bool:
-        """See ``Blob``: under the claim that is valid now."""
         with self._state:
             if self._over or not self._transfer.may_write(claim, piece):
                 return False
@@ -298,7 +298,6 @@ class Download:
         return True
 
     def keep(self, claim: int, piece: int, hash_: bytes) -> bool:
-        """See ``Blob``: put a whole piece on record."""
         known = self.table.slots[piece] if self.table is not None else None
         with self._state:
             if self._over:
@@ -382,7 +381,15 @@ class Download:
         lied = fact.code == "CHECKSUM_FAIL"
         if lied:
             self._lied.setdefault(locator, set()).update(wrong)
-            self.engine.lies.note(self.wanted.digest, locator)
         key = self._keys(locator)[0 if exactly or lied else 1]
         self.engine.failures.note(key, fact.code, fact.what, given_up=given_up)
-        self.engine.emit(SourceFailed(locator=redact(locator), what=fact.what))
+        self._untold.append((locator, fact))
+
+    def _tell(self) -> None:
+        """Write down and show what was noted. Outside the lock, since a disk and a terminal take their time."""
+        with suppress(IndexError):  # told by now, by whoever was first
+            while True:
+                locator, fact = self._untold.popleft()
+                if fact.code == "CHECKSUM_FAIL":
+                    self.engine.lies.note(self.wanted.digest, locator)
+                self.engine.emit(SourceFailed(locator=redact(locator), what=fact.what))

@@ -14,8 +14,8 @@ from .retry import Fact, RetryPolicy, fact_of
 from .steps import Ask
 
 
-class Blob(Protocol):
-    """What a lane tells of its work, and asks before each step. Any number of lanes may call it at once."""
+class Receiver(Protocol):
+    """Whom lanes bring the bytes of one blob: told of each step, and asked before it. Any number may call at once."""
 
     size: int
 
@@ -31,20 +31,28 @@ class Blob(Protocol):
         """Take all of a local file at once, where that can be done; then nothing is left to read."""
         ...
 
-    def takes(self, claim: int, piece: int) -> bool: ...
+    def ignores_ranges(self, claim: int) -> None:
+        """The source sends everything, from byte 0."""
+        ...
 
-    def ignores_ranges(self, claim: int) -> None: ...
+    def takes(self, claim: int, piece: int) -> bool:
+        """Whether this range is the one that brings the piece."""
+        ...
 
-    def lives(self, claim: int, piece: int) -> bool: ...
+    def lives(self, claim: int, piece: int) -> bool:
+        """Whether it has anything to bring behind the piece."""
+        ...
 
-    def got(self, claim: int, count: int) -> bool: ...
+    def got(self, claim: int, count: int) -> bool:
+        """So many bytes came; False if nobody waits for more. Raises Stopped."""
+        ...
 
     def write(self, claim: int, piece: int, offset: int, data: memoryview) -> bool:
-        """Write a part of a piece; False if another brings it."""
+        """Write a part of a piece under the claim that is valid now; False if another brings it. Raises OSError."""
         ...
 
     def keep(self, claim: int, piece: int, hash_: bytes) -> bool:
-        """A piece is whole; False if this range should end."""
+        """Put a whole piece on record; False if this range should end. Raises OSError."""
         ...
 
 
@@ -71,7 +79,7 @@ class _TakenOver(Exception):
 class Lane:
     """Reads ranges one after the other through one small buffer, which stays in the processor's cache."""
 
-    def __init__(self, blob: Blob, policy: RetryPolicy, clock: Callable[[], float]) -> None:
+    def __init__(self, blob: Receiver, policy: RetryPolicy, clock: Callable[[], float]) -> None:
         self._blob, self._policy, self._clock = blob, policy, clock
         self._buffer = memoryview(bytearray(min(MOST_STEP, blob.size)))
         self.beginning: Beginning | None = None  # what the last range left of the piece that it was bringing
