@@ -19,7 +19,7 @@ from . import addresses, credentials, listing, redirects, stream, wire
 from .addresses import NotAllowed, Reach
 from .base import Body, Listing, read_body
 from .errors import Denied, Misbehaved, NotFound, SourceError, Throttled, TimedOut, Unreachable
-from .redirects import Target, Targets
+from .redirects import Landing, Landings
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
@@ -50,7 +50,7 @@ class HttpSource:
         """*token* gives the bearer token for a URL, asked anew for every hop of a redirect; *clock* ages redirects."""
         self._environ = dict(os.environ) if environ is None else environ  # which looks up faster
         self._token = token
-        self._targets = Targets(clock)
+        self._targets = Landings(clock)
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
         self._webs = {reach: wire.Web(reach, head_timeout_s=head_timeout_s, timeout=timeout) for reach in Reach}
 
@@ -90,7 +90,7 @@ class HttpSource:
     def _ask(self, method: str, locator: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
         """One answer with a body to read, after redirects. Raises SourceError for every other status."""
         redirects.check(locator)
-        target = Target(locator, Reach.ANY)
+        target = Landing(locator, Reach.ANY)
         for _ in range(_REDIRECTS + 1):
             response = self._send(method, target, headers, locator)
             if response.status not in (301, 302, 303, 307, 308):
@@ -100,7 +100,7 @@ class HttpSource:
                 return response
             stream.let_go(response)
             url = redirects.follow(target.url, response.headers.get("Location"), locator)
-            target = Target(url, self._reach(url, locator))
+            target = Landing(url, self._reach(url, locator))
         raise Misbehaved(f"more than {_REDIRECTS} redirects", locator=locator)
 
     def page(self, url: str, *, at_most: int) -> tuple[bytes, str]:
@@ -133,7 +133,7 @@ class HttpSource:
         self._targets.drop(locator, target)
         return None
 
-    def _send(self, method: str, target: Target, headers: Mapping[str, str], locator: str) -> urllib3.BaseHTTPResponse:
+    def _send(self, method: str, target: Landing, headers: Mapping[str, str], locator: str) -> urllib3.BaseHTTPResponse:
         """One request and the head of its answer, whatever it is. Credentials are looked up for the very host asked."""
         url = target.url
         bundle = credentials.ca_bundle(self._environ)
@@ -188,10 +188,8 @@ def _answers(response: urllib3.BaseHTTPResponse, start: int) -> bool:
 
 
 def _body(response: urllib3.BaseHTTPResponse, locator: str, *, ranged: bool) -> Body:
-    span = stream.span_of(response.headers.get("Content-Range"))
-    start, total = (span[0], span[2]) if span else (0, _length(response))
-    read_into, close = stream.reading(response, lambda error: _translated(error, locator))
-    return Body(start=start, total=total, read_into=read_into, close=close, ranged=ranged)
+    where, length = response.headers.get("Content-Range"), _length(response)
+    return stream.body_of(response, where, length, lambda error: _translated(error, locator), ranged=ranged)
 
 
 def _length(response: urllib3.BaseHTTPResponse) -> int | None:

@@ -22,33 +22,33 @@ _RESERVED = "!#$%&'()*+,/:;=?@[]~"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Landing:
     """Where a locator leads, and how far its redirects may reach. The URL may be signed: it is kept here, shown nowhere."""
 
     url: str
     reach: Reach
 
 
-class Targets:
+class Landings:
     """Last targets of locators that were redirected, for ``REMEMBER_S`` seconds. Safe for threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._mutex = clock, Lock()
-        self._known: OrderedDict[str, tuple[float, Target]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[float, Landing]] = OrderedDict()
 
-    def find(self, locator: str) -> Target | None:
+    def find(self, locator: str) -> Landing | None:
         with self._mutex:
             at, target = self._known.get(locator, (0.0, None))
             return target if target is not None and self._clock() - at < REMEMBER_S else None
 
-    def remember(self, locator: str, target: Target) -> None:
+    def remember(self, locator: str, target: Landing) -> None:
         with self._mutex:
             self._known[locator] = self._clock(), target
             self._known.move_to_end(locator)
             while len(self._known) > _MOST:
                 self._known.popitem(last=False)
 
-    def drop(self, locator: str, target: Target) -> None:
+    def drop(self, locator: str, target: Landing) -> None:
         """Forget *target*, unless another thread has found a newer one by now."""
         with self._mutex:
             if self._known.get(locator, (0.0, None))[1] == target:

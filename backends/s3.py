@@ -157,13 +157,12 @@ class S3Source:
     # ---- asking
 
     def _body(self, answer: Mapping[str, Any], locator: str, *, asked: bool) -> Body:
-        span = stream.span_of(answer.get("ContentRange"))
-        start, total = (span[0], span[2]) if span else (0, answer.get("ContentLength"))
         # The stored bytes are the object, whatever Content-Encoding its owner gave it: nothing is decoded. Beneath
         # botocore's stream, which would add a check of the length, is urllib3's response.
         raw = getattr(answer["Body"], "_raw_stream", answer["Body"])
-        read_into, close = stream.reading(raw, lambda error: self._translated(error, locator))
-        return Body(start=start, total=total, read_into=read_into, close=close, ranged=not asked or span is not None)
+        where, length = answer.get("ContentRange"), answer.get("ContentLength")
+        ranged = not asked or stream.span_of(where) is not None
+        return stream.body_of(raw, where, length, lambda error: self._translated(error, locator), ranged=ranged)
 
     def _ask(self, operation: str, locator: str, arguments: Mapping[str, Any]) -> Any:
         try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import urllib3
 
+from .base import Body
 from .errors import SourceError
 
 SMALL = 1 << 16
@@ -64,6 +65,15 @@ def reading(
         let_go(raw)
 
     return read_into, close
+
+
+def body_of(
+    raw: Any, content_range: str | None, length: int | None, translated: Callable[[Exception], SourceError], *, ranged: bool
+) -> Body:
+    """An answer with its headers understood. *length*: of this body; *ranged*: whether it gives what was asked."""
+    start, _, total = span_of(content_range) or (0, 0, length)
+    read_into, close = reading(raw, translated)
+    return Body(start=start, total=total, read_into=read_into, close=close, ranged=ranged)
 
 
 def let_go(raw: Any) -> None:

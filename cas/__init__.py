@@ -14,10 +14,11 @@ from .errors import (
 )
 from .layout import Layout
 from .linking import LinkKind, LinkMode
-from .look import BlobState, Look
+from .look import ABSENT, BlobState, Look
 from .store import BlobStore
 
 __all__ = [
+    "ABSENT",
     "EMPTY",
     "BlobState",
     "BlobStore",

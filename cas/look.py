@@ -20,8 +20,6 @@ class Look:
 
     state: BlobState
     ino: int = 0
-    links: int = 0
-    size: int = 0  # bytes
 
 
 ABSENT = Look(BlobState.ABSENT)

@@ -42,7 +42,6 @@ class Partial:
             self.fd, self.table = adopted
         os.ftruncate(self.fd, size)
         self._table_fd = self._open_table() if self._journaled else -1
-        self.resumed_bytes = self.held_bytes
 
     @property
     def held_bytes(self) -> int:

@@ -28,7 +28,7 @@ class Level(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Subject:
     """A file that should hold a blob's bytes. ``table`` is where the blob's piece table would be."""
 
     path: str
@@ -42,7 +42,7 @@ class Target:
 class Verdict:
     """What reading one file showed. ``bad_pieces`` is empty where the whole is wrong but no table tells which part."""
 
-    target: Target
+    target: Subject
     intact: bool
     bad_pieces: tuple[int, ...] = ()
     bytes_read: int = 0
@@ -50,7 +50,7 @@ class Verdict:
 
 
 def scrub(
-    targets: Iterable[Target],
+    targets: Iterable[Subject],
     level: Level,
     *,
     threads: int | None = None,
@@ -104,7 +104,7 @@ def name_file(fd: int, size: int) -> PieceTable:
     return maker.named(Digest.of_hex(hasher.hexdigest()))
 
 
-def _join(target: Target, verdicts: list[Verdict]) -> Verdict:
+def _join(target: Subject, verdicts: list[Verdict]) -> Verdict:
     if len(verdicts) == 1:
         return verdicts[0]
     return Verdict(
@@ -116,7 +116,7 @@ def _join(target: Target, verdicts: list[Verdict]) -> Verdict:
     )
 
 
-def _open(target: Target) -> int:
+def _open(target: Subject) -> int:
     fd = open_regular(target.path)
     if os.fstat(fd).st_size == target.size:
         return fd
@@ -128,7 +128,7 @@ def _open(target: Target) -> int:
 
 
 def _check_run(
-    target: Target, table: PieceTable, first: int, buffer: Callable[[], memoryview], on_bytes: Callable[[int], None] | None
+    target: Subject, table: PieceTable, first: int, buffer: Callable[[], memoryview], on_bytes: Callable[[int], None] | None
 ) -> Verdict:
     last = min(first + _RUN, len(table.slots))
     try:
@@ -156,7 +156,7 @@ def _check_run(
 
 
 def _check_whole(
-    target: Target, table: PieceTable | None, buffer: Callable[[], memoryview], on_bytes: Callable[[int], None] | None
+    target: Subject, table: PieceTable | None, buffer: Callable[[], memoryview], on_bytes: Callable[[int], None] | None
 ) -> Verdict:
     """By sha256. Which pieces are bad is looked up in a second pass, only where the first one failed."""
     try:

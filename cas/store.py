@@ -99,7 +99,7 @@ class BlobStore:
             and digest.hex not in self.suspects()
         )
         state = BlobState.INTACT if intact else BlobState.SUSPECT
-        return Look(state, found.st_ino, found.st_nlink, found.st_size)
+        return Look(state, found.st_ino)
 
     def suspects(self) -> frozenset[str]:
         """Hex digests that a verification found damaged and nobody has repaired; read once for each store object."""

@@ -15,7 +15,7 @@ from statistics import median
 from cas import BlobState, BlobStore, Digest, NoSpaceError
 from cas.partial import read_fully
 from cas.pieces import PIECE, piece_count, piece_range
-from cas.scrub import Level, Target, scrub
+from cas.scrub import Level, Subject, scrub
 
 from .. import config
 from ..errors import IntegrityError, InvalidConfigError
@@ -79,7 +79,7 @@ def _check_space(here: Path, total: int) -> None:
 # ---- the file
 
 
-def _stowed(folder: Path, total: int) -> tuple[BlobStore, Target]:
+def _stowed(folder: Path, total: int) -> tuple[BlobStore, Subject]:
     """A store of its own in *folder* with one blob of *total* bytes, ingested as any other."""
     store = BlobStore.open(folder / "store")
     store.prepare()
@@ -89,7 +89,7 @@ def _stowed(folder: Path, total: int) -> tuple[BlobStore, Target]:
         store.copy_in(file.fileno(), digest, total)
     path.unlink()
     layout = store.layout
-    return store, Target(path=layout.blob(digest), digest=digest, size=total, table=layout.table(digest))
+    return store, Subject(path=layout.blob(digest), digest=digest, size=total, table=layout.table(digest))
 
 
 def _write(path: Path, total: int) -> Digest:
@@ -107,7 +107,7 @@ def _write(path: Path, total: int) -> Digest:
 # ---- the clock
 
 
-def _measure(store: BlobStore, target: Target, repeats: int) -> list[Measured]:
+def _measure(store: BlobStore, target: Subject, repeats: int) -> list[Measured]:
     """Every level so many times, in an order that rotates, after one round that does not count."""
     levels: dict[str, Callable[[], int]] = {
         _READ: lambda: _read(target),
@@ -133,7 +133,7 @@ def _measured(level: str, read: int, mine: Sequence[float], limit: Sequence[floa
     return Measured(level=level, seconds=median(mine), bytes=read, share=median(shares) if read else None)
 
 
-def _read(target: Target) -> int:
+def _read(target: Subject) -> int:
     view = memoryview(bytearray(min(PIECE, target.size, 1 << 20)))
     with open(target.path, "rb", buffering=0) as file:
         for start in range(0, target.size, len(view)):
@@ -141,13 +141,13 @@ def _read(target: Target) -> int:
     return target.size
 
 
-def _look(store: BlobStore, target: Target) -> int:
+def _look(store: BlobStore, target: Subject) -> int:
     if store.look(target.digest, target.size).state is not BlobState.INTACT:
         raise IntegrityError("a blob that was just stowed does not look intact", hint="run `modelstow doctor`")
     return 0
 
 
-def _scrub(target: Target, level: Level) -> int:
+def _scrub(target: Subject, level: Level) -> int:
     verdict = next(scrub([target], level))
     if not verdict.intact:
         raise IntegrityError("a blob that was just stowed reads back damaged", hint="check this disk and its memory")

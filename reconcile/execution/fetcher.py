@@ -207,10 +207,10 @@ class Fetcher:
                 os.close(fd)
         return True
 
-    def _target(self, wanted: Wanted) -> scrub.Target:
+    def _target(self, wanted: Wanted) -> scrub.Subject:
         layout, digest = self.store.layout, wanted.digest
         path, table = layout.blob(digest), layout.table(digest)
-        return scrub.Target(path=path, digest=digest, size=wanted.size, table=table, makes_table=True)
+        return scrub.Subject(path=path, digest=digest, size=wanted.size, table=table, makes_table=True)
 
     def _save_pieces(self, wanted: Wanted, partial: Partial, table: PieceTable) -> tuple[int, ...]:
         """Copy the good pieces of a damaged blob and of copies into *partial*; which were damaged in the blob."""

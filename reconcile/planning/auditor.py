@@ -19,7 +19,7 @@ from cas import EMPTY, BlobState, BlobStore, Digest, LinkKind, LockTimeoutError,
 from cas import inventory as inventories
 from cas.locks import Holder
 from cas.pieces import piece_range
-from cas.scrub import Level, Target, Verdict
+from cas.scrub import Level, Subject, Verdict
 
 from .observer import observe
 from .state import Actual, Desired, DesiredTree
@@ -140,7 +140,7 @@ def _verdicts(
 ) -> Iterator[tuple[Digest, Verdict]]:
     layout = store.layout
     targets = [
-        Target(path=layout.blob(d), digest=d, size=sizes[d], table=layout.table(d), makes_table=True) for d in present
+        Subject(path=layout.blob(d), digest=d, size=sizes[d], table=layout.table(d), makes_table=True) for d in present
     ]
     if level is Level.QUICK:
         for target in targets:
@@ -171,7 +171,7 @@ def _copy_verdicts(
     for tree, path in copies:
         digest = tree.files[path]
         table = store.layout.table(digest)
-        targets.append(Target(path=str(tree.path / path), digest=digest, size=desired.size(digest), table=table))
+        targets.append(Subject(path=str(tree.path / path), digest=digest, size=desired.size(digest), table=table))
     for (tree, path), verdict in zip(copies, scrub.scrub(targets, level, on_bytes=on_bytes), strict=True):
         yield tree, path, verdict
 

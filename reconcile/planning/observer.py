@@ -13,14 +13,14 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from cas import EMPTY, BlobState, BlobStore, Digest, Look
+from cas import ABSENT, EMPTY, BlobState, BlobStore, Digest, Look
 from cas import inventory as inventories
 from cas.inventory import Inventory, Placed
 from cas.linking import LinkKind
 from cas.locks import Holder
 from cas.tree import Scan, scan
 
-from .state import NO_BLOB, NO_TREE, Actual, ActualTree, Desired, DesiredTree, Foreign, TreeKey
+from .state import NO_TREE, Actual, ActualTree, Desired, DesiredTree, Foreign, TreeKey
 
 
 def free_bytes(path: Path) -> int:
@@ -120,7 +120,7 @@ class _Look:
             if ino is not None and inodes.get(digest) == ino:
                 placed[path] = digest
             elif ino is not None:
-                self._by_stat(path, digest, self._linkable.get(digest, NO_BLOB))
+                self._by_stat(path, digest, self._linkable.get(digest, ABSENT))
             elif path in self._found.folders:
                 self.foreign[path] = Foreign(None)
 
@@ -138,11 +138,11 @@ class _Look:
         elif there.st_ino == blob.ino and blob.ino:
             self.placed[path] = digest  # the folder's inode number was not the file's (some overlays)
         elif recorded is not None and recorded.digest == digest and recorded.ino == there.st_ino:
-            if (recorded.kind is LinkKind.SYMLINK and blob_of_link == self._blobs.get(digest, NO_BLOB).ino) or (
+            if (recorded.kind is LinkKind.SYMLINK and blob_of_link == self._blobs.get(digest, ABSENT).ino) or (
                 recorded.kind in (LinkKind.COPY, LinkKind.REFLINK) and carries_proof and not recorded.suspect
             ):
                 self.placed[path] = digest
-            elif recorded.kind is LinkKind.HARDLINK and carries_proof and not self._blobs.get(digest, NO_BLOB).ino:
+            elif recorded.kind is LinkKind.HARDLINK and carries_proof and not self._blobs.get(digest, ABSENT).ino:
                 self.placed[path] = digest  # its blob is gone from the store, the inode lives on here
             else:
                 self.foreign[path] = Foreign(size, altered=not carries_proof or recorded.suspect)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cas import EMPTY, BlobState, Digest, Look
+from cas import ABSENT, EMPTY, BlobState, Digest, Look
 
 from ..desired.lockfile import LockedBlob
 
@@ -91,7 +91,6 @@ class ActualTree:
 
 
 NO_TREE = ActualTree()
-NO_BLOB = Look(BlobState.ABSENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +104,7 @@ class Actual:
 
     def blob(self, digest: Digest) -> BlobState:
         """How a blob stands; the empty one is always there."""
-        return BlobState.INTACT if digest == EMPTY else self.blobs.get(digest, NO_BLOB).state
+        return BlobState.INTACT if digest == EMPTY else self.blobs.get(digest, ABSENT).state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

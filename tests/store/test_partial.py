@@ -29,7 +29,7 @@ def test_a_partial_resumes_the_pieces_that_are_on_record(tmp_path: Path):
     again = reopened(store)
 
     assert held(again) == [0, 2]
-    assert again.resumed_bytes == PIECE + 12_345 == store.held_in_partial(DIGEST, len(BIG))
+    assert again.held_bytes == PIECE + 12_345 == store.held_in_partial(DIGEST, len(BIG))
     assert again.table.slots[0].source == 7
     put(again, BIG, 1)
     store.commit(again)

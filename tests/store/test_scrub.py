@@ -12,16 +12,16 @@ from cas import BlobStore, Digest
 from cas import scrub as scrubs
 from cas.durable import write_file
 from cas.pieces import PIECE, PieceTable, Slot, TableState, piece_count, piece_hash, piece_range, proven_table
-from cas.scrub import Level, Target, Verdict, scrub
+from cas.scrub import Level, Subject, Verdict, scrub
 
 DIGEST = Digest.of(BIG)
 both = pytest.mark.parametrize("level", [Level.FAST, Level.FULL])
 
 
-def target(store: BlobStore, data: bytes, **more) -> Target:
+def target(store: BlobStore, data: bytes, **more) -> Subject:
     digest = Digest.of(data)
     where = {"path": store.layout.blob(digest), "table": store.layout.table(digest)}
-    return Target(digest=digest, size=len(data), **{**where, "makes_table": True, **more})
+    return Subject(digest=digest, size=len(data), **{**where, "makes_table": True, **more})
 
 
 def read(store: BlobStore, data: bytes, level: Level, **more) -> Verdict:
