@@ -22,6 +22,7 @@ _AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*\Z", re.IGNORECASE)
 
 CONNECTIONS = 8
 LOCK_TIMEOUT_S = 300.0
+_LEAST_SHARE = 64 * 1024  # bytes a second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,13 @@ class Settings:
     lock_timeout_s: float = LOCK_TIMEOUT_S
     max_size: int | None = None  # bytes of blobs
     min_free: int = 0  # bytes to leave on the disk
+
+    @property
+    def busy_connections(self) -> int:
+        """How many connections are worth having: a share of ``limit_rate`` that is too small looks like a dead server."""
+        if self.limit_rate is None:
+            return self.connections
+        return max(1, min(self.connections, int(self.limit_rate // _LEAST_SHARE)))
 
 
 def parse_size(text: str, what: str = "size") -> int:

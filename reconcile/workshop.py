@@ -115,7 +115,7 @@ class Workshop:
             failures=self.failures,
             lies=Lies(store.layout.lies),
             emit=recorder,
-            connections=Connections(self.settings.connections),
+            connections=Connections(self.settings.busy_connections),
             policy=self.retry,
             stop=stop,
         )

@@ -98,10 +98,14 @@ class Patience:
         if failures >= (1 if self.late and fact.kind is Kind.TRANSIENT else backoff.attempts):
             return False
         pause = min(backoff.pause_s * backoff.factor ** (failures - 1), backoff.longest_s)
-        asked = min(fact.retry_after or 0.0, self.policy.retry_after_cap_s)
         # With jitter, so that many who failed together do not come back together.
-        self.ready_at = now + max(pause * (0.5 + self.jitter() / 2), asked)
+        self.ready_at = now + pause * (0.5 + self.jitter() / 2)
+        self.heed(fact, now)
         return True
+
+    def heed(self, fact: Fact, now: float) -> None:
+        """Wait as long as the source asks for, up to the cap, whether the failure counts or not."""
+        self.ready_at = max(self.ready_at, now + min(fact.retry_after or 0.0, self.policy.retry_after_cap_s))
 
     def progressed(self) -> None:
         """A new piece arrived: all attempts are there again."""

@@ -149,6 +149,8 @@ class Transfer:
         if claim > standing.counted or fact.kind is Kind.PERMANENT:
             standing.counted = self._asked
             standing.over = not standing.patience.failed(fact, now) or standing.over
+        else:
+            standing.patience.heed(fact, now)
         standing.most = max(1, standing.running) if fact.kind is Kind.RATE_LIMIT else standing.most
         # It goes to the end of the row: the others are asked first, it is asked again when they cannot.
         self._standings.remove(standing)

@@ -1,8 +1,11 @@
 """How many connections a blob uses: it grows while that helps, and not where the proof could not follow."""
 
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reconcile.config import Settings
 from reconcile.execution.pace import Pace
 
 MB = 1_000_000
@@ -57,3 +60,12 @@ def test_it_never_allows_less_than_one_or_more_than_the_most(steps, most):
     for step in steps:
         received, now = received + step, now + 0.07
         assert 1 <= pace.look(now, int(received), pace.allowed, None) <= most
+
+
+def test_a_limited_rate_is_not_spread_over_connections_that_would_seem_dead(tmp_path: Path):
+    """Each has 64 KiB a second at least; there is always one, and never more than were asked for."""
+
+    def connections(limit: float | None) -> int:
+        return Settings(root=tmp_path, connections=8, limit_rate=limit).busy_connections
+
+    assert [connections(limit) for limit in (None, 50e6, 300_000, 65_536, 1000)] == [8, 8, 4, 1, 1]

@@ -1,7 +1,7 @@
 """The machine that decides a transfer: its rules by example, and its laws under sources that fail, lie and throttle."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -911,3 +911,13 @@ def test_what_a_liar_began_is_not_gone_on_with():
     t.wrong_piece(one.claim, WRONG)
 
     assert begin(t, A, now=10.0).start % PIECE == 0
+
+
+def test_the_longest_wait_that_a_server_asks_for_is_kept():
+    """Several connections are refused at once, with different words: one failure, but none comes back before the last."""
+    t = transfer(A, size=9 * PIECE)
+    one, two = begin(t, A, allowed=2), begin(t, A, allowed=2)
+    assert t.failed(one.claim, replace(BUSY, retry_after=1.0), 0.0)
+    assert t.failed(two.claim, replace(BUSY, retry_after=30.0), 0.0)
+
+    assert t.next(0.0) == Wait(seconds=30.0)
