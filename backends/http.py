@@ -98,7 +98,7 @@ class HttpSource:
                 if method == "GET" and target.url != locator:
                     self._targets.remember(locator, target)
                 return response
-            stream.let_go(response)
+            stream.skip(response)
             url = redirects.follow(target.url, response.headers.get("Location"), locator)
             target = Landing(url, self._reach(url, locator))
         raise Misbehaved(f"more than {_REDIRECTS} redirects", locator=locator)
@@ -127,7 +127,7 @@ class HttpSource:
             if response.status in (200, 206) and _answers(response, start):
                 _check_answer(response, locator, target.url, ranged=True)
                 return response
-            stream.let_go(response)
+            stream.skip(response)
         except SourceError:
             pass
         self._targets.drop(locator, target)
@@ -213,7 +213,7 @@ def _check_answer(response: urllib3.BaseHTTPResponse, locator: str, url: str, *,
     if status == 416 and ranged:
         return
     retry_after = stream.retry_after(response.headers.get("Retry-After", ""))
-    stream.let_go(response)
+    stream.skip(response)
     error = _refusal(status, locator, url, retry_after)
     error.reason = response.headers.get("X-Error-Code", "")
     error.status = status

@@ -19,6 +19,7 @@ SMALL = 1 << 16
 """Up to so many bytes a read returns with what there is, a larger one when it is full or at the end."""
 BROKEN = (urllib3.exceptions.HTTPError, HTTPException, OSError)
 """What a broken connection may raise."""
+_SKIP_S, _SKIP_READS = 0.1, 4
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)\Z")
 
 
@@ -87,6 +88,22 @@ def let_go(raw: Any) -> None:
             raw.shutdown()
         raw.close()
         raw.release_conn()
+
+
+def skip(raw: Any) -> None:
+    """Be done with an answer whose body nobody reads, from the thread that asked. A short one that has come is read over,
+    so that its connection serves the next request: a redirect and a refusal cost no handshake."""
+    fast: Any = getattr(raw, "_fp", None)
+    sock: Any = getattr(raw.connection, "sock", None)
+    if sock is not None and hasattr(fast, "read1") and 0 < (raw.length_remaining or 0) <= SMALL:
+        with suppress(*BROKEN):
+            sock.settimeout(_SKIP_S)  # the next answer sets its own
+            for _ in range(_SKIP_READS):
+                if not fast.isclosed() and fast.length:
+                    fast.read1(fast.length)
+            if fast.length == 0:
+                fast.readinto(bytearray(1))  # read1 does not notice that it was the last
+    let_go(raw)
 
 
 def span_of(content_range: str | None) -> tuple[int, int, int | None] | None:

@@ -25,7 +25,7 @@ _STEP = 1 << 16
 class Fault:
     """How one answer is to go wrong. Fields are independent; the default is no fault."""
 
-    status: int | None = None  # answer with this status and no content
+    status: int | None = None  # answer with this status and no content but *extra*
     headers: Mapping[str, str] = field(default_factory=dict)  # added to the answer
     cut_after: int | None = None  # bytes of body after which the connection is dropped
     reset: bool = True  # dropped by a reset, which throws away what has not been read; else closed
@@ -212,10 +212,11 @@ class _Handler(BaseHTTPRequestHandler):
         seen = Seen(self.command, path, self.headers.get("Range"), dict(self.headers), self.client_address[1], self.path)
         self.served.requests.append(seen)
         fault = self.served.next_fault(path)
-        if fault.redirect is not None:
-            return self._head(fault.status or 302, 0, {"Location": fault.redirect, **fault.headers})
-        if fault.status is not None:
-            return self._head(fault.status, 0, fault.headers)
+        if fault.redirect is not None or fault.status is not None:
+            where = {} if fault.redirect is None else {"Location": fault.redirect}
+            self._head(fault.status or 302, len(fault.extra), {**where, **fault.headers})
+            self.wfile.write(fault.extra if body else b"")
+            return None
         if (told := self.served.answer(seen)) is not None:
             status, headers, content = told
             if status != 200:

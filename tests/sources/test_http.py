@@ -1,5 +1,6 @@
 """HTTP keeps the contract against a real server, and survives what servers do."""
 
+import socket
 import time
 import traceback
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from email.utils import formatdate
 import pytest
 import requests
 from answers import MEANINGS, Meaning, assert_simply_ends, refusal_of, status_of
-from origin import Fault, Origin, gate_of
+from origin import Fault, Origin, RawServer, gate_of
 
 from backends import Misbehaved, NotFound, NotListable, Source, SourceError, Throttled, Unreachable, read_all
 from backends.conformance import BIG, TEN, SourceContract
@@ -325,3 +326,33 @@ def test_the_connection_of_a_small_body_is_used_again(origin: Origin):
         body.close()
 
     assert len({seen.client for seen in origin.gets()}) == 1
+
+
+def test_the_connection_of_a_short_refusal_or_redirect_is_used_again(origin: Origin):
+    """Mirrors that do not hold a blob, and hubs that send elsewhere, cost no handshake each time."""
+    origin.fail("m/gone", Fault(status=404, extra=b"<html>not found</html>", times=-1))
+    origin.fail("m/moved", Fault(redirect=f"{origin.url}/m/ten", extra=b"moved to m/ten", times=-1))
+    source = HttpSource()
+
+    for _ in range(3):
+        with pytest.raises(NotFound):
+            source.open(f"{origin.url}/m/gone")
+        assert read(source, f"{origin.url}/m/moved") == (0, TEN)
+
+    assert len(origin.gets()) == 3 + 2 * 3 and len({seen.client for seen in origin.gets()}) == 1
+
+
+@pytest.mark.parametrize("rest", [b"", b"a part of it"])
+def test_a_refusal_whose_text_does_not_come_is_told_all_the_same(rest: bytes):
+    """Nobody waits for what is not read anyway; the connection is not used again."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 100\r\n\r\n" + rest)
+        server.stopped.wait(30)
+
+    source = HttpSource()
+    with RawServer(answer) as server:
+        for _ in range(2):
+            with pytest.raises(NotFound):
+                source.open(f"{server.url}/x")
+        assert server.connections == 2
