@@ -99,7 +99,8 @@ class Download(Receiver):
             case Wait(seconds=seconds):
                 name = next(iter(self.wanted.paths), self.wanted.digest.short)
                 if seconds >= _SAY_S:
-                    self.engine.emit(Note(text=f"{name}: every source failed; asking again in {seconds:.0f} s"))
+                    why = ", ".join(dict.fromkeys(fact.what for fact in self._transfer.failures().values()))
+                    self.engine.emit(Note(text=f"{name}: every source failed ({why}); asking again in {seconds:.0f} s"))
                 self.engine.stop.wait(seconds)
             case Prove():
                 return self._prove()

@@ -173,6 +173,10 @@ class Transfer:
         idle = [claim for claim, range_ in self._ranges.items() if range_.writing is None]
         return sorted(idle, key=lambda claim: self._ranges[claim].got)[:count]
 
+    def failures(self) -> dict[str, Fact]:
+        """What each source failed with last."""
+        return {s.locator: s.failure or _NOT_ASKED for s in self._standings}
+
     def over(self, locator: str) -> bool:
         """Whether a source has no attempt left."""
         return any(standing.over for standing in self._standings if standing.locator == locator)
@@ -255,7 +259,7 @@ class Transfer:
             self._give_second_chances()
             open_ = [s for s in self._standings if self._may_serve(s)]
         if not open_:
-            return Idle() if self._ranges else self._give_up()
+            return Idle() if self._ranges else GiveUp(self.failures())
         open_ = self._ranged() or open_
         ready = [s for s in open_ if s.patience.ready_at <= now and s.running < s.most]
         if not ready:
@@ -265,9 +269,6 @@ class Transfer:
         if first is not None:
             return self._ask(standing, first, self._run(first, standing, allowed), now)
         return self._take_over(standing, now) or Idle()
-
-    def _give_up(self) -> GiveUp:
-        return GiveUp({s.locator: s.failure or _NOT_ASKED for s in self._standings})
 
     def _may_serve(self, standing: Standing) -> bool:
         if standing.over or standing.convicted:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from builders import some_bytes
 
-from backends import Body, Registry
+from backends import Body, Registry, Throttled
 from backends.memory import MemorySource
 from cas import BlobStore, Digest, NoSpaceError, Stopped
 from reconcile.errors import SourceUnavailableError
@@ -16,7 +16,7 @@ from reconcile.execution.engine import Connections, Engine, Wanted
 from reconcile.execution.failures import FailureTable
 from reconcile.execution.fetcher import Fetcher
 from reconcile.execution.lies import Lies
-from reconcile.telemetry.events import BlobFailed, BlobFetched, Event, Waiting
+from reconcile.telemetry.events import BlobFailed, BlobFetched, Event, Note, Waiting
 
 FILES = [some_bytes(1000 + n, seed=n) for n in range(30)]
 
@@ -212,3 +212,24 @@ def test_a_lease_that_was_lost_forbids_every_commit(world: World):
 
     assert {str(outcome) for outcome in outcomes.values()} == {"the lease is gone"} and world.there() == []
     assert list(world.store.layout.partials.iterdir()) == []
+
+
+def test_a_wait_is_told_with_its_reason_and_ended_by_a_stop(world: World):
+    """Who looks at a terminal that does not move learns why."""
+    told: list[str] = []
+
+    def busy(locator: str) -> None:
+        raise Throttled("HTTP 503 Service Unavailable", locator=locator, retry_after=7.0)
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Note):
+            told.append(event.text)
+            world.engine.stop.set()
+
+    world.source.on_open = busy
+    object.__setattr__(world.engine, "emit", emit)
+    with pytest.raises(Stopped):
+        world.fetcher.obtain(wanted(FILES[0]))
+
+    short = Digest.of(FILES[0]).short
+    assert told == [f"{short}: every source failed (HTTP 503 Service Unavailable); asking again in 7 s"]
