@@ -203,6 +203,7 @@ class Executor:
                     workers += 1
                 pause = _GROW_S if queue and workers < connections.most else _POLL_S
                 done, waiting = wait(waiting, timeout=pause, return_when=FIRST_COMPLETED)
+                self.fetcher.commit_due()
                 if self.outer.is_set() and waiting:
                     raise Stopped("stopped; what was fetched is kept and the next run continues there")
                 for future in done:

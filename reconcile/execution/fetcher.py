@@ -6,13 +6,11 @@ one are saved. Only the rest is downloaded.
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from backends import Body, EndedEarly
@@ -24,7 +22,6 @@ from cas import (
     Digest,
     LockTimeoutError,
     Look,
-    NoSpaceError,
     Stopped,
     locks,
     scrub,
@@ -34,31 +31,12 @@ from cas.partial import Partial, read_fully
 from cas.pieces import PIECE, PieceTable, open_regular, piece_hash, piece_range, proven_table, source_key
 from cas.scrub import Level
 
-from ..telemetry.events import BlobFailed, BlobFetched, BlobReused, FetchStarted, Waiting
+from ..telemetry.events import BlobReused, FetchStarted, Waiting
+from .batch import Batch, Filled, subject_of
 from .download import THIS_STORE, Download
 from .engine import Engine, Wanted
 from .intake import MOST_STEP, Intake
 from .retry import patiently
-
-_TOGETHER, _TOGETHER_S = 1 << 20, 1.0  # bytes that are committed together at most, and seconds that they may take
-
-
-@dataclass(slots=True)
-class _Filled:
-    """A blob that is here and proven but for the commit. Its lock is held."""
-
-    wanted: Wanted
-    lock: locks.Lock
-    look: Look  # before
-    partial: Partial
-    run: Download
-    resumed: int  # bytes that an earlier run had left
-    damaged: tuple[int, ...] = ()  # pieces of the blob before
-
-    def leave(self) -> None:
-        """Let go of it, whether it was committed or not."""
-        self.partial.leave()
-        self.lock.close()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,66 +47,55 @@ class Fetcher:
     engine: Engine
     lock_timeout_s: float = 300.0
     before_commit: Callable[[], object] = lambda: None
-
-    def obtain(self, wanted: Wanted) -> bool:
-        """Make sure that the blob is in the store, proven. True if its inode is another now than before.
-
-        Durable on return. Raises ChecksumError, SizeMismatchError, SourceUnavailableError and its kin, naming every
-        source and its reason; LockTimeoutError, Stopped, OSError.
-        """
-        outcome = self.obtain_all([wanted])[wanted.digest]
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+    _batches: set[Batch] = field(default_factory=set)
 
     def obtain_all(self, blobs: Iterable[Wanted]) -> dict[Digest, bool | Exception]:
-        """What ``obtain`` returns or raises for each of several blobs. Raises Stopped.
+        """Make sure that blobs are in the store, proven and durable, one after the other.
 
-        They are brought one after the other, and small ones are committed together: waiting for the disk would take
-        longer than their bytes. Who holds a lock waits for none meanwhile.
+        Of each: True if its inode is another now than before; or ChecksumError, SizeMismatchError,
+        SourceUnavailableError and its kin, naming every source and its reason; LockTimeoutError, OSError. Raises Stopped.
+
+        Small ones are committed together. Who holds a lock waits for none meanwhile.
         """
-        outcomes: dict[Digest, bool | Exception] = {}
-        filled: list[_Filled] = []
+        batch, busy = Batch(self.store, self.engine, lambda: self.before_commit()), []
+        self._batches.add(batch)
         try:
-            began, bytes_, busy = 0.0, 0, []
             for wanted in blobs:
-                bytes_ += wanted.size
-                if filled and (bytes_ > _TOGETHER or self.engine.clock() - began > _TOGETHER_S):
-                    self._commit(filled, outcomes)
-                if not filled:
-                    began, bytes_ = self.engine.clock(), wanted.size
-                if not self._bring(wanted, filled, outcomes, waits=False):
+                if not self._bring(wanted, batch, waits=False):
                     busy.append(wanted)
-            self._commit(filled, outcomes)
+                batch.commit_due()
+            batch.commit()
             for wanted in busy:
-                self._bring(wanted, filled, outcomes, waits=True)
-                self._commit(filled, outcomes)
+                self._bring(wanted, batch, waits=True)
+                batch.commit()
         finally:
-            for each in filled:
-                self._emit_failed(each)
-                each.leave()
-        return outcomes
+            self._batches.discard(batch)
+            batch.drop()
+        return batch.outcomes
 
-    def _bring(
-        self, wanted: Wanted, filled: list[_Filled], outcomes: dict[Digest, bool | Exception], *, waits: bool
-    ) -> bool:
-        """All but the commit, for which it is added to *filled*; False if another holds its lock and nobody *waits*."""
+    def commit_due(self) -> None:
+        """Commit what has waited for a second while its worker is at something else. To be called now and then."""
+        for batch in tuple(self._batches):
+            batch.commit_due()
+
+    def _bring(self, wanted: Wanted, batch: Batch, *, waits: bool) -> bool:
+        """All but the commit, which is the *batch*'s; False if another holds the blob's lock and nobody *waits*."""
         try:
             lock = self._lock(wanted, waits=waits)
             if lock is None:
                 return False
             with ExitStack() as held:
                 held.enter_context(lock)
-                found = self._begin(wanted, lock)
-                if isinstance(found, _Filled):
+                found = self._begin(wanted, lock, batch)
+                if isinstance(found, Filled):
                     held.pop_all()
-                    filled.append(found)
+                    batch.add(found)
                 else:
-                    outcomes[wanted.digest] = found
+                    batch.outcomes[wanted.digest] = found
         except Stopped:
             raise
         except Exception as error:
-            outcomes[wanted.digest] = error
+            batch.outcomes[wanted.digest] = error
         return True
 
     def _lock(self, wanted: Wanted, *, waits: bool) -> locks.Lock | None:
@@ -152,7 +119,7 @@ class Fetcher:
                 raise
             return None
 
-    def _begin(self, wanted: Wanted, lock: locks.Lock) -> bool | _Filled:
+    def _begin(self, wanted: Wanted, lock: locks.Lock, batch: Batch) -> bool | Filled:
         digest = wanted.digest
         self.store.refresh()
         look = self.store.look(digest, wanted.size)
@@ -163,11 +130,8 @@ class Fetcher:
         if not wanted.anew and self._at_hand(wanted, look.state, lock):
             self.store.note_commit(lock, digest)
             self.engine.emit(BlobReused(digest=digest, size=wanted.size))
-            return self._is_new(wanted, look)
-        return self._fill(wanted, look, lock)
-
-    def _is_new(self, wanted: Wanted, before: Look) -> bool:
-        return before.ino != 0 and before.ino != self.store.look(wanted.digest, wanted.size).ino
+            return look.ino != 0 and look.ino != self.store.look(digest, wanted.size).ino
+        return self._fill(wanted, look, lock, batch)
 
     # ---- what is on this disk
 
@@ -194,7 +158,7 @@ class Fetcher:
         """A touched or restored blob costs reading, not fetching. One that a verification convicted is read in full."""
         convicted = wanted.digest.hex in self.store.suspects()
         level = Level.FULL if convicted else Level.FAST
-        verdict = next(scrub.scrub([self._target(wanted)], level, on_bytes=lambda count: lock.progress()))
+        verdict = next(scrub.scrub([subject_of(self.store, wanted)], level, on_bytes=lambda count: lock.progress()))
         if not verdict.intact:
             return False
         try:
@@ -206,11 +170,6 @@ class Fetcher:
             finally:
                 os.close(fd)
         return True
-
-    def _target(self, wanted: Wanted) -> scrub.Subject:
-        layout, digest = self.store.layout, wanted.digest
-        path, table = layout.blob(digest), layout.table(digest)
-        return scrub.Subject(path=path, digest=digest, size=wanted.size, table=table, makes_table=True)
 
     def _save_pieces(self, wanted: Wanted, partial: Partial, table: PieceTable) -> tuple[int, ...]:
         """Copy the good pieces of a damaged blob and of copies into *partial*; which were damaged in the blob."""
@@ -231,91 +190,26 @@ class Fetcher:
 
     # ---- what comes from sources
 
-    def _fill(self, wanted: Wanted, look: Look, lock: locks.Lock) -> _Filled:
+    def _fill(self, wanted: Wanted, look: Look, lock: locks.Lock, batch: Batch) -> Filled:
         digest, size = wanted.digest, wanted.size
         if wanted.anew:
             sweep.drop_partial(self.store, digest)
         partial = self.store.partial(digest, size)
-        resumed = partial.held_bytes
         mending = look.state is BlobState.SUSPECT and not wanted.anew
         table = proven_table(self.store.layout.table(digest), digest, size) if mending else None
-        filled = _Filled(wanted, lock, look, partial, Download(self.engine, wanted, partial, table, lock), resumed)
+        run = Download(self.engine, wanted, partial, table, lock)
+        filled = Filled(wanted, lock, look, partial, run, resumed=partial.held_bytes)
         try:
             filled.damaged = self._save_pieces(wanted, partial, table) if table is not None else ()
             self.engine.emit(FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=wanted.name))
-            filled.run.fill()
+            run.fill()
         except BaseException as error:
-            self._emit_failed(filled)
+            batch.note_failed(filled)
             partial.leave()
             if isinstance(error, Exception):
-                raise self._explained(error, filled) from error
+                raise batch.explained(error, filled) from error
             raise
         return filled
-
-    def _commit(self, filled: list[_Filled], outcomes: dict[Digest, bool | Exception]) -> None:
-        """Make blobs of what was filled, and let go of it."""
-        ready: list[_Filled] = []
-        failed: dict[Digest, Exception] = {}
-        for each in filled:
-            try:
-                self.before_commit()
-                if not each.lock.is_current():  # somebody else may be writing to the same partial
-                    what = f"the lock of {each.wanted.digest.short} was removed by somebody while it was held"
-                    hint = "run it again; lock files below state/locks are never to be deleted"
-                    raise LockTimeoutError(what, hint=hint)
-                if self._is_there(each):
-                    each.partial.discard()  # the good blob stays where it is, with all its links
-                else:
-                    ready.append(each)
-            except Exception as error:
-                failed[each.wanted.digest] = error
-        replace = [each.wanted.digest for each in ready if each.look.state is not BlobState.ABSENT]
-        failed |= self.store.commit_all([each.partial for each in ready], replace=replace)
-        while filled:
-            each = filled[-1]
-            outcomes[each.wanted.digest] = self._ended(each, failed.get(each.wanted.digest))
-            filled.pop().leave()
-
-    def _is_there(self, filled: _Filled) -> bool:
-        """Whether the blob was fetched anew beside one that is as good, by its content."""
-        suspected = filled.look.state is not BlobState.INTACT
-        return not suspected and next(scrub.scrub([self._target(filled.wanted)], Level.FULL)).intact
-
-    def _ended(self, filled: _Filled, error: Exception | None) -> bool | Exception:
-        wanted = filled.wanted
-        if error is not None:
-            self._emit_failed(filled)
-            return self._explained(error, filled)
-        event = BlobFetched(
-            digest=wanted.digest,
-            size=wanted.size,
-            fetched_bytes=filled.run.fetched,
-            resumed_bytes=filled.resumed,
-            repaired_pieces=filled.damaged,
-            repair=filled.look.state is BlobState.SUSPECT,
-        )
-        self.engine.emit(event)
-        self.store.note_commit(filled.lock, wanted.digest)
-        return self._is_new(wanted, filled.look)
-
-    def _emit_failed(self, filled: _Filled) -> None:
-        self.engine.emit(BlobFailed(digest=filled.wanted.digest, fetched_bytes=filled.run.fetched))
-
-    def _explained(self, error: Exception, filled: _Filled) -> Exception:
-        """A full disk, with the figures."""
-        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return error
-        held = filled.partial.held_bytes if filled.partial.fd >= 0 else 0  # what could not be synced was thrown away
-        told = self._no_space(filled.wanted.size - held)
-        told.__cause__ = error
-        return told
-
-    def _no_space(self, needed: int) -> NoSpaceError:
-        root = self.store.layout.root
-        free = shutil.disk_usage(root).free
-        hint = "free some room and run it again: what was fetched is kept; `modelstow gc` removes what nothing keeps"
-        what = f"the disk of {root} filled up: {needed:,} bytes more are needed, {free:,} are free"
-        return NoSpaceError(what, hint=hint, bytes_needed=needed, bytes_available=free, path=str(root))
 
     def pull(self, locator: str) -> tuple[Digest, int]:
         """Fetch a file that nobody has named yet, name it, keep it. Always from byte 0: what has no name cannot be resumed.

@@ -1,16 +1,18 @@
 """Small blobs come one after the other and are committed together."""
 
 import os
+import resource
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import some_bytes
 
 from backends import Body, Registry, Throttled
 from backends.memory import MemorySource
-from cas import BlobStore, Digest, NoSpaceError, Stopped
+from cas import BlobStore, Digest, NoSpaceError, Stopped, locks
 from reconcile.errors import SourceUnavailableError
 from reconcile.execution.engine import Connections, Engine, Wanted
 from reconcile.execution.failures import FailureTable
@@ -88,7 +90,7 @@ def test_small_blobs_are_committed_together(world: World):
     assert list(world.store.layout.partials.iterdir()) == []
 
 
-def test_what_came_in_a_second_is_committed_before_more_is_asked_for(world: World):
+def test_what_waited_for_a_second_is_committed_before_more_is_asked_for(world: World):
     """A kill costs no more than that of a slow source."""
     seen: list[int] = []
 
@@ -99,17 +101,53 @@ def test_what_came_in_a_second_is_committed_before_more_is_asked_for(world: Worl
     world.source.on_open = slow
     world.fetcher.obtain_all(map(wanted, FILES[:7]))
 
-    assert seen == [0, 0, 0, 3, 3, 3, 6] and world.commits == [3, 3, 1]
+    assert seen == [0, 0, 0, 0, 4, 4, 4] and world.commits == [4, 3]
 
 
 def test_no_more_than_a_mebibyte_waits_for_its_commit(world: World):
-    """Larger blobs are committed by themselves, and what waits before them."""
+    """A batch that is full is committed before the next blob is taken."""
     large = [some_bytes(size, seed=99) for size in (600_000, 500_000, 3 << 20)]
     world.source.objects.update({locator_of(data): data for data in large})
 
     world.fetcher.obtain_all(map(wanted, [FILES[0], *large, FILES[1]]))
 
-    assert world.commits == [2, 1, 1, 1]
+    assert world.commits == [3, 1, 1]
+
+
+def test_what_waits_is_committed_while_its_worker_is_at_something_that_takes_long(world: World):
+    """A source that pauses holds up its own blob alone: the others are there, and their locks free."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow(locator: str) -> None:
+        if locator == locator_of(FILES[2]):
+            asked.set()
+            go_on.wait(30)
+
+    world.source.on_open = slow
+    done: dict[Digest, bool | Exception] = {}
+    thread = threading.Thread(target=lambda: done.update(world.fetcher.obtain_all(map(wanted, FILES[:3]))))
+    thread.start()
+    assert asked.wait(30)
+
+    world.fetcher.commit_due()
+    assert world.there() == []
+    world.time += 1.0
+    world.fetcher.commit_due()
+    assert world.there() == FILES[:2]
+    for data in FILES[:2]:
+        world.store.lock_blob(Digest.of(data), doing="looking", timeout_s=0).close()
+    go_on.set()
+    thread.join(30)
+    assert list(done.values()) == [False] * 3 and world.there() == FILES[:3]
+
+
+def test_no_more_wait_than_a_process_may_have_open(world: World, monkeypatch: pytest.MonkeyPatch):
+    """Each has two descriptors; half of them are left to others."""
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (40, 4096))
+
+    world.fetcher.obtain_all(map(wanted, FILES))
+
+    assert world.commits == [10, 10, 10]
 
 
 def test_one_that_fails_takes_no_other_with_it(world: World):
@@ -178,9 +216,23 @@ def test_a_neighbour_of_the_same_lock_is_no_news(world: World):
         number += 1
     world.source.objects.update(others)
 
-    outcomes = world.fetcher.obtain_all(map(wanted, [first, *others.values()]))
+    held = world.store.lock_blob(Digest.of(first), doing="fetching another of this lock")
+    looked = threading.Event()
+    acquire = world.store.lock_blob
 
-    assert set(outcomes.values()) == {False} and world.commits == [1, 1]
+    def watched(digest: Digest, **options: Any) -> locks.Lock:
+        on_wait = options.pop("on_wait")
+        return acquire(digest, on_wait=lambda holder: (on_wait(holder), looked.set()), **options)
+
+    world.store.lock_blob = watched  # type: ignore[method-assign,assignment]
+    done: dict[Digest, bool | Exception] = {}
+    thread = threading.Thread(target=lambda: done.update(world.fetcher.obtain_all(map(wanted, [*others.values()]))))
+    thread.start()
+    assert looked.wait(30)
+    held.close()
+    thread.join(30)
+
+    assert list(done.values()) == [False]
     assert not [event for event in world.events if isinstance(event, Waiting)]
 
 
@@ -229,7 +281,7 @@ def test_a_wait_is_told_with_its_reason_and_ended_by_a_stop(world: World):
     world.source.on_open = busy
     object.__setattr__(world.engine, "emit", emit)
     with pytest.raises(Stopped):
-        world.fetcher.obtain(wanted(FILES[0]))
+        world.fetcher.obtain_all([wanted(FILES[0])])
 
     short = Digest.of(FILES[0]).short
     assert told == [f"{short}: every source failed (HTTP 503 Service Unavailable); asking again in 7 s"]
