@@ -104,7 +104,7 @@ class Source(Protocol):
 Reader = Callable[[int, int], bytes]
 """Gives bytes ``[start, stop)`` of what is to be put. Whatever it raises ends the putting."""
 Sending = Callable[[int], object]
-"""Is told of bytes about to be sent, 0 while only waiting; from any thread. Whatever it raises ends the putting."""
+"""Is told of bytes about to be sent, 0 while only waiting. Whatever it raises ends the putting."""
 
 
 @runtime_checkable

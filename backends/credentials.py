@@ -1,7 +1,7 @@
 """Proxies and passwords, read from the environment by us and bound to the host they are for.
 
 ``requests`` would do this by itself (``trust_env``), but hands a ``.netrc`` password to the target of a redirect and
-lets it override an explicit token. So sessions trust nothing, and each request is given what its own host may have.
+lets it override an explicit token. So nothing is left to it: each request is given what its own host may have.
 """
 
 from __future__ import annotations

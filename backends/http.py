@@ -50,7 +50,7 @@ class HttpSource:
         """*token* gives the bearer token for a URL, asked anew for every hop of a redirect; *clock* ages redirects."""
         self._environ = dict(os.environ) if environ is None else environ  # which looks up faster
         self._token = token
-        self._targets = Landings(clock)
+        self._landings = Landings(clock)
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
         self._webs = {reach: wire.Web(reach, head_timeout_s=head_timeout_s, timeout=timeout) for reach in Reach}
 
@@ -90,17 +90,17 @@ class HttpSource:
     def _ask(self, method: str, locator: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
         """One answer with a body to read, after redirects. Raises SourceError for every other status."""
         redirects.check(locator)
-        target = Landing(locator, Reach.ANY)
+        landing = Landing(locator, Reach.ANY)
         for _ in range(_REDIRECTS + 1):
-            response = self._send(method, target, headers, locator)
+            response = self._send(method, landing, headers, locator)
             if response.status not in (301, 302, 303, 307, 308):
-                _check_answer(response, locator, target.url, ranged="Range" in headers)
-                if method == "GET" and target.url != locator:
-                    self._targets.remember(locator, target)
+                _check_answer(response, locator, landing.url, ranged="Range" in headers)
+                if method == "GET" and landing.url != locator:
+                    self._landings.remember(locator, landing)
                 return response
             stream.skip(response)
-            url = redirects.follow(target.url, response.headers.get("Location"), locator)
-            target = Landing(url, self._reach(url, locator))
+            url = redirects.follow(landing.url, response.headers.get("Location"), locator)
+            landing = Landing(url, self._reach(url, locator))
         raise Misbehaved(f"more than {_REDIRECTS} redirects", locator=locator)
 
     def page(self, url: str, *, at_most: int) -> tuple[bytes, str]:
@@ -119,29 +119,29 @@ class HttpSource:
 
         So a signed address that expired is renewed, and a thousand ranges of a file cost its hub one request.
         """
-        target = self._targets.find(locator)
-        if target is None:
+        landing = self._landings.find(locator)
+        if landing is None:
             return None
         try:
-            response = self._send("GET", target, headers, locator)
+            response = self._send("GET", landing, headers, locator)
             if response.status in (200, 206) and _answers(response, start):
-                _check_answer(response, locator, target.url, ranged=True)
+                _check_answer(response, locator, landing.url, ranged=True)
                 return response
             stream.skip(response)
         except SourceError:
             pass
-        self._targets.drop(locator, target)
+        self._landings.drop(locator, landing)
         return None
 
-    def _send(self, method: str, target: Landing, headers: Mapping[str, str], locator: str) -> urllib3.BaseHTTPResponse:
+    def _send(self, method: str, landing: Landing, headers: Mapping[str, str], locator: str) -> urllib3.BaseHTTPResponse:
         """One request and the head of its answer, whatever it is. Credentials are looked up for the very host asked."""
-        url = target.url
+        url = landing.url
         bundle = credentials.ca_bundle(self._environ)
         if isinstance(bundle, str) and not os.path.exists(bundle):
             hint = "let REQUESTS_CA_BUNDLE name a file of certificates, or unset it"
             raise SourceError("the file of certificates to trust is not there", locator=locator, hint=hint)
         try:
-            raw = self._webs[target.reach].ask(
+            raw = self._webs[landing.reach].ask(
                 method,
                 url,
                 {**_HEADERS, **headers, **self._authorization(url, locator)},
@@ -164,7 +164,7 @@ class HttpSource:
         return {"Authorization": urllib3.util.make_headers(basic_auth=":".join(login))["authorization"]} if login else {}
 
     def _reach(self, url: str, locator: str) -> Reach:
-        """How far the session that asks *url*, a redirect of *locator*, may reach."""
+        """How far the connection for *url*, a redirect of *locator*, may reach."""
         if credentials.origin(url) == credentials.origin(locator):
             return Reach.ANY
         try:

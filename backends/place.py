@@ -18,7 +18,11 @@ _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.EAGAIN,
 
 
 def put(path: str, size: int, read: Reader, sending: Sending, locator: str) -> int:
-    """See ``Target.put``. What *read* and *sending* raise is passed on as it is."""
+    """Let the file hold *size* bytes, whole or not at all, synced; how many were written.
+
+    What an earlier put left beside it is gone on with. What *read* and *sending* raise is passed on as it is. Raises
+    SourceError.
+    """
     folder, beside, sent = os.path.dirname(path) or ".", f"{path}.unfinished", 0
     with _translated(locator):
         grown = _make_folders(folder)

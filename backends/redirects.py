@@ -38,20 +38,20 @@ class Landings:
 
     def find(self, locator: str) -> Landing | None:
         with self._mutex:
-            at, target = self._known.get(locator, (0.0, None))
-            return target if target is not None and self._clock() - at < REMEMBER_S else None
+            at, landing = self._known.get(locator, (0.0, None))
+            return landing if landing is not None and self._clock() - at < REMEMBER_S else None
 
-    def remember(self, locator: str, target: Landing) -> None:
+    def remember(self, locator: str, landing: Landing) -> None:
         with self._mutex:
-            self._known[locator] = self._clock(), target
+            self._known[locator] = self._clock(), landing
             self._known.move_to_end(locator)
             while len(self._known) > _MOST:
                 self._known.popitem(last=False)
 
-    def drop(self, locator: str, target: Landing) -> None:
-        """Forget *target*, unless another thread has found a newer one by now."""
+    def drop(self, locator: str, landing: Landing) -> None:
+        """Forget *landing*, unless another thread has found a newer one by now."""
         with self._mutex:
-            if self._known.get(locator, (0.0, None))[1] == target:
+            if self._known.get(locator, (0.0, None))[1] == landing:
                 del self._known[locator]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,10 +15,9 @@ from .errors import Denied, NotFound, SourceError
 PART = 8 << 20
 """Bytes of a part, and the least: S3 asks for 5 MiB, and takes 10,000 parts at most."""
 _MOST_PARTS = 10_000
-_AT_ONCE = 1  # several objects are put at once already, by whoever counts connections
 
 
-class Ask(Protocol):
+class Request(Protocol):
     """One request to S3. Raises SourceError."""
 
     def __call__(self, operation: str, *, arguments: Mapping[str, Any]) -> Any: ...
@@ -29,7 +27,7 @@ class Ask(Protocol):
 class Upload:
     """One key of one bucket, and what is to stand there."""
 
-    ask: Ask
+    ask: Request
     bucket: str
     key: str
     read: Reader
@@ -40,7 +38,7 @@ class Upload:
         return {"Bucket": self.bucket, "Key": self.key}
 
     def put(self, size: int) -> int:
-        """See ``Target.put``."""
+        """Let the key hold *size* bytes; how many were sent. Parts that an earlier upload left with the same md5 stay."""
         if size <= PART:
             data = self.read(0, size)
             sha256 = base64.b64encode(hashlib.sha256(data).digest()).decode()
@@ -78,12 +76,7 @@ class Upload:
             return tag
 
         numbers = range(1, -(-size // step) + 1)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            try:
-                tags = list(pool.map(one, numbers))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        tags = [one(number) for number in numbers]  # several objects are put at once already
         parts = [{"PartNumber": number, "ETag": tag} for number, tag in zip(numbers, tags, strict=True)]
         whole = {**self._where, "UploadId": upload, "MultipartUpload": {"Parts": parts}}
         self.ask("complete_multipart_upload", arguments=whole)

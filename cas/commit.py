@@ -31,7 +31,8 @@ class Commit:
         self._synced: dict[str, OSError | None] = {}  # folders
 
     def run(self, partials: Sequence[Partial]) -> dict[Digest, Exception]:
-        """Why some failed. Those are discarded, but for one that is not its name."""
+        """Why some failed. Those are discarded, but for one that is not its name; and one whose folder could not be synced
+        keeps its name without a table: a power cut may take it, which costs a fetch."""
         for step in self._seal, self._sync, self._publish, self._sync_folder, self._conclude:
             for partial in partials:
                 if partial.digest not in self._failed:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class BlobState(enum.Enum):
-    """What a stat tells of a blob."""
+    """Whether a blob may be used as it stands."""
 
     ABSENT = "absent"
     INTACT = "intact"  # size and mtime are those of its digest

@@ -42,7 +42,7 @@ class Subject:
 class Verdict:
     """What reading one file showed. ``bad_pieces`` is empty where the whole is wrong but no table tells which part."""
 
-    target: Subject
+    subject: Subject
     intact: bool
     bad_pieces: tuple[int, ...] = ()
     bytes_read: int = 0
@@ -50,13 +50,13 @@ class Verdict:
 
 
 def scrub(
-    targets: Iterable[Subject],
+    subjects: Iterable[Subject],
     level: Level,
     *,
     threads: int | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Iterator[Verdict]:
-    """Read every target's bytes once and yield a verdict each, in order. Level FAST or FULL.
+    """Read every subject's bytes once and yield a verdict each, in order. Level FAST or FULL.
 
     Where a fast look finds no table that can be believed, it becomes a full one. A file that cannot be read (EIO,
     truncated) is not intact and the problem is told; nothing is raised for content.
@@ -74,20 +74,20 @@ def scrub(
 
     with ThreadPoolExecutor(workers) as pool:
         waiting = []
-        for target in targets:
-            table = proven_table(target.table, target.digest, target.size) if target.size > TABLE_FROM else None
+        for subject in subjects:
+            table = proven_table(subject.table, subject.digest, subject.size) if subject.size > TABLE_FROM else None
             if level is Level.FAST and table is not None:
-                starts = range(0, piece_count(target.size), _RUN)
-                runs = [pool.submit(_check_run, target, table, start, buffer, on_bytes) for start in starts]
+                starts = range(0, piece_count(subject.size), _RUN)
+                runs = [pool.submit(_check_run, subject, table, start, buffer, on_bytes) for start in starts]
             else:
-                runs = [pool.submit(_check_whole, target, table, buffer, on_bytes)]
-            waiting.append((target, runs))
+                runs = [pool.submit(_check_whole, subject, table, buffer, on_bytes)]
+            waiting.append((subject, runs))
             # Keep a bounded number in flight, so that a million files are not a million futures.
             while len(waiting) > 64:
                 done, futures = waiting.pop(0)
                 yield _join(done, [future.result() for future in futures])
-        for target, futures in waiting:
-            yield _join(target, [future.result() for future in futures])
+        for subject, futures in waiting:
+            yield _join(subject, [future.result() for future in futures])
 
 
 def name_file(fd: int, size: int) -> PieceTable:
@@ -104,11 +104,11 @@ def name_file(fd: int, size: int) -> PieceTable:
     return maker.named(Digest.of_hex(hasher.hexdigest()))
 
 
-def _join(target: Subject, verdicts: list[Verdict]) -> Verdict:
+def _join(subject: Subject, verdicts: list[Verdict]) -> Verdict:
     if len(verdicts) == 1:
         return verdicts[0]
     return Verdict(
-        target=target,
+        subject=subject,
         intact=all(v.intact for v in verdicts),
         bad_pieces=tuple(piece for v in verdicts for piece in v.bad_pieces),
         bytes_read=sum(v.bytes_read for v in verdicts),
@@ -116,30 +116,34 @@ def _join(target: Subject, verdicts: list[Verdict]) -> Verdict:
     )
 
 
-def _open(target: Subject) -> int:
-    fd = open_regular(target.path)
-    if os.fstat(fd).st_size == target.size:
+def _open(subject: Subject) -> int:
+    fd = open_regular(subject.path)
+    if os.fstat(fd).st_size == subject.size:
         return fd
     # One that is too long has every piece right and is wrong all the same; one that is too short fails by the piece.
-    if os.fstat(fd).st_size > target.size:
+    if os.fstat(fd).st_size > subject.size:
         os.close(fd)
-        raise OSError(f"it is longer than {target.size:,} bytes")
+        raise OSError(f"it is longer than {subject.size:,} bytes")
     return fd
 
 
 def _check_run(
-    target: Subject, table: PieceTable, first: int, buffer: Callable[[], memoryview], on_bytes: Callable[[int], None] | None
+    subject: Subject,
+    table: PieceTable,
+    first: int,
+    buffer: Callable[[], memoryview],
+    on_bytes: Callable[[int], None] | None,
 ) -> Verdict:
     last = min(first + _RUN, len(table.slots))
     try:
-        fd = _open(target)
+        fd = _open(subject)
     except OSError as error:
         pieces = tuple(range(first, last)) if isinstance(error, FileNotFoundError) else ()
-        return Verdict(target=target, intact=False, bad_pieces=pieces, problem=error.strerror or str(error))
+        return Verdict(subject=subject, intact=False, bad_pieces=pieces, problem=error.strerror or str(error))
     bad, read, problem = [], 0, ""
     try:
         for index in range(first, last):
-            start, stop = piece_range(index, target.size)
+            start, stop = piece_range(index, subject.size)
             slot = table.slots[index]
             try:
                 found = hash_piece_of(fd, start, stop, buffer())
@@ -152,23 +156,23 @@ def _check_run(
                 on_bytes(stop - start)
     finally:
         os.close(fd)
-    return Verdict(target=target, intact=not bad, bad_pieces=tuple(bad), bytes_read=read, problem=problem)
+    return Verdict(subject=subject, intact=not bad, bad_pieces=tuple(bad), bytes_read=read, problem=problem)
 
 
 def _check_whole(
-    target: Subject, table: PieceTable | None, buffer: Callable[[], memoryview], on_bytes: Callable[[int], None] | None
+    subject: Subject, table: PieceTable | None, buffer: Callable[[], memoryview], on_bytes: Callable[[int], None] | None
 ) -> Verdict:
     """By sha256. Which pieces are bad is looked up in a second pass, only where the first one failed."""
     try:
-        fd = _open(target)
+        fd = _open(subject)
     except OSError as error:
-        return Verdict(target=target, intact=False, problem=error.strerror or str(error))
+        return Verdict(subject=subject, intact=False, problem=error.strerror or str(error))
     hasher, read, problem = hashlib.sha256(), 0, ""
     # In the same pass, or a bit that rots between the two would be certified for ever.
-    maker = TableMaker(target.digest, target.size) if table is None and target.makes_table else None
+    maker = TableMaker(subject.digest, subject.size) if table is None and subject.makes_table else None
     try:
-        while read < target.size:
-            count = os.preadv(fd, [buffer()[: target.size - read]], read)
+        while read < subject.size:
+            count = os.preadv(fd, [buffer()[: subject.size - read]], read)
             if count == 0:
                 break
             hasher.update(buffer()[:count])
@@ -177,18 +181,18 @@ def _check_whole(
             read += count
             if on_bytes is not None:
                 on_bytes(count)
-        intact = hasher.hexdigest() == target.digest.hex
-        if intact and maker is not None and target.size > TABLE_FROM:
-            _keep_table(target.table, maker.proven())
+        intact = hasher.hexdigest() == subject.digest.hex
+        if intact and maker is not None and subject.size > TABLE_FROM:
+            _keep_table(subject.table, maker.proven())
     except OSError as error:
         intact, problem = False, error.strerror or str(error)
     finally:
         os.close(fd)
     bad: tuple[int, ...] = ()
     if not intact and table is not None:
-        runs = (_check_run(target, table, first, buffer, None) for first in range(0, len(table.slots), _RUN))
+        runs = (_check_run(subject, table, first, buffer, None) for first in range(0, len(table.slots), _RUN))
         bad = tuple(piece for run in runs for piece in run.bad_pieces)
-    return Verdict(target=target, intact=intact, bad_pieces=bad, bytes_read=read, problem=problem)
+    return Verdict(subject=subject, intact=intact, bad_pieces=bad, bytes_read=read, problem=problem)
 
 
 def _keep_table(path: str, table: PieceTable) -> None:

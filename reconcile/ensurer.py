@@ -24,7 +24,7 @@ from .desired import selection
 from .desired.lockfile import Lockfile
 from .desired.selection import Chosen
 from .errors import ApplyError, LockfileMissingError, ModelstowError
-from .execution.failures import Failure, FailureTable
+from .execution.failures import FailureTable, SourceFailure
 from .outcome import IntegrityReport, Outcome, TreeOutcome
 from .planning.observer import free_bytes, observe
 from .planning.planner import Plan, Work, needing, plan, status
@@ -91,7 +91,7 @@ class ModelEnsurer:
         return cls(settings=settings, lock=lock, lock_text=text, **more)  # type: ignore[arg-type]  # checked by the dataclass
 
     @property
-    def failed_sources(self) -> Mapping[str, Failure]:
+    def failed_sources(self) -> Mapping[str, SourceFailure]:
         """Sources that failed lately in this process, with when and why; they are asked last. Success clears them."""
         return self.failures.standing()
 

@@ -107,13 +107,13 @@ def _write(path: Path, total: int) -> Digest:
 # ---- the clock
 
 
-def _measure(store: BlobStore, target: Subject, repeats: int) -> list[Measured]:
+def _measure(store: BlobStore, subject: Subject, repeats: int) -> list[Measured]:
     """Every level so many times, in an order that rotates, after one round that does not count."""
     levels: dict[str, Callable[[], int]] = {
-        _READ: lambda: _read(target),
-        Level.QUICK: lambda: _look(store, target),
-        Level.FAST: lambda: _scrub(target, Level.FAST),
-        Level.FULL: lambda: _scrub(target, Level.FULL),
+        _READ: lambda: _read(subject),
+        Level.QUICK: lambda: _look(store, subject),
+        Level.FAST: lambda: _scrub(subject, Level.FAST),
+        Level.FULL: lambda: _scrub(subject, Level.FULL),
     }
     times: dict[str, list[float]] = {name: [] for name in levels}
     bytes_read: dict[str, int] = {}
@@ -133,22 +133,22 @@ def _measured(level: str, read: int, mine: Sequence[float], limit: Sequence[floa
     return Measured(level=level, seconds=median(mine), bytes=read, share=median(shares) if read else None)
 
 
-def _read(target: Subject) -> int:
-    view = memoryview(bytearray(min(PIECE, target.size, 1 << 20)))
-    with open(target.path, "rb", buffering=0) as file:
-        for start in range(0, target.size, len(view)):
-            read_fully(file.fileno(), view[: target.size - start], start)
-    return target.size
+def _read(subject: Subject) -> int:
+    view = memoryview(bytearray(min(PIECE, subject.size, 1 << 20)))
+    with open(subject.path, "rb", buffering=0) as file:
+        for start in range(0, subject.size, len(view)):
+            read_fully(file.fileno(), view[: subject.size - start], start)
+    return subject.size
 
 
-def _look(store: BlobStore, target: Subject) -> int:
-    if store.look(target.digest, target.size).state is not BlobState.INTACT:
+def _look(store: BlobStore, subject: Subject) -> int:
+    if store.look(subject.digest, subject.size).state is not BlobState.INTACT:
         raise IntegrityError("a blob that was just stowed does not look intact", hint="run `modelstow doctor`")
     return 0
 
 
-def _scrub(target: Subject, level: Level) -> int:
-    verdict = next(scrub([target], level))
+def _scrub(subject: Subject, level: Level) -> int:
+    verdict = next(scrub([subject], level))
     if not verdict.intact:
         raise IntegrityError("a blob that was just stowed reads back damaged", hint="check this disk and its memory")
     return verdict.bytes_read

@@ -16,7 +16,7 @@ from cas.pieces import PIECE, PieceTable, piece_count, piece_hash, piece_range, 
 
 from ..desired.lockfile import absolute
 from ..telemetry.events import BytesArrived, Note, SourceFailed
-from .engine import Engine, Wanted
+from .engine import STOPPED, Engine, Wanted
 from .lane import Beginning, Lane, Receiver
 from .pace import Pace
 from .packed import Packed
@@ -113,7 +113,7 @@ class Download(Receiver):
     def _look(self) -> Step:
         """End what is silent or lost, and start what may run; the last step that was not taken."""
         if self.engine.stop.is_set():
-            raise Stopped("stopped; what was fetched is kept and the next run continues there")
+            raise Stopped(STOPPED)
         if self._broken is not None:
             raise self._broken
         now = self.engine.clock()
@@ -282,7 +282,7 @@ class Download(Receiver):
 
     def _got(self, claim: int, count: int) -> bool:
         if self.engine.stop.is_set():
-            raise Stopped("stopped; what was fetched is kept and the next run continues there")
+            raise Stopped(STOPPED)
         with self._state:
             self.fetched += count
             counts = not self._over and self._transfer.got(claim, count, self.engine.clock())

@@ -16,6 +16,8 @@ from .failures import FailureTable
 from .lies import Lies
 from .retry import RetryPolicy
 
+STOPPED = "stopped; what was fetched is kept and the next run continues there"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
@@ -24,9 +26,8 @@ class Wanted:
     digest: Digest
     size: int
     urls: tuple[str, ...]
-    packed: Mapping[str, str] = field(
-        default_factory=dict
-    )  # those of *urls* that hold it as compressed pieces; by the plain
+    # Of *urls*, those that hold it as compressed pieces, by the plain one of the same mirror.
+    packed: Mapping[str, str] = field(default_factory=dict)
     paths: tuple[str, ...] = ()  # in trees, for messages
     name: str = ""  # what progress calls it
     spares: tuple[str, ...] = ()  # files on this disk that may hold its bytes

@@ -25,7 +25,7 @@ from ..planning.observer import observe
 from ..planning.planner import Fetch, Plan, Work, plan
 from ..planning.state import Actual, Desired, DesiredTree, TreeKey
 from ..telemetry.events import BlobsReused, FetchesPlanned, Sink
-from .engine import Wanted
+from .engine import STOPPED, Wanted
 from .fetcher import Fetcher
 from .publisher import Publisher
 
@@ -205,7 +205,7 @@ class Executor:
                 done, waiting = wait(waiting, timeout=pause, return_when=FIRST_COMPLETED)
                 self.fetcher.commit_due()
                 if self.outer.is_set() and waiting:
-                    raise Stopped("stopped; what was fetched is kept and the next run continues there")
+                    raise Stopped(STOPPED)
                 for future in done:
                     future.result()
         except BaseException as error:

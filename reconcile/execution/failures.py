@@ -9,7 +9,7 @@ from threading import Lock
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class SourceFailure:
     """When (monotonic seconds) and why a source failed."""
 
     at: float
@@ -26,19 +26,19 @@ class FailureTable:
 
     def __init__(self, *, ttl_s: float = 300.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.ttl_s, self._clock = ttl_s, clock
-        self._failures: dict[str, Failure] = {}
+        self._failures: dict[str, SourceFailure] = {}
         self._mutex = Lock()
 
     def note(self, key: str, code: str, what: str, *, given_up: bool = False) -> None:
         with self._mutex:
-            now, before = self._clock(), self._failures.get(key)
-            given_up |= before is not None and before.given_up and now - before.at < self.ttl_s
-            self._failures[key] = Failure(now, code, what, given_up)
+            before = self._standing(key)
+            given_up |= before is not None and before.given_up
+            self._failures[key] = SourceFailure(self._clock(), code, what, given_up)
 
     def given_up(self, keys: Iterable[str]) -> bool:
         """Whether one of these failed until no attempt was left, and none succeeded since."""
         with self._mutex:
-            return any(key in self._failures and self._failures[key].given_up for key in keys)
+            return any((failure := self._standing(key)) is not None and failure.given_up for key in keys)
 
     def clear(self, keys: Iterable[str]) -> None:
         """Success: forget what failed before."""
@@ -49,8 +49,7 @@ class FailureTable:
     def expire(self) -> None:
         """Forget what is older than ``ttl_s`` seconds."""
         with self._mutex:
-            now = self._clock()
-            self._failures = {key: f for key, f in self._failures.items() if now - f.at < self.ttl_s}
+            self._failures = {key: f for key in self._failures if (f := self._standing(key)) is not None}
 
     @property
     def any(self) -> bool:
@@ -59,10 +58,13 @@ class FailureTable:
 
     def __contains__(self, key: str) -> bool:
         with self._mutex:
-            failure = self._failures.get(key)
-            return failure is not None and self._clock() - failure.at < self.ttl_s
+            return self._standing(key) is not None
 
-    def standing(self) -> dict[str, Failure]:
+    def _standing(self, key: str) -> SourceFailure | None:
+        failure = self._failures.get(key)
+        return failure if failure is not None and self._clock() - failure.at < self.ttl_s else None
+
+    def standing(self) -> dict[str, SourceFailure]:
         """Every failure that still counts."""
         self.expire()
         with self._mutex:

@@ -17,7 +17,7 @@ from ..errors import (
     SourceUnavailableError,
 )
 from .engine import Wanted
-from .retry import Fact
+from .retry import Fact, Kind
 
 _KINDS: dict[str, type[SourceUnavailableError]] = {
     "AUTH_FAIL": AuthError,
@@ -52,7 +52,9 @@ def given_up(wanted: Wanted, failures: Mapping[str, Fact]) -> ModelstowError | C
     if not failures:
         hint = "give the model `sources` in models.toml, and run `modelstow lock`"
         return kind(what, hint=hint, missing_files=list(wanted.paths), **fields)
-    hint = next((fact.hint for fact in ranked if fact.code == code and fact.hint), _HINTS.get(code, _HINTS[""]))
+    # A body that broke off has the code of a file that is not there, and other advice.
+    advice = _HINTS[""] if ranked[0].kind is Kind.TRANSIENT else _HINTS.get(code, _HINTS[""])
+    hint = next((fact.hint for fact in ranked if fact.code == code and fact.hint), advice)
     return kind(what, hint=hint, missing_files=list(wanted.paths), **fields)
 
 

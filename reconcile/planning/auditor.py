@@ -139,23 +139,23 @@ def _verdicts(
     on_bytes: Callable[[int], None] | None,
 ) -> Iterator[tuple[Digest, Verdict]]:
     layout = store.layout
-    targets = [
+    subjects = [
         Subject(path=layout.blob(d), digest=d, size=sizes[d], table=layout.table(d), makes_table=True) for d in present
     ]
     if level is Level.QUICK:
-        for target in targets:
-            intact = store.look(target.digest, target.size).state is BlobState.INTACT
-            yield target.digest, Verdict(target=target, intact=intact)
+        for subject in subjects:
+            intact = store.look(subject.digest, subject.size).state is BlobState.INTACT
+            yield subject.digest, Verdict(subject=subject, intact=intact)
         return
     # A blob that a verification convicted by sha256 may still agree with its table: it is read in full.
     convicted = store.suspects()
     for chosen, deep in (("fast", False), ("full", True)):
-        rows = [t for t in targets if (t.digest.hex in convicted) is deep] if level is Level.FAST else targets
+        rows = [t for t in subjects if (t.digest.hex in convicted) is deep] if level is Level.FAST else subjects
         if level is Level.FULL and chosen == "fast":
             continue
         how = Level.FULL if deep or level is Level.FULL else Level.FAST
         for verdict in scrub.scrub(rows, how, on_bytes=on_bytes):
-            yield verdict.target.digest, verdict
+            yield verdict.subject.digest, verdict
 
 
 def _copy_verdicts(
@@ -167,27 +167,27 @@ def _copy_verdicts(
 ) -> Iterator[tuple[DesiredTree, str, Verdict]]:
     if level is Level.QUICK:
         return  # the observer has looked at them already
-    targets = []
+    subjects = []
     for tree, path in copies:
         digest = tree.files[path]
         table = store.layout.table(digest)
-        targets.append(Subject(path=str(tree.path / path), digest=digest, size=desired.size(digest), table=table))
-    for (tree, path), verdict in zip(copies, scrub.scrub(targets, level, on_bytes=on_bytes), strict=True):
+        subjects.append(Subject(path=str(tree.path / path), digest=digest, size=desired.size(digest), table=table))
+    for (tree, path), verdict in zip(copies, scrub.scrub(subjects, level, on_bytes=on_bytes), strict=True):
         yield tree, path, verdict
 
 
 def _corrupt(store: BlobStore, verdict: Verdict, paths: Sequence[str]) -> Fault:
-    target = verdict.target
+    subject = verdict.subject
     pieces = verdict.bad_pieces
-    spans = (piece_range(index, target.size) for index in pieces)
-    damaged = sum(stop - start for start, stop in spans) if pieces else target.size
+    spans = (piece_range(index, subject.size) for index in pieces)
+    damaged = sum(stop - start for start, stop in spans) if pieces else subject.size
     links = 0
     with suppress(OSError):
-        there = os.lstat(target.path)
+        there = os.lstat(subject.path)
         ours = sum(1 for path in paths if _inode(path) == there.st_ino)
         links = max(0, there.st_nlink - 1 - ours)
     return Fault(
-        kind="corrupt", digest=target.digest, pieces=pieces, bytes=damaged, paths=tuple(paths), foreign_links=links
+        kind="corrupt", digest=subject.digest, pieces=pieces, bytes=damaged, paths=tuple(paths), foreign_links=links
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from builders import Cli, write_lock
+from builders import Cli, ensurer_of, lock_of, write_lock
 from origin import Fault, Origin
 
 from backends import Misbehaved, NotFound, NotListable, Registry, SourceError
@@ -15,6 +15,7 @@ from backends.file import FileSource
 from backends.http import HttpSource
 from backends.hub import HubSource
 from cas import Digest
+from reconcile import SourceUnavailableError
 from reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile
 
 
@@ -124,3 +125,16 @@ def test_a_bad_argument_says_what_to_write(argv: tuple[str, ...], word: str, cli
 
     assert ran.code == 2
     assert word in ran.err.partition("hint: ")[2]
+
+
+def test_a_body_that_breaks_off_asks_for_another_try_not_for_another_lockfile(cli: Cli):
+    """It shares its code with a file that is not there; the way out is another one."""
+    with Origin({"m/x.bin": bytes(5000)}) as origin:
+        origin.fail("m/x.bin", Fault(cut_after=1000, reset=False, times=-1))
+        lock = lock_of({"m@1": {"v": {"x.bin": bytes(5000)}}}, [f"{origin.url}/m"])
+        models = ensurer_of(cli.folder, lock)
+
+        with pytest.raises(SourceUnavailableError, match="ended early") as caught:
+            models.ensure("m")
+
+    assert "run the same command again" in caught.value.hint and "upgrade" not in caught.value.hint

@@ -27,7 +27,7 @@ from cas.pieces import PIECE, TableState, read_table
 from reconcile import ModelEnsurer
 from reconcile.config import Settings
 from reconcile.errors import IntegrityError, ModelNotFoundError
-from reconcile.exchange.push import Pushed, _Blob
+from reconcile.exchange.push import Pushed, _Blob, _Damaged
 from reconcile.sources import toll
 
 TABLES = {name_of(data, ".pieces") for data in (WEIGHTS, NOISE)}
@@ -298,7 +298,7 @@ def test_a_blob_whose_table_was_lost_is_read_whole_before_it_is_published(tmp_pa
     assert table is not None and table.complete and table.state is TableState.PROVEN
 
 
-def test_a_blob_that_cannot_be_read_is_not_the_mirrors_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_blob_that_cannot_be_read_is_not_the_mirrors_failure(tmp_path: Path):
     """A bad sector of this disk is not told as one of the target, nor tried again there."""
     tried = 0
 
@@ -649,11 +649,14 @@ def test_a_bucket_that_is_not_there_is_told(cli: Cli, moto: str):
 def test_a_blob_of_many_pieces_is_checked_piece_by_piece(tmp_path: Path):
     """Each reading looks at its own pieces alone, or a large blob would take quadratic time."""
     store, _ = store_of(tmp_path, {"model.bin": WEIGHTS})
+    rot(store.layout.root, WEIGHTS)
 
     with _Blob(store, Digest.of(WEIGHTS), len(WEIGHTS), Event()) as blob:
         assert blob.read(PIECE, 2 * PIECE) == WEIGHTS[PIECE : 2 * PIECE]
         assert blob.read(2 * PIECE, len(WEIGHTS)) == WEIGHTS[2 * PIECE :]
-        assert blob.read(0, len(WEIGHTS)) == WEIGHTS
+        for stop in (PIECE, len(WEIGHTS)):
+            with pytest.raises(_Damaged):
+                blob.read(0, stop)
 
 
 def test_transient_failures_do_not_add_up_over_a_long_push(tmp_path: Path):

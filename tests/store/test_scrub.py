@@ -244,7 +244,7 @@ def test_verdicts_come_in_the_order_of_the_targets(tmp_path: Path):
 
     verdicts = list(scrub(targets, Level.FAST, threads=4))
 
-    assert [v.target for v in verdicts] == targets
+    assert [v.subject for v in verdicts] == targets
     assert [v.intact for v in verdicts] == [number % 3 != 0 for number in range(150)]
 
 
