@@ -60,14 +60,13 @@ class Download(Receiver):
         # Each connection has a piece in flight, which a kill costs: it should not be all there is.
         self._pace = Pace(min(engine.connections.most, max(1, piece_count(wanted.size) // 2)))
         self._chaser: Chaser | None = None
+        self._untold = deque[tuple[str, Fact]]()  # failures that are to be shown
         self._state = Condition()  # guards everything below and the transfer
         self._bodies: dict[int, Body] = {}  # by claim, while they are read
-        self._unpacking: set[int] = set()  # claims whose bytes arrive compressed
         self._working: dict[int, Thread] = {}  # by claim: lanes whose range still counts
         self._begun: dict[int, Beginning] = {}  # by piece: what a connection that broke left of it
         self._reading: set[Thread] = set()  # lanes that may touch the partial
         self._own: Thread | None = None  # the lane on the connection that this blob has; others are borrowed
-        self._untold = deque[tuple[str, Fact]]()  # failures that are to be shown
         self._broken: BaseException | None = None
         self._over = False
 
@@ -212,8 +211,8 @@ class Download(Receiver):
         """Bring one range after the other, as long as there is one for this connection."""
         lane = Lane(self, self.engine.policy, self.engine.clock)
         while ask is not None:
-            # Kept by the piece: a range begins inside one only where its beginning is the last that was left of it.
-            begun = self._begun.pop(ask.start // PIECE, None) if ask.start % PIECE else None
+            with self._state:  # a range begins inside a piece only where its beginning is the last that was left of it
+                begun = self._begun.pop(ask.start // PIECE, None) if ask.start % PIECE else None
             fact = lane.run(ask, begun)
             ask = self._next(ask, fact, lane.beginning, alone=alone)
             self._tell()
@@ -251,8 +250,6 @@ class Download(Receiver):
     def open(self, ask: Ask) -> Body:
         source = self.engine.registry.find(ask.locator)
         if packed := self._packed.get(ask.locator):
-            with self._state:
-                self._unpacking.add(ask.claim)
             return packed.open(source, ask.start, ask.stop, lambda count: self._got(ask.claim, count))
         return source.open(ask.locator, start=ask.start, stop=ask.stop)
 
@@ -277,8 +274,8 @@ class Download(Receiver):
         with self._state:
             self._transfer.ignores_ranges(claim)
 
-    def got(self, claim: int, count: int) -> bool:
-        return self._got(claim, 0 if claim in self._unpacking else count)  # it was told while its frame arrived
+    def got(self, ask: Ask, count: int) -> bool:
+        return self._got(ask.claim, 0 if ask.locator in self._packed else count)  # it was told while its frame arrived
 
     def _got(self, claim: int, count: int) -> bool:
         if self.engine.stop.is_set():
@@ -349,7 +346,7 @@ class Download(Receiver):
                 if not self._transfer.may_write(claim, index):
                     return False
             self._record(claim, index, piece_hash(view), locator)
-        self.got(claim, self.size)
+        self._got(claim, self.size)
         return True
 
     # ---- reasons

@@ -43,8 +43,8 @@ class Receiver(Protocol):
         """Whether it has anything to bring behind the piece."""
         ...
 
-    def got(self, claim: int, count: int) -> bool:
-        """So many bytes came; False if nobody waits for more. Raises Stopped."""
+    def got(self, ask: Ask, count: int) -> bool:
+        """So many bytes came of what was asked; False if nobody waits for more. Raises Stopped."""
         ...
 
     def write(self, claim: int, piece: int, offset: int, data: memoryview) -> bool:
@@ -158,7 +158,7 @@ class Lane:
 
     def _read(self, intake: Intake, view: memoryview, ask: Ask) -> int:
         count = intake.read(view)
-        if not self._blob.got(ask.claim, count):
+        if not self._blob.got(ask, count):
             raise _TakenOver
         if count == 0:
             raise EndedEarly("the body ended early", locator=ask.locator)
