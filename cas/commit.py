@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .digest import Digest
 from .durable import fsync_folder
-from .errors import ChecksumError
+from .errors import ChecksumError, LockTimeoutError
 from .layout import TABLE_FROM
 from .look import BlobState
 from .partial import Partial
@@ -45,7 +46,8 @@ class Commit:
         except ChecksumError as error:
             self._failed[partial.digest] = error
         except BaseException as error:
-            partial.discard()
+            with suppress(OSError):  # the next run does so: its neighbours have nothing to do with it
+                partial.discard()
             if not isinstance(error, Exception):
                 raise
             self._failed[partial.digest] = error
@@ -71,6 +73,12 @@ class Commit:
         target = self._store.layout.blob(partial.digest)
         mine = os.fstat(partial.fd).st_ino
         while True:
+            if not partial.named:
+                look = self._store.look(partial.digest, partial.size)
+                if look.ino == mine or look.state is BlobState.INTACT:
+                    break  # another published it
+                what = f"another process began {partial.digest.short} anew while its lock was held here"
+                raise LockTimeoutError(what, hint="run it again; this file system may not keep locks")
             try:
                 os.link(partial.path, target, follow_symlinks=False)
             except FileExistsError:
@@ -82,7 +90,7 @@ class Commit:
                         break
                     continue
             break
-        if os.path.lexists(partial.path):
+        if partial.named:
             os.unlink(partial.path)
 
     def _replaced(self, partial: Partial, target: str) -> bool:

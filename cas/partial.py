@@ -50,6 +50,14 @@ class Partial:
         return sum(stop - start for start, stop in ranges)
 
     @property
+    def named(self) -> bool:
+        """Whether its name still is this file's: where locks lie, another may have begun anew."""
+        try:
+            return os.path.samestat(os.lstat(self.path), os.fstat(self.fd))
+        except FileNotFoundError:
+            return False
+
+    @property
     def proven_to(self) -> int:
         """How many bytes from the start the sha256 covers."""
         return self._hashed
@@ -112,9 +120,10 @@ class Partial:
         self.fd = self._table_fd = -1
 
     def discard(self) -> None:
-        """Remove it from the disk."""
+        """Remove it from the disk, unless it is another's by now."""
+        named = self.fd < 0 or self.named or not os.path.lexists(self.path)
         self.close()
-        for path in (self.path, self.table_path):
+        for path in (self.path, self.table_path) if named else ():
             if os.path.lexists(path):
                 os.unlink(path)
 

@@ -6,6 +6,7 @@ import errno
 import resource
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 
@@ -40,8 +41,8 @@ class Filled:
 
     def leave(self) -> None:
         """Let go of it, whether it was committed or not."""
-        self.partial.leave()
-        self.lock.close()
+        with self.lock, suppress(OSError):  # what is left of the partial, the next run removes
+            self.partial.leave()
 
 
 class Batch:
@@ -79,7 +80,10 @@ class Batch:
             failed |= self._store.commit_all([each.partial for each in ready], replace=replace)
             while self._filled:
                 each = self._filled[-1]
-                self.outcomes[each.wanted.digest] = self._ended(each, failed.get(each.wanted.digest))
+                try:
+                    self.outcomes[each.wanted.digest] = self._ended(each, failed.get(each.wanted.digest))
+                except Exception as error:
+                    self.outcomes[each.wanted.digest] = error
                 self._filled.pop().leave()
 
     def drop(self) -> None:

@@ -82,6 +82,7 @@ class Transfer:
         if self._held or list(self._ranges) != [claim]:
             return False
         self._claims = dict.fromkeys(range(piece_count(self.size)), claim)
+        self._begun.clear()  # it is written over
         return True
 
     def ignores_ranges(self, claim: int) -> None:

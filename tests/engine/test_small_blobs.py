@@ -13,6 +13,7 @@ from builders import some_bytes
 from backends import Body, Registry, Throttled
 from backends.memory import MemorySource
 from cas import BlobStore, Digest, NoSpaceError, Stopped, locks
+from cas.locks import Lock
 from reconcile.errors import SourceUnavailableError
 from reconcile.execution.engine import Connections, Engine, Wanted
 from reconcile.execution.failures import FailureTable
@@ -285,3 +286,19 @@ def test_a_wait_is_told_with_its_reason_and_ended_by_a_stop(world: World):
 
     short = Digest.of(FILES[0]).short
     assert told == [f"{short}: every source failed (HTTP 503 Service Unavailable); asking again in 7 s"]
+
+
+def test_a_blob_whose_lock_cannot_be_written_to_stops_no_other(world: World, monkeypatch: pytest.MonkeyPatch):
+    """It is there; only its own outcome says what failed."""
+    real = world.store.note_commit
+
+    def note(lock: Lock, digest: Digest) -> None:
+        if digest == Digest.of(FILES[1]):
+            raise OSError(28, "No space left on device")
+        real(lock, digest)
+
+    monkeypatch.setattr(world.store, "note_commit", note)
+    outcomes = world.fetcher.obtain_all(map(wanted, FILES[:3]))
+
+    assert isinstance(outcomes.pop(Digest.of(FILES[1])), OSError)
+    assert set(outcomes.values()) == {False} and world.there() == FILES[:3]

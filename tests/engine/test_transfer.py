@@ -922,3 +922,23 @@ def test_the_longest_wait_that_a_server_asks_for_is_kept():
     assert t.failed(two.claim, replace(BUSY, retry_after=30.0), 0.0)
 
     assert t.next(0.0) == Wait(seconds=30.0)
+
+
+def test_who_brings_everything_at_once_writes_over_every_beginning():
+    """A piece has one sender: the first source does not go on behind what another has written there."""
+    t = transfer(A, B)
+    one, two = begin(t, A, allowed=2), begin(t, B, allowed=2)
+    for ask, stop in (two, two.start + 1000), (one, one.start + 1000):
+        assert t.failed(ask.claim, CUT, 0.0, reached=stop)
+    whole = begin(t, now=99.0, allowed=2)
+
+    assert t.claim_rest(whole.claim)
+    for piece in range(3):
+        assert t.may_write(whole.claim, piece)
+        t.kept(whole.claim, piece, right(piece), 99.0)
+    t.ended(whole.claim)
+    t.wrong(WRONG)
+
+    other = begin(t, now=200.0)
+    assert other.locator != whole.locator and other.start % PIECE == 0
+    t.ended(other.claim)

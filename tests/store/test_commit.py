@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from storeroom import partial_with, put, store_at
 
-from cas import BlobState, BlobStore, ChecksumError, Digest
+from cas import BlobState, BlobStore, ChecksumError, Digest, LockTimeoutError
 from cas.partial import Partial
 
 DATA = [b"blob %d" % n for n in range(40)]
@@ -110,3 +110,34 @@ def test_a_damaged_blob_among_them_gives_way(tmp_path: Path):
 
     assert intact(store) == DATA[:3] and os.stat(store.layout.blob(digest)).st_ino != old
     assert [os.stat(path).st_ino for path in store.layout.quarantine.iterdir()] == [old]
+
+
+def test_a_partial_that_another_began_anew_is_not_published(tmp_path: Path):
+    """Where locks lie its name is another's unfinished file: that is no blob, and stays the other's."""
+    store = store_at(tmp_path)
+    mine = filled(store, DATA[0])
+    theirs = store.partial(mine.digest, mine.size)
+
+    failed = store.commit_all([mine])
+
+    assert isinstance(failed[mine.digest], LockTimeoutError) and intact(store) == [] and theirs.named
+    theirs.write(0, DATA[0])
+    store.commit(theirs)
+    assert intact(store) == DATA[:1]
+
+
+def test_a_partial_that_cannot_be_removed_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its neighbours are blobs."""
+    store = store_at(tmp_path)
+    partials = [filled(store, data) for data in DATA[:3]]
+    real = os.unlink
+
+    def unlink(path: str) -> None:
+        if path == partials[1].path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        real(path)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+
+    assert list(store.commit_all(partials)) == [partials[1].digest]
+    assert set(intact(store)) >= {DATA[0], DATA[2]}
