@@ -18,6 +18,7 @@ from ..telemetry.events import BlobFailed, BlobFetched
 from .download import Download
 from .engine import Engine, Wanted
 
+_ENOUGH = 1 << 16  # descriptors
 _TOGETHER, _TOGETHER_S = 1 << 20, 1.0  # bytes that make a batch full, and the seconds that any of it may wait
 
 
@@ -55,7 +56,8 @@ class Batch:
         self._filled: list[Filled] = []
         self._bytes, self._began, self._mutex = 0, 0.0, Lock()
         # Each holds two descriptors: its partial's and its lock's. Half of what a process may open is left to others.
-        self._most = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // (4 * engine.connections.most))
+        may_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most = max(1, (_ENOUGH if may_open == resource.RLIM_INFINITY else may_open) // (4 * engine.connections.most))
 
     def add(self, filled: Filled) -> None:
         """Keep it until there is enough to be worth a commit, and commit then."""

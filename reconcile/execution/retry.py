@@ -55,7 +55,7 @@ class RetryPolicy:
     range_s: float = 4.0  # how much is asked for at once, in seconds of the source's rate
     worth_s: float = 0.5  # a range is divided or taken over only to save more than this
     takeovers: int = 3  # how often one piece may change hands in flight
-    progress: int = _MiB  # bytes of a piece that make up for the connection that broke behind them
+    progress: int = _MiB // 4  # bytes of a piece that make up for the connection that broke behind them
     window: int = 512 * _MiB  # bytes ahead of the first gap that may be asked for
 
     def of(self, kind: Kind) -> Backoff:

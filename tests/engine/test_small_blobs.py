@@ -151,6 +151,15 @@ def test_no_more_wait_than_a_process_may_have_open(world: World, monkeypatch: py
     assert world.commits == [10, 10, 10]
 
 
+def test_where_nothing_bounds_descriptors_nothing_else_is_bounded_by_them(world: World, monkeypatch: pytest.MonkeyPatch):
+    """Unlimited is told as minus one."""
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    world.fetcher.obtain_all(map(wanted, FILES))
+
+    assert world.commits == [len(FILES)]
+
+
 def test_one_that_fails_takes_no_other_with_it(world: World):
     """Its error is its outcome."""
     missing = Wanted(digest=Digest.of(b"missing"), size=7, urls=("mem://origin/nowhere",))

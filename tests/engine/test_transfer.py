@@ -880,8 +880,8 @@ def test_another_source_begins_elsewhere_while_there_is_something_else():
 
 
 def test_a_source_that_cuts_every_connection_is_asked_as_long_as_it_gets_farther():
-    """A mebibyte makes up for the failure behind it; less does not."""
-    t = transfer(A, size=PIECE, transient=Backoff(attempts=2))
+    """What the policy calls progress makes up for the failure behind it; less does not."""
+    t = transfer(A, size=PIECE, transient=Backoff(attempts=2), progress=1 << 20)
     for reached in range(1 << 20, PIECE, 1 << 20):
         step = begin(t, A)
         assert step.start == reached - (1 << 20)
