@@ -269,7 +269,7 @@ class Transfer:
         first = self._first_for(standing)
         if first is not None:
             return self._ask(standing, first, self._run(first, standing, allowed), now)
-        return self._take_over(standing, now) or Idle()
+        return self._take_over(standing, now, allowed) or Idle()
 
     def _may_serve(self, standing: Standing) -> bool:
         if standing.over or standing.convicted:
@@ -327,8 +327,8 @@ class Transfer:
         standing.running += 1
         return Ask(claim=self._asked, locator=standing.locator, start=at, stop=end)
 
-    def _take_over(self, standing: Standing, now: float) -> Ask | None:
-        """The later half of what the slowest range still has to bring; or its last piece, if it would take far longer."""
+    def _take_over(self, standing: Standing, now: float, allowed: int) -> Ask | None:
+        """Some of what the slowest range still has to bring; or its last piece, if it would take far longer."""
         rows = []
         for claim, range_ in self._ranges.items():
             if pieces := sorted(p for p, owner in self._claims.items() if owner == claim and p != range_.writing):
@@ -338,9 +338,15 @@ class Transfer:
         if left_s < self.policy.worth_s:
             return None
         range_ = self._ranges[claim]
+        if divisible and not standing.rate:
+            return self._ask(standing, pieces[-1], pieces[-1] + 1, now)
         if divisible:
-            first = pieces[len(pieces) // 2] if standing.rate else pieces[-1]
-            return self._ask(standing, first, pieces[-1] + 1, now)
+            # It keeps its share and the rest is free again, for whoever comes: in small ranges and in file order, so that
+            # the proof can follow. Halves would leave gaps that end together with the whole.
+            for later in pieces[max(1, len(pieces) // (2 * allowed)) if len(pieces) > 1 else 0 :]:
+                del self._claims[later]
+            free = self._first_for(standing)
+            return None if free is None else self._ask(standing, free, self._run(free, standing, allowed), now)
         piece = pieces[0]
         mine_s = PIECE / standing.rate if standing.rate else 0.0
         unknown = standing.rate is None and standing is range_.standing
