@@ -145,3 +145,25 @@ def test_a_command_without_work_loads_neither_sources_nor_bars_nor_locks(tmp_pat
     )
 
     assert done.stderr.strip() == "(0, [])", done.stderr
+
+
+def test_the_version_is_told_without_the_machinery():
+    """Neither classes are made nor settings read for it."""
+    heavy = "dataclasses inspect cas backends reconcile.config"
+    code = (
+        "import os, sys\n"
+        "from reconcile.cli.main import main\n"
+        "sys.stdout = open(os.devnull, 'w')\n"
+        "code = main(['--version'])\n"
+        f"sys.stderr.write(repr((code, [name for name in {heavy.split()} if name in sys.modules])))\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+    )
+
+    assert done.stderr.strip() == "(0, [])", done.stderr

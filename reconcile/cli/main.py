@@ -9,10 +9,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from .. import __version__
 from . import arguments
@@ -70,9 +69,11 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
             pass
 
 
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """How to answer; known before the grammar is, which may not be kept."""
+class _Form(NamedTuple):
+    """How to answer; known before the grammar is, which may not be kept.
+
+    No dataclass: the module behind those doubles what ``--version`` loads.
+    """
 
     as_json: bool
     as_events: bool
