@@ -342,8 +342,10 @@ class Transfer:
             return self._ask(standing, pieces[-1], pieces[-1] + 1, now)
         if divisible:
             # It keeps its share and the rest is free again, for whoever comes: in small ranges and in file order, so that
-            # the proof can follow. Halves would leave gaps that end together with the whole.
-            for later in pieces[max(1, len(pieces) // (2 * allowed)) if len(pieces) > 1 else 0 :]:
+            # the proof can follow. Halves would leave gaps that end together with the whole. One piece alone is the last,
+            # beside another that is being written.
+            share = max(1, len(pieces) // (2 * allowed)) if len(pieces) > 1 else 0
+            for later in pieces[share:]:
                 del self._claims[later]
             free = self._first_for(standing)
             return None if free is None else self._ask(standing, free, self._run(free, standing, allowed), now)
