@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import HTTPException, IncompleteRead, LineTooLong, RemoteDisconnected
 from urllib.parse import urljoin, urlsplit
@@ -15,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from . import addresses, credentials, listing, redirects, stream, wire
+from . import addresses, brief, credentials, listing, redirects, stream, wire
 from .addresses import NotAllowed, Reach
 from .base import Body, Listing, read_body
 from .errors import Denied, Misbehaved, NotFound, SourceError, Throttled, TimedOut, Unreachable
@@ -28,6 +29,27 @@ HEAD_TIMEOUT_S = 60.0
 _REDIRECTS = 5
 _HEADERS = {"User-Agent": "modelstow", "Accept": "*/*", "Accept-Encoding": "identity"}
 _FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is asked of a locator, wherever it leads. *briefly*: so few bytes that they should be read at once."""
+
+    method: str = "GET"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    briefly: bool = False
+
+    @classmethod
+    def of(cls, start: int, stop: int | None) -> _Request:
+        """Bytes ``[start, stop)``, None being the end."""
+        if not start and stop is None:
+            return cls()
+        last = "" if stop is None else stop - 1
+        return cls("GET", {"Range": f"bytes={start}-{last}"}, stop is not None and stop - start <= brief.MOST)
+
+    @property
+    def ranged(self) -> bool:
+        return bool(self.headers)
 
 
 class HttpSource:
@@ -55,22 +77,19 @@ class HttpSource:
         self._webs = {reach: wire.Web(reach, head_timeout_s=head_timeout_s, timeout=timeout) for reach in Reach}
 
     def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
-        headers = {}
-        response = None
-        if start or stop is not None:
-            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-            response = self._ask_remembered(locator, headers, start)
+        asked = _Request.of(start, stop)
+        response = self._ask_remembered(locator, asked, start) if asked.ranged else None
         if response is None:
-            response = self._ask("GET", locator, headers)
-        if headers and not _answers(response, start):
+            response = self._ask(asked, locator)
+        if asked.ranged and not _answers(response, start):
             # 416, several parts, another range: the server and we differ about the object. Ask for all of it; the
             # reader compares the length.
             stream.let_go(response)
-            response = self._ask("GET", locator, {})
-        return _body(response, locator, ranged=not headers or "Content-Range" in response.headers)
+            response = self._ask(_Request(), locator)
+        return _body(response, locator, ranged=not asked.ranged or "Content-Range" in response.headers)
 
     def size(self, locator: str) -> int | None:
-        response = self._ask("HEAD", locator, {})
+        response = self._ask(_Request("HEAD"), locator)
         stream.let_go(response)
         if (length := _length(response)) is not None:
             return length
@@ -87,15 +106,15 @@ class HttpSource:
 
     # ---- asking
 
-    def _ask(self, method: str, locator: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+    def _ask(self, asked: _Request, locator: str) -> urllib3.BaseHTTPResponse:
         """One answer with a body to read, after redirects. Raises SourceError for every other status."""
         redirects.check(locator)
         landing = Landing(locator, Reach.ANY)
         for _ in range(_REDIRECTS + 1):
-            response = self._send(method, landing, headers, locator)
+            response = self._send(asked, landing, locator)
             if response.status not in (301, 302, 303, 307, 308):
-                _check_answer(response, locator, landing.url, ranged="Range" in headers)
-                if method == "GET" and landing.url != locator:
+                _check_answer(response, locator, landing.url, ranged=asked.ranged)
+                if asked.method == "GET" and landing.url != locator:
                     self._landings.remember(locator, landing)
                 return response
             stream.skip(response)
@@ -108,13 +127,13 @@ class HttpSource:
 
         Raises SourceError, ValueError where it is longer than *at_most* bytes.
         """
-        response = self._ask("GET", url, {})
+        response = self._ask(_Request(), url)
         links = requests.utils.parse_header_links(response.headers.get("Link", ""))
         behind = next((link["url"] for link in links if link.get("rel") == "next"), "")
         data = read_body(_body(response, url, ranged=True), at_most=at_most, locator=url)
         return data, behind and urljoin(response.url or url, behind)
 
-    def _ask_remembered(self, locator: str, headers: Mapping[str, str], start: int) -> urllib3.BaseHTTPResponse | None:
+    def _ask_remembered(self, locator: str, asked: _Request, start: int) -> urllib3.BaseHTTPResponse | None:
         """The answer of where the locator led last; None if nowhere, or if that no longer gives what is asked.
 
         So a signed address that expired is renewed, and a thousand ranges of a file cost its hub one request.
@@ -123,7 +142,7 @@ class HttpSource:
         if landing is None:
             return None
         try:
-            response = self._send("GET", landing, headers, locator)
+            response = self._send(asked, landing, locator)
             if response.status in (200, 206) and _answers(response, start):
                 _check_answer(response, locator, landing.url, ranged=True)
                 return response
@@ -133,7 +152,7 @@ class HttpSource:
         self._landings.drop(locator, landing)
         return None
 
-    def _send(self, method: str, landing: Landing, headers: Mapping[str, str], locator: str) -> urllib3.BaseHTTPResponse:
+    def _send(self, asked: _Request, landing: Landing, locator: str) -> urllib3.BaseHTTPResponse:
         """One request and the head of its answer, whatever it is. Credentials are looked up for the very host asked."""
         url = landing.url
         bundle = credentials.ca_bundle(self._environ)
@@ -142,11 +161,12 @@ class HttpSource:
             raise SourceError("the file of certificates to trust is not there", locator=locator, hint=hint)
         try:
             raw = self._webs[landing.reach].ask(
-                method,
+                asked.method,
                 url,
-                {**_HEADERS, **headers, **self._authorization(url, locator)},
+                {**_HEADERS, **asked.headers, **self._authorization(url, locator)},
                 proxy=credentials.proxy(url, self._environ),
                 verify=bundle,
+                briefly=asked.briefly,
             )
         except NotAllowed as error:
             raise _led_astray(error, locator) from None

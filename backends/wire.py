@@ -25,6 +25,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util.connection import create_connection
 
+from . import brief
 from .addresses import Reach, check, resolve
 
 _ADDRESSES = 6  # of one host that are tried: each may take the whole connect timeout
@@ -51,16 +52,26 @@ class Web:
     def __init__(self, reach: Reach, *, head_timeout_s: float, timeout: urllib3.Timeout) -> None:
         self._adapter, self._timeout = _Adapter(reach, head_timeout_s), timeout
         self._way = functools.lru_cache(_POOLS)(self._find_way)
+        self._odd: set[_Way] = set()  # whose answers are not brief
 
     def ask(
-        self, method: str, url: str, headers: Mapping[str, str], *, proxy: str = "", verify: str | bool = True
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        proxy: str = "",
+        verify: str | bool = True,
+        briefly: bool = False,
     ) -> urllib3.BaseHTTPResponse:
         """One request and the head of its answer, whatever it is. *proxy* is its address, if there is one; *verify* as in
-        requests. Raises what requests, urllib3 and http.client raise."""
+        requests; *briefly*: the body should be short. Raises what requests, urllib3 and http.client raise."""
         parts = urllib3.util.parse_url(url)
         where = parts.scheme or "", parts.netloc or "", proxy, verify
         for _ in range(2):
             way = self._way(*where)
+            if briefly and not proxy and (answer := self._ask_briefly(way, parts, headers)):
+                return answer
             target = parts._replace(auth=None, fragment=None).url if way.whole else parts.request_uri
             with suppress(urllib3.exceptions.ClosedPoolError):  # one of too many origins
                 return way.pool.urlopen(
@@ -76,6 +87,32 @@ class Web:
                 )
             self._way.cache_clear()
         raise urllib3.exceptions.PoolError(way.pool, "closed again and again")
+
+    def _ask_briefly(self, way: _Way, url: urllib3.util.Url, headers: Mapping[str, str]) -> urllib3.HTTPResponse | None:
+        """The same of a connection that is open; None where none is, or where it has to be asked in the common way."""
+        if way in self._odd:
+            return None
+        connection: Any = None
+        try:
+            connection = way.pool._get_conn()
+            if connection.sock is None:
+                return None
+            answer, again = brief.exchange(
+                connection.sock, url.netloc or "", url.request_uri, headers, connection.head_timeout_s
+            )
+            if not again:
+                connection.close()
+            return answer
+        except brief.NotBrief as what:
+            connection.close()
+            if what.odd:
+                self._odd.add(way)
+            return None
+        except urllib3.exceptions.ClosedPoolError:
+            return None
+        finally:
+            if connection is not None:
+                way.pool._put_conn(connection)
 
     def _find_way(self, scheme: str, netloc: str, proxy: str, verify: str | bool) -> _Way:
         request = requests.Request("GET", f"{scheme}://{netloc}/").prepare()

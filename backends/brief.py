@@ -1,0 +1,105 @@
+"""A short exchange over a connection that is open: one write, and mostly one read.
+
+A library that can read any answer takes ten times longer for ten kilobytes than the network. So what is short and plain
+is read here: a status, fields, and as many bytes as ``Content-Length`` says. Whatever is not so is the library's.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import urllib3
+
+MOST = 1 << 16
+"""The most bytes that a body read here may have."""
+_HEAD = 1 << 14  # bytes
+_STATUS = re.compile(r"HTTP/1\.1 ([2-5][0-9][0-9])(?: [^\x00-\x1f\x7f]*)?\Z")
+_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*\Z")
+_LENGTH = re.compile("[0-9]{1,18}")
+
+
+class NotBrief(Exception):
+    """It has to be asked in the common way. *odd*: so will be what this server answers next."""
+
+    def __init__(self, *, odd: bool) -> None:
+        super().__init__("not a brief answer")
+        self.odd = odd
+
+
+def exchange(
+    sock: Any, host: str, target: str, headers: Mapping[str, str], timeout_s: float
+) -> tuple[urllib3.HTTPResponse, bool]:
+    """GET *target* and read the whole answer, within *timeout_s* seconds; and whether the connection serves another.
+
+    Raises NotBrief, also where it broke.
+    """
+    until = time.monotonic() + timeout_s
+    try:
+        sock.settimeout(timeout_s)
+        sock.sendall(_request(host, target, headers))
+        return _Reading(sock, until).answer()
+    except (OSError, ValueError) as error:  # whatever it was, asking in the common way finds words for it
+        raise NotBrief(odd=False) from error
+
+
+def _request(host: str, target: str, headers: Mapping[str, str]) -> bytes:
+    lines = [f"GET {target} HTTP/1.1", f"Host: {host}", *(f"{name}: {value}" for name, value in headers.items())]
+    if any(not line.isprintable() for line in lines):
+        raise ValueError("no request holds control characters")
+    return "\r\n".join((*lines, "", "")).encode("ascii")
+
+
+class _Reading:
+    def __init__(self, sock: Any, until: float) -> None:
+        self._sock, self._until = sock, until
+        self._buffer = bytearray(_HEAD + MOST)
+        self._count = 0
+
+    def answer(self) -> tuple[urllib3.HTTPResponse, bool]:
+        end = -1
+        while end < 0:
+            if self._count >= _HEAD:
+                raise NotBrief(odd=True)
+            searched = max(0, self._count - 3)
+            self._more()
+            end = self._buffer.find(b"\r\n\r\n", searched, min(self._count, _HEAD))
+        status, fields = _parsed(self._buffer[:end].decode("latin-1"))
+        length = int(fields["Content-Length"])
+        begin, stop = end + 4, end + 4 + length
+        if length > MOST:
+            raise NotBrief(odd=True)
+        while self._count < stop:
+            self._more()
+        if self._count > stop:  # more than it announced: what would be read next is not an answer to us
+            raise NotBrief(odd=True)
+        body = io.BytesIO(self._buffer[begin:stop])
+        answer = urllib3.HTTPResponse(body, fields, status, preload_content=False, decode_content=False)
+        return answer, "close" not in fields.get("Connection", "").lower()
+
+    def _more(self) -> None:
+        if self._count:
+            left = self._until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the answer took too long")
+            self._sock.settimeout(left)
+        count = self._sock.recv_into(memoryview(self._buffer)[self._count :])
+        if not count:
+            raise ConnectionResetError("closed before the answer was over")
+        self._count += count
+
+
+def _parsed(head: str) -> tuple[int, urllib3.HTTPHeaderDict]:
+    """Status and fields of an answer that says how long it is. Raises NotBrief for every other."""
+    first, *lines = head.split("\r\n")
+    status, fields = _STATUS.match(first), [_FIELD.match(line) for line in lines]
+    if status is None or not all(fields):
+        raise NotBrief(odd=True)
+    found = urllib3.HTTPHeaderDict((field[1], field[2]) for field in fields if field)
+    length = found.get("Content-Length", "")
+    if "Transfer-Encoding" in found or not _LENGTH.fullmatch(length) or int(status[1]) in (204, 304):
+        raise NotBrief(odd=True)
+    return int(status[1]), found
