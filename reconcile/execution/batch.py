@@ -15,7 +15,6 @@ from cas.partial import Partial
 from cas.scrub import Level
 
 from ..telemetry.events import BlobFailed, BlobFetched
-from .download import Download
 from .engine import Engine, Wanted
 
 _ENOUGH = 1 << 16  # descriptors
@@ -36,8 +35,8 @@ class Filled:
     lock: locks.Lock
     look: Look  # before
     partial: Partial
-    run: Download
     resumed: int  # bytes that an earlier run had left
+    fetched: int = 0  # bytes that came, those that were wrong too
     damaged: tuple[int, ...] = ()  # pieces of the blob before
 
     def leave(self) -> None:
@@ -128,7 +127,7 @@ class Batch:
         event = BlobFetched(
             digest=wanted.digest,
             size=wanted.size,
-            fetched_bytes=filled.run.fetched,
+            fetched_bytes=filled.fetched,
             resumed_bytes=filled.resumed,
             repaired_pieces=filled.damaged,
             repair=filled.look.state is BlobState.SUSPECT,
@@ -139,7 +138,7 @@ class Batch:
 
     def note_failed(self, filled: Filled) -> None:
         """Tell that nothing will come of it in this run."""
-        self._engine.emit(BlobFailed(digest=filled.wanted.digest, fetched_bytes=filled.run.fetched))
+        self._engine.emit(BlobFailed(digest=filled.wanted.digest, fetched_bytes=filled.fetched))
 
     def explained(self, error: Exception, filled: Filled) -> Exception:
         """The error, but a full disk with its figures."""

@@ -19,7 +19,7 @@ from ..telemetry.events import BytesArrived, Note, SourceFailed
 from .engine import STOPPED, Engine, Wanted
 from .lane import Beginning, Lane, Receiver
 from .pace import Pace
-from .packed import Packed
+from .packed import Packed, Pairs
 from .proof import Chaser
 from .reasons import given_up
 from .retry import Fact, Kind
@@ -40,18 +40,21 @@ class Download(Receiver):
     """
 
     def __init__(
-        self, engine: Engine, wanted: Wanted, partial: Partial, table: PieceTable | None, lock: locks.Lock
+        self,
+        engine: Engine,
+        wanted: Wanted,
+        partial: Partial,
+        table: PieceTable | None,
+        lock: locks.Lock,
+        refused: SourceError | None = None,
     ) -> None:
+        """*refused*: how the first question was answered, where it was asked already."""
+        self._refused = refused
         self.engine, self.wanted, self.partial, self.table, self._lock = engine, wanted, partial, table, lock
         self.size, self.fetched = wanted.size, 0
         self._locators = {absolute(url, engine.base): url for url in wanted.urls}
         packs = {absolute(plain, engine.base): absolute(pack, engine.base) for plain, pack in wanted.packed.items()}
-        self._packed = {
-            pack: Packed(pack, wanted.digest, wanted.size, engine.policy, engine.clock) for pack in packs.values()
-        }
-        # What a mirror may hold in one way or the other.
-        self._twins = packs | {pack: plain for plain, pack in packs.items()}
-        self._absent: set[str] = set()
+        self._pairs = Pairs(packs, lambda pack: Packed(pack, wanted.digest, wanted.size, engine.policy, engine.clock))
         self._lied: dict[str, set[int]] = {}  # who sent wrong bytes, and the pieces that it has not sent right since
         lies = engine.lies.of(wanted.digest)
         late = frozenset(locator for locator in self._locators if self._is_late(locator, lies))
@@ -105,8 +108,12 @@ class Download(Receiver):
             case Prove():
                 return self._prove()
             case GiveUp(failures=failures):
-                absent = {name for name, f in failures.items() if name in self._packed and self._is_absent(name, f)}
-                raise given_up(self.wanted, {name: f for name, f in failures.items() if name not in absent})
+                told = {
+                    name: fact
+                    for name, fact in failures.items()
+                    if not (self._pairs.pack(name) and self._pairs.shows_absence(name, fact))
+                }
+                raise given_up(self.wanted, told)
         return False
 
     def _look(self) -> Step:
@@ -238,18 +245,22 @@ class Download(Receiver):
 
     def _fail(self, claim: int, fact: Fact, beginning: Beginning | None = None) -> None:
         locator, piece = self._transfer.locator(claim), self._transfer.current(claim)
-        if locator in self._packed or fact.kind not in (Kind.TRANSIENT, Kind.RATE_LIMIT):
+        packed = self._pairs.pack(locator) is not None
+        if packed or fact.kind not in (Kind.TRANSIENT, Kind.RATE_LIMIT):
             beginning = None  # a frame is unpacked whole; and what is wrong with the object is wrong with its beginning
         if self._transfer.failed(claim, fact, self.engine.clock(), beginning.reached if beginning else 0):
             if beginning is not None:
                 self._begun[piece] = beginning
-            alone = locator in self._packed and fact.kind is Kind.PERMANENT
+            alone = packed and fact.kind is Kind.PERMANENT
             exactly = alone or fact.code in ("INCOMPLETE_DOWNLOAD", "SIZE_MISMATCH")
             self._note(locator, fact, exactly=exactly, given_up=self._transfer.over(locator), wrong=[piece])
 
     def open(self, ask: Ask) -> Body:
+        refused, self._refused = self._refused, None
+        if refused is not None:
+            raise refused
         source = self.engine.registry.find(ask.locator)
-        if packed := self._packed.get(ask.locator):
+        if packed := self._pairs.pack(ask.locator):
             return packed.open(source, ask.start, ask.stop, lambda count: self._got(ask.claim, count))
         return source.open(ask.locator, start=ask.start, stop=ask.stop)
 
@@ -275,7 +286,7 @@ class Download(Receiver):
             self._transfer.ignores_ranges(claim)
 
     def got(self, ask: Ask, count: int) -> bool:
-        return self._got(ask.claim, 0 if ask.locator in self._packed else count)  # it was told while its frame arrived
+        return self._got(ask.claim, 0 if self._pairs.pack(ask.locator) else count)  # it was told while its frame arrived
 
     def _got(self, claim: int, count: int) -> bool:
         if self.engine.stop.is_set():
@@ -358,11 +369,6 @@ class Download(Receiver):
         except SourceError:
             return redact(locator), redact(locator)
 
-    def _is_absent(self, locator: str, fact: Fact) -> bool:
-        """A mirror does not hold the blob in this form. Some buckets refuse what is not there; the plain form tells."""
-        codes = ("INCOMPLETE_DOWNLOAD", "AUTH_FAIL") if locator in self._packed else ("INCOMPLETE_DOWNLOAD",)
-        return locator in self._twins and fact.code in codes and fact.kind is not Kind.TRANSIENT
-
     def _is_late(self, locator: str, lies: frozenset[str]) -> bool:
         failures = self.engine.failures  # mostly empty: then nobody looks up keys
         return redact(locator) in lies or (failures.any and any(key in failures for key in self._keys(locator)))
@@ -372,11 +378,11 @@ class Download(Receiver):
     ) -> None:
         if locator not in self._locators:
             return
-        if self._is_absent(locator, fact):
-            self._absent.add(locator)
-            if self._twins[locator] not in self._absent:
-                return  # it may hold the other form
-            locator, exactly = self._twins[locator] if locator in self._packed else locator, True
+        if self._pairs.shows_absence(locator, fact):
+            plain = self._pairs.note_absent(locator)
+            if plain is None:
+                return
+            locator, exactly = plain, True
         lied = fact.code == "CHECKSUM_FAIL"
         if lied:
             self._lied.setdefault(locator, set()).update(wrong)

@@ -17,6 +17,7 @@ from threading import Event
 
 from cas import EMPTY, BlobState, BlobStore, CasError, Digest, Look, Stopped, leases, sweep
 from cas import inventory as inventories
+from cas.layout import TABLE_FROM
 from cas.leases import Lease
 
 from .. import mirrors
@@ -177,10 +178,12 @@ class Executor:
     def _obtain_all(self, desired: Desired, wanted: list[Wanted]) -> frozenset[Digest]:
         """Bring blobs home by several workers, largest first, so that the end is short; one begins with the smallest.
 
-        Two at once, and more as long as this process has time to spare: they help against a network that answers late.
+        Two at once where there are large ones, and more as long as this process has time to spare: they help against a
+        network that answers late. Small ones are Python's own work, and two threads of it only wait for each other.
         """
         if not wanted:
             return frozenset()
+        at_once = 2 if wanted[0].size > TABLE_FROM else 1
         queue, replaced, failed = deque(wanted), set[Digest](), dict[Digest, ModelstowError | CasError]()
         connections = self.fetcher.engine.connections
 
@@ -198,7 +201,7 @@ class Executor:
         workers, waiting, idle = 0, set[Future[None]](), _Idleness()
         try:
             while waiting or not workers:
-                while queue and (workers < 2 or idle.seen()) and connections.take():
+                while queue and (workers < at_once or idle.seen()) and connections.take():
                     waiting.add(pool.submit(work, workers == 1))
                     workers += 1
                 pause = _GROW_S if queue and workers < connections.most else _POLL_S

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backends import Body, EndedEarly
+from backends import Body, EndedEarly, SourceError
 from cas import (
     EMPTY,
     BlobState,
@@ -32,6 +32,7 @@ from cas.pieces import PIECE, PieceTable, open_regular, piece_hash, piece_range,
 from cas.scrub import Level
 
 from ..telemetry.events import BlobReused, FetchStarted, Waiting
+from . import brief
 from .batch import Batch, Filled, subject_of
 from .download import THIS_STORE, Download
 from .engine import Engine, Wanted
@@ -197,12 +198,13 @@ class Fetcher:
         partial = self.store.partial(digest, size)
         mending = look.state is BlobState.SUSPECT and not wanted.anew
         table = proven_table(self.store.layout.table(digest), digest, size) if mending else None
-        run = Download(self.engine, wanted, partial, table, lock)
-        filled = Filled(wanted, lock, look, partial, run, resumed=partial.held_bytes)
+        filled = Filled(wanted, lock, look, partial, resumed=partial.held_bytes)
         try:
             filled.damaged = self._save_pieces(wanted, partial, table) if table is not None else ()
             self.engine.emit(FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=wanted.name))
-            run.fill()
+            refused = self._bring_briefly(filled) if brief.suits(self.engine, wanted) else None
+            if partial.front() < size or partial.proof() != digest:
+                self._download(filled, table, refused)
         except BaseException as error:
             batch.note_failed(filled)
             partial.leave()
@@ -210,6 +212,20 @@ class Fetcher:
                 raise batch.explained(error, filled) from error
             raise
         return filled
+
+    def _bring_briefly(self, filled: Filled) -> SourceError | None:
+        try:
+            filled.fetched = brief.bring(self.engine, filled.wanted, filled.partial)
+        except SourceError as error:
+            return error
+        return None
+
+    def _download(self, filled: Filled, table: PieceTable | None, refused: SourceError | None) -> None:
+        run = Download(self.engine, filled.wanted, filled.partial, table, filled.lock, refused)
+        try:
+            run.fill()
+        finally:
+            filled.fetched += run.fetched
 
     def pull(self, locator: str) -> tuple[Digest, int]:
         """Fetch a file that nobody has named yet, name it, keep it. Always from byte 0: what has no name cannot be resumed.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -12,7 +12,7 @@ from cas.codec import PackIndex, index_bytes, unpack
 from cas.pieces import PIECE, piece_count, piece_range
 
 from .intake import Intake
-from .retry import RetryPolicy
+from .retry import Fact, Kind, RetryPolicy
 
 
 class WrongPack(Misbehaved):
@@ -90,6 +90,33 @@ class Packed:
                 finally:
                     body.close()
             return self._index
+
+
+class Pairs:
+    """What mirrors may hold of one blob in two forms: which addresses belong together, and which hold nothing."""
+
+    def __init__(self, packs: Mapping[str, str], packed: Callable[[str], Packed]) -> None:
+        """*packs*: the compressed one of each plain address; *packed* opens one."""
+        self._packs = {pack: packed(pack) for pack in packs.values()}
+        self._twins = {**packs, **{pack: plain for plain, pack in packs.items()}}
+        self._absent: set[str] = set()
+
+    def pack(self, locator: str) -> Packed | None:
+        """What reads it, if it is a compressed one."""
+        return self._packs.get(locator)
+
+    def shows_absence(self, locator: str, fact: Fact) -> bool:
+        """A mirror does not hold the blob in this form. Some buckets refuse what is not there; the plain form tells."""
+        codes = ("INCOMPLETE_DOWNLOAD", "AUTH_FAIL") if locator in self._packs else ("INCOMPLETE_DOWNLOAD",)
+        return locator in self._twins and fact.code in codes and fact.kind is not Kind.TRANSIENT
+
+    def note_absent(self, locator: str) -> str | None:
+        """The plain address if the mirror holds neither form; None as long as it may hold the other."""
+        self._absent.add(locator)
+        twin = self._twins[locator]
+        if twin not in self._absent:
+            return None
+        return twin if locator in self._packs else locator
 
 
 def _fill(

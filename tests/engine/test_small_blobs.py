@@ -4,21 +4,23 @@ import os
 import resource
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from builders import some_bytes
 
-from backends import Body, Registry, Throttled
+from backends import Body, Registry, Throttled, Unreachable
 from backends.memory import MemorySource
-from cas import BlobStore, Digest, NoSpaceError, Stopped, locks
+from cas import BlobStore, ChecksumError, Digest, NoSpaceError, Stopped, locks
 from cas.locks import Lock
-from reconcile.errors import SourceUnavailableError
+from reconcile.errors import SizeMismatchError, SourceUnavailableError
 from reconcile.execution.engine import Connections, Engine, Wanted
 from reconcile.execution.failures import FailureTable
 from reconcile.execution.fetcher import Fetcher
 from reconcile.execution.lies import Lies
+from reconcile.execution.retry import Backoff, RetryPolicy
 from reconcile.telemetry.events import BlobFailed, BlobFetched, Event, Note, Waiting
 
 FILES = [some_bytes(1000 + n, seed=n) for n in range(30)]
@@ -38,8 +40,10 @@ class Watched(MemorySource):
     def __init__(self, objects: Mapping[str, bytes]) -> None:
         super().__init__(objects)
         self.on_open: Callable[[str], object] = lambda locator: None
+        self.asked: list[str] = []
 
     def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
+        self.asked.append(locator)
         self.on_open(locator)
         return super().open(locator, start=start, stop=stop)
 
@@ -158,6 +162,48 @@ def test_where_nothing_bounds_descriptors_nothing_else_is_bounded_by_them(world:
     world.fetcher.obtain_all(map(wanted, FILES))
 
     assert world.commits == [len(FILES)]
+
+
+def test_a_small_blob_is_asked_for_once(world: World):
+    """Nothing is asked before or after it where all goes well."""
+    world.fetcher.obtain_all(map(wanted, FILES))
+
+    assert sorted(world.source.asked) == sorted(map(locator_of, FILES))
+
+
+def test_the_first_question_is_an_attempt_like_the_others(world: World):
+    """A source that fails is asked as often as the policy says, and one that recovers meanwhile serves."""
+    policy = RetryPolicy(transient=Backoff(attempts=3))
+    fetcher = Fetcher(store=world.store, engine=replace(world.engine, policy=policy))
+
+    def fail(locator: str) -> None:
+        if locator == locator_of(FILES[0]) or world.source.asked.count(locator) < 3:
+            raise Unreachable("down", locator=locator)
+
+    world.source.on_open = fail
+    outcomes = fetcher.obtain_all(map(wanted, [FILES[1], FILES[0]]))
+
+    assert isinstance(outcomes[Digest.of(FILES[0])], SourceUnavailableError)
+    assert outcomes[Digest.of(FILES[1])] is False
+    assert [world.source.asked.count(locator_of(data)) for data in FILES[:2]] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("sent", "asked", "kind"),
+    [(b"\0" * 1000, 2, ChecksumError), (b"\0" * 999, 2, SizeMismatchError), (b"\0" * 1001, 2, SizeMismatchError)],
+    ids=["wrong", "short", "long"],
+)
+def test_what_is_wrong_with_a_small_blob_is_told_as_of_any(world: World, sent: bytes, asked: int, kind: type[Exception]):
+    """The error is that of a large one, and its bytes are counted."""
+    world.source.objects[locator_of(FILES[0])] = sent
+
+    outcomes = world.fetcher.obtain_all([wanted(FILES[0])])
+
+    assert isinstance(outcomes[Digest.of(FILES[0])], kind)
+    assert len(world.source.asked) == asked
+    (failed,) = (event for event in world.events if isinstance(event, BlobFailed))
+    assert failed.fetched_bytes == (2000 if kind is ChecksumError else 0)
+    assert world.there() == [] and list(world.store.layout.partials.iterdir()) == []
 
 
 def test_one_that_fails_takes_no_other_with_it(world: World):

@@ -1,0 +1,56 @@
+"""A small blob from its only source, as it mostly goes: asked for once, and written.
+
+What copes with everything that can happen costs more for ten kilobytes than their way here. So it is called upon where
+something did happen: ``Download`` goes on from there.
+"""
+
+from __future__ import annotations
+
+from backends import EndedEarly
+from cas import Stopped
+from cas.partial import Partial
+from cas.pieces import piece_hash, source_key
+
+from ..desired.lockfile import absolute
+from ..telemetry.events import BytesArrived
+from .engine import STOPPED, Engine, Wanted
+from .intake import STUMBLES, Intake, senseless
+
+MOST = 1 << 16
+"""Bytes: what comes within one read."""
+
+
+def suits(engine: Engine, wanted: Wanted) -> bool:
+    """Whether there is nothing to choose, and nothing is known against the source."""
+    few = 0 < wanted.size <= MOST
+    return few and len(wanted.urls) == 1 and not engine.failures.any and not engine.lies.of(wanted.digest)
+
+
+def bring(engine: Engine, wanted: Wanted, partial: Partial) -> int:
+    """How many bytes came. They are on record if they are as many as they should be; whether they are right, is to be seen.
+
+    Raises SourceError, Stopped, OSError of this disk.
+    """
+    locator, size = absolute(wanted.urls[0], engine.base), wanted.size
+    view, count = memoryview(bytearray(size + 1)), 0
+    try:
+        body = engine.registry.find(locator).open(locator, start=0, stop=size)
+    except STUMBLES as error:
+        raise senseless(error, locator) from error
+    try:
+        intake = Intake(body, locator, engine.policy, engine.clock)
+        if body.start != 0 or body.total not in (None, size):
+            return 0
+        while count <= size and (came := intake.read(view[count:])):
+            count += came
+            if engine.stop.is_set():
+                raise Stopped(STOPPED)
+    finally:
+        body.close()
+    if count < size:
+        raise EndedEarly("the body ended early", locator=locator)
+    engine.emit(BytesArrived(digest=wanted.digest, count=count))
+    if count == size:
+        partial.write(0, view[:size])
+        partial.finish(0, piece_hash(view[:size]), source_key(locator))
+    return count
