@@ -67,9 +67,13 @@ class FileSource:
             raise _translated(error, locator) from error
 
     def listing(self, locator: str) -> Listing:
-        root = _path(locator)
-        if not os.path.isdir(root):
-            raise NotFound("no such folder", locator=locator, hint="a relative source is relative to models.toml")
+        root, lost = _path(locator), "a relative source is relative to models.toml"
+        try:
+            is_folder = stat.S_ISDIR(os.stat(root).st_mode)
+        except OSError as error:
+            raise _translated(error, locator, missing=lost, what="no such folder") from error
+        if not is_folder:
+            raise NotFound("not a folder", locator=locator, hint=lost)
         files = []
         for folder, folders, names in os.walk(root, onerror=lambda error: _raise(error, locator)):
             folders.sort()
@@ -103,10 +107,10 @@ def _raise(error: OSError, locator: str) -> None:
     raise _translated(error, locator) from error
 
 
-def _translated(error: OSError, locator: str, *, missing: str = "") -> SourceError:
-    """*missing* is the hint for what is not there."""
+def _translated(error: OSError, locator: str, *, missing: str = "", what: str = "no such file") -> SourceError:
+    """*what* is told of what is not there, and *missing* is the hint then."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
-        return NotFound("no such file", locator=locator, hint=missing)
+        return NotFound(what, locator=locator, hint=missing)
     if error.errno in (errno.EACCES, errno.EPERM):
         return Denied("permission denied", locator=locator, hint="check who may read the source folder")
     return Unreachable(error.strerror or str(error), locator=locator)

@@ -357,10 +357,13 @@ def test_the_json_documents_have_the_keys_that_are_told(played: Played) -> None:
             command, *more, *ARGUMENTS.get(command, []), "--json", MODELSTOW_ROOT=str(played.cli.folder / "store")
         )
         assert ran.out.count("\n") == 1 and (ran.code == 0 or command == "doctor"), (name, ran)
-        assert ran.json["schema"] == 1 and ran.json["ok"] is True, (name, ran)
+        document = ran.json
+        assert document["schema"] == 1 and document["ok"] is (ran.code == 0), (name, ran)
         told = set(re.findall(r"[a-z_]+", shape)) | {"schema", "ok"}
-        assert keys_of(ran.json) <= told, name
-        assert top_keys(shape) <= ran.json.keys(), name
+        if command == "doctor" and ran.code:  # this machine may lack something
+            del document["error"]
+        assert keys_of(document) <= told, name
+        assert top_keys(shape) <= document.keys(), name
 
 
 def top_keys(shape: str) -> set[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from cas import BlobStore, CasError, Digest, LinkMode, locks
 from cas.linking import LinkKind, Placer
 
+from ..errors import ModelstowError
 from ..retention.space import disk
 from .session import Answer, Session
 from .text import size
@@ -39,7 +40,9 @@ def run_doctor(session: Session) -> Answer:
     for check in checks:
         lines.append(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.message}")
         lines += [f"      hint: {check.hint}"] if check.hint and not check.ok else []
-    return Answer(document={"checks": rows}, lines=tuple(lines), code=0 if all(c.ok for c in checks) else 1)
+    failed = [check.name for check in checks if not check.ok]
+    error = ModelstowError(f"failed: {', '.join(failed)}", hint="see the hint of each check") if failed else None
+    return Answer(document={"checks": rows}, lines=tuple(lines), error=error)
 
 
 def _python() -> Check:

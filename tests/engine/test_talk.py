@@ -76,3 +76,15 @@ def test_people_read_words(stale: Cli):
 
     assert ran.err.startswith("warning: ") and "\nerror: " in ran.err and "\nhint: " in ran.err
     assert stale.run("ensure", "m", "--quiet").err.startswith("error: ")
+
+
+def test_a_failed_check_of_the_doctor_is_a_failure(cli: Cli):
+    """Its exit code, its ``ok`` and its checks agree, and each failed one has a hint."""
+    (cli.root / "modelstow.json").parent.mkdir(parents=True)
+    (cli.root / "modelstow.json").write_text('{"format": 99, "epoch": "x"}')
+
+    ran = cli.run("doctor", "--json")
+
+    failed = {check["name"]: check["hint"] for check in ran.json["checks"] if not check["ok"]}
+    assert (ran.code, ran.json["ok"], "store" in failed, all(failed.values())) == (1, False, True, True)
+    assert "store" in ran.json["error"]["message"]
