@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import TypeVar
@@ -25,6 +24,7 @@ from cas.pieces import PIECE, PieceTable, TableState, open_regular, piece_count,
 from cas.scrub import name_file
 
 from ..errors import IntegrityError, InvalidConfigError, listing
+from ..execution.crew import Crew
 from ..execution.retry import RetryPolicy, patiently
 from ..mirrors import PACKED, mirrored
 
@@ -32,7 +32,6 @@ _T = TypeVar("_T")
 WORTH = 0.9
 """A blob is published compressed only if that takes less than so much of its size."""
 _STOPPED = "stopped; what was sent is kept, and the next push continues there"
-_POLL_S = 0.2  # how often a signal is looked for while threads work
 _SAMPLES = 4  # pieces that are tried before all are
 _HEADWAY = 64 << 20  # an attempt that sent so many bytes was not in vain: all attempts are there again
 
@@ -107,21 +106,11 @@ class Push:
 
     def _publish_all(self, sizes: Mapping[Digest, int]) -> None:
         order = sorted(sizes, key=lambda digest: (-sizes[digest], digest))
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="push")
-        try:
-            waiting = {pool.submit(self._publish, digest, sizes[digest]) for digest in order}
-            while waiting:
-                done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-                if self.outer.is_set() and waiting:
-                    raise Stopped(_STOPPED)
-                for future in done:
-                    future.result()
-        except BaseException as error:
-            self.stop.set()
-            # Whoever pressed Ctrl-C does not wait for a socket: what a kill would leave is gone on with too.
-            pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
-            raise
-        pool.shutdown()
+        with Crew(self.threads, "push", stop=self.stop, outer=self.outer, stopped=_STOPPED) as crew:
+            for digest in order:
+                crew.start(self._publish, digest, sizes[digest])
+            while crew.at_work:
+                crew.wait()
 
     def _publish(self, digest: Digest, size: int) -> None:
         plain = mirrored(self.url, digest)

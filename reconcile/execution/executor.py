@@ -10,12 +10,11 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from threading import Event
 
-from cas import EMPTY, BlobState, BlobStore, CasError, Digest, Look, Stopped, leases, sweep
+from cas import EMPTY, BlobState, BlobStore, CasError, Digest, Look, leases, sweep
 from cas import inventory as inventories
 from cas.layout import TABLE_FROM
 from cas.leases import Lease
@@ -26,11 +25,11 @@ from ..planning.observer import observe
 from ..planning.planner import Fetch, Plan, Work, plan
 from ..planning.state import Actual, Desired, DesiredTree, TreeKey
 from ..telemetry.events import BlobsReused, FetchesPlanned, Sink
+from .crew import POLL_S, Crew
 from .engine import STOPPED, Wanted
 from .fetcher import Fetcher
 from .publisher import Publisher
 
-_POLL_S = 0.2  # how often a signal is looked for while threads work
 _GROW_S = 0.02  # how often another worker is thought of
 _BUSY = 0.7  # of one processor: Python runs one thread at a time
 
@@ -189,7 +188,7 @@ class Executor:
 
         def work(smallest: bool) -> None:
             try:
-                for digest, outcome in self.fetcher.obtain_all(_taken(queue, smallest=smallest)).items():
+                for digest, outcome in self.fetcher.obtain_all(self._taken(queue, smallest=smallest)).items():
                     if isinstance(outcome, Exception):
                         failed[digest] = _ours(outcome)
                     elif outcome:
@@ -197,29 +196,22 @@ class Executor:
             finally:
                 connections.give()
 
-        pool = ThreadPoolExecutor(min(connections.most, len(wanted)), thread_name_prefix="fetch")
-        workers, waiting, idle = 0, set[Future[None]](), _Idleness()
-        try:
-            while waiting or not workers:
+        most, workers, idle = min(connections.most, len(wanted)), 0, _Idleness()
+        with Crew(most, "fetch", stop=self.stop, outer=self.outer, stopped=STOPPED) as crew:
+            while crew.at_work or not workers:
                 while queue and (workers < at_once or idle.seen()) and connections.take():
-                    waiting.add(pool.submit(work, workers == 1))
+                    crew.start(work, workers == 1)
                     workers += 1
-                pause = _GROW_S if queue and workers < connections.most else _POLL_S
-                done, waiting = wait(waiting, timeout=pause, return_when=FIRST_COMPLETED)
+                crew.wait(_GROW_S if queue and workers < connections.most else POLL_S)
                 self.fetcher.commit_due()
-                if self.outer.is_set() and waiting:
-                    raise Stopped(STOPPED)
-                for future in done:
-                    future.result()
-        except BaseException as error:
-            self.stop.set()
-            queue.clear()
-            # Whoever interrupts or stops waits for no socket; every thread ends at its next read, before it could commit.
-            pool.shutdown(wait=isinstance(error, Exception) and not self.outer.is_set(), cancel_futures=True)
-            raise
-        pool.shutdown()
         self._note_failures(desired, failed)
         return frozenset(replaced)
+
+    def _taken(self, queue: deque[Wanted], *, smallest: bool) -> Iterator[Wanted]:
+        """What one worker gets of a queue that others take from too, from one end of it."""
+        with suppress(IndexError):
+            while not self.stop.is_set():
+                yield queue.pop() if smallest else queue.popleft()
 
     def _note_failures(self, desired: Desired, failed: Mapping[Digest, ModelstowError | CasError]) -> None:
         told: set[Digest] = set()
@@ -276,13 +268,6 @@ class Executor:
         self.store.tidy()
         sweep.end_commits(self.store)
         leases.drop_superseded(self.store, self._digests(desired.trees))
-
-
-def _taken(queue: deque[Wanted], *, smallest: bool) -> Iterator[Wanted]:
-    """What one worker gets of a queue that others take from too, from one end of it."""
-    with suppress(IndexError):
-        while True:
-            yield queue.pop() if smallest else queue.popleft()
 
 
 class _Idleness:
