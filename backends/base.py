@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 from urllib.parse import quote
 
+from . import hubpath
 from .errors import TimedOut
 
 PATIENCE_S = 300.0
 """How long a small body may take, however it drips."""
-# The repository that a hub's locator names: org/name, or one segment where a revision or nothing follows it.
-_REPOSITORY = re.compile(r"hf://(?:(?:models|datasets|spaces)/)?[^/@]+(/[^/@]+)?")
 
 
 class Body:
@@ -139,18 +137,15 @@ class Wrapper:
 
 def join(folder: str, path: str) -> str:
     """The locator of a file below a folder's locator; quoted where locators are URLs."""
-    folder = folder.rstrip("/")
-    repository = _REPOSITORY.fullmatch(folder)
-    if repository and not repository[1]:
-        folder += "@main"  # a repository of one segment would be taken for the organisation of the next
+    folder = hubpath.as_folder(folder.rstrip("/"))
     quoted = folder.startswith(("http://", "https://", "file://", "hf://"))
     return f"{folder}/{quote(path) if quoted else path}"
 
 
 def beginnings(source: str) -> tuple[str, ...]:
     """How the locators of a source's files begin, whatever revision they are pinned to."""
-    repository = _REPOSITORY.match(source)
-    return (f"{repository[0]}@", f"{repository[0]}/") if repository else (join(source, ""),)
+    repository = hubpath.repository(source)
+    return (f"{repository}@", f"{repository}/") if repository else (join(source, ""),)
 
 
 def read_all(source: Source, locator: str, *, at_most: int) -> bytes:

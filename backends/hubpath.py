@@ -13,9 +13,8 @@ from urllib.parse import quote, unquote
 
 from .errors import SourceError
 
-_LOCATOR = re.compile(
-    r"hf://((?:models|datasets|spaces)/)?([^/@]+(?:/[^/@]+)?)(?:@(refs/(?:pr/\d+|convert/[\w.-]+)(?=/|\Z)|[^/]+))?(?:/(.*))?\Z"
-)
+_REPOSITORY = re.compile(r"hf://((?:models|datasets|spaces)/)?([^/@]+(?:/[^/@]+)?)")
+_LOCATOR = re.compile(_REPOSITORY.pattern + r"(?:@(refs/(?:pr/\d+|convert/[\w.-]+)(?=/|\Z)|[^/]+))?(?:/(.*))?\Z")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?\Z")
 
 
@@ -60,3 +59,15 @@ class HubPath:
     def content(self) -> str:
         """Where the file's bytes are, or are redirected from, relative to the hub."""
         return f"{self.page}/resolve/{quote(self.revision, safe='')}/{quote(self.path)}"
+
+
+def repository(locator: str) -> str:
+    """What of a hub's locator names the repository; empty where it is no hub's."""
+    match = _REPOSITORY.match(locator)
+    return match[0] if match else ""
+
+
+def as_folder(locator: str) -> str:
+    """The same with its revision where a path could not follow else: one segment would be taken for an organisation."""
+    match = _REPOSITORY.fullmatch(locator)
+    return f"{locator}@main" if match and "/" not in match[2] else locator
