@@ -209,23 +209,20 @@ class ModelEnsurer:
         return IntegrityReport.of(tree, {path for fault in found.faults for path in fault.paths})
 
     def verify(
-        self,
-        selectors: Iterable[str] | None,
-        level: Level,
-        *,
-        repair: bool = False,
-        on_bytes: Callable[[int], None] | None = None,
+        self, selectors: Iterable[str] | None, level: Level, *, repair: bool = False
     ) -> tuple[Audit, Outcome | None]:
         """Read the content of variants, or of every blob and registered tree; with *repair* mend what is damaged.
 
         The outcome is the repair's; None where none was needed or asked.
         """
         from .planning import auditor
+        from .telemetry.task import Task
 
         store = BlobStore.looking_at(self.settings.root)
         desired = self.desired(selectors) if selectors is not None else self._scope.registered(store)
         also = {} if selectors is not None else {d: self._scope.size_of(store, d) for d, _ in store.blobs()}
-        found = auditor.audit(store, desired, level, also=also, on_bytes=on_bytes)
+        with Task("verifying", self.events) as task:
+            found = auditor.audit(store, desired, level, also=also, on_total=task.begin, on_bytes=task.advance)
         if not repair or not found.faults:
             return found, None
         orphans = frozenset(f.digest for f in found.faults if f.kind == "corrupt") & self.lock.blobs.keys()

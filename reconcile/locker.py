@@ -25,6 +25,7 @@ from .execution.lies import Lies
 from .execution.retry import Backoff, RetryPolicy, patiently
 from .sources import registry_of
 from .telemetry.events import Sink
+from .telemetry.recorder import Recorder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ def lock(
         base=path.parent,
         failures=FailureTable(),
         lies=Lies(Layout(settings.root).lies),
-        emit=emit,
+        emit=Recorder(emit),
         policy=retry,
         stop=stop or Event(),
     )

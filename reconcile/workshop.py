@@ -96,6 +96,7 @@ class Workshop:
             stop=stop,
             outer=self.stop,
             pay=toll(self.settings, stop),
+            emit=self.emit,
             done=Pushed() if done is None else done,
         )
 

@@ -7,17 +7,20 @@ from cas import CasError
 
 from ..errors import ModelstowError
 from ..exchange.push import Pushed
+from .progress import shown
 from .session import Answer, Session
 from .text import count, size
 
 
 def run_push(session: Session) -> Answer:
     """Publish what the selectors hold, parts that are optional too."""
-    args, ensurer, done, error = session.args, session.ensurer(), Pushed(), None
-    try:
-        ensurer.push(args.selectors, args.url, compress=args.compress, dry_run=args.dry_run, done=done)
-    except (ModelstowError, CasError, SourceError, OSError) as failure:
-        error = failure
+    args, done, error = session.args, Pushed(), None
+    with shown(session) as sink:
+        ensurer = session.ensurer(events=sink)
+        try:
+            ensurer.push(args.selectors, args.url, compress=args.compress, dry_run=args.dry_run, done=done)
+        except (ModelstowError, CasError, SourceError, OSError) as failure:
+            error = failure
     word = "would send" if args.dry_run else "sent"
     told = f"{word} {count(len(done.sent), 'blob')} of {size(done.bytes)}"
     told += f" as {size(done.sent_bytes)}, {done.packed} compressed" if not args.dry_run else ""

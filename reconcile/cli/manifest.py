@@ -19,6 +19,7 @@ from ..desired import manifest as manifests
 from ..desired.locators import EXAMPLES, source_flaw, without_slash
 from ..desired.names import name_problem
 from ..errors import InvalidConfigError, ManifestValidationError, ModelNotFoundError, Problem, listing
+from .progress import shown
 from .session import Answer, Session
 from .text import count, size
 
@@ -114,7 +115,8 @@ def run_lock(session: Session) -> Answer:
         stale = locker.is_stale(session.settings)
         found = locker.locked_as_it_is(session.settings)
     else:
-        found = locker.lock(session.settings, upgrade=args.upgrade, write=not args.check, emit=session.tell)
+        with shown(session) as sink:
+            found = locker.lock(session.settings, upgrade=args.upgrade, write=not args.check, emit=sink)
         stale = args.check and found.changed
     document = {
         "lock": str(found.path),

@@ -46,12 +46,12 @@ def _logged(session: Session) -> Iterator[Sink]:
     if not path:
         yield lambda event: None
         return
-    from ..telemetry.events import BytesArrived
+    from ..telemetry.events import BytesArrived, TaskAdvanced
 
     with open(path, "a", encoding="utf-8") as file:
 
         def log(event: Event) -> None:
-            if not isinstance(event, BytesArrived):
+            if not isinstance(event, BytesArrived | TaskAdvanced):
                 file.write(event_row(event, time=round(time.time(), 3)) + "\n")
                 file.flush()
 
@@ -85,7 +85,17 @@ class _Bars:
         self._all: TaskID | None = None
 
     def __call__(self, event: Event) -> None:
-        from ..telemetry.events import BlobFailed, BlobFetched, BlobReused, BytesArrived, FetchesPlanned, FetchStarted
+        from ..telemetry.events import (
+            BlobFailed,
+            BlobFetched,
+            BlobReused,
+            BytesArrived,
+            FetchesPlanned,
+            FetchStarted,
+            TaskAdvanced,
+            TaskBegan,
+            TaskEnded,
+        )
 
         match event:
             case FetchesPlanned(blobs=blobs, bytes=total, held=held) if blobs > 1:
@@ -102,8 +112,21 @@ class _Bars:
                 # A thousand finished files would scroll the terminal away; one alone stays to be seen.
                 if digest in self._tasks and self._all is not None:
                     self._progress.remove_task(self._tasks.pop(digest))
+            case TaskBegan(what=what, bytes=total):
+                self._end_task(what)
+                if total is None or total > _SMALL:
+                    self._tasks[what] = self._progress.add_task(what, total=total)
+            case TaskAdvanced(what=what, count=count):
+                if what in self._tasks:
+                    self._progress.advance(self._tasks[what], count)
+            case TaskEnded(what=what):
+                self._end_task(what)
             case _:
                 self._tell(event)
+
+    def _end_task(self, what: str) -> None:
+        if what in self._tasks:
+            self._progress.remove_task(self._tasks.pop(what))
 
     def _arrived(self, digest: str, count: int) -> None:
         # What was sent twice, or was wrong, is no progress.

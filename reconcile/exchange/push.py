@@ -27,6 +27,8 @@ from ..errors import IntegrityError, InvalidConfigError, listing
 from ..execution.crew import Crew
 from ..execution.retry import RetryPolicy, patiently
 from ..mirrors import PACKED, mirrored
+from ..telemetry.events import Sink
+from ..telemetry.task import Task
 
 _T = TypeVar("_T")
 WORTH = 0.9
@@ -62,6 +64,7 @@ class Push:
     stop: Event = field(default_factory=Event)  # this push's: set when it ends badly, so that its threads end too
     outer: Event = field(default_factory=Event)  # the caller's: ends every push
     pay: Callable[[int], None] = lambda count: None
+    emit: Sink = lambda event: None
     done: Pushed = field(default_factory=Pushed)
     _mutex: Lock = field(default_factory=Lock)
 
@@ -79,7 +82,9 @@ class Push:
             if absent:
                 what = f"{len(absent)} of {len(sizes)} blobs are not in the store, or changed"
                 raise InvalidConfigError(what, hint="run `modelstow ensure` with the same selectors first")
-            self._publish_all(sizes)
+            with Task(f"sending {len(sizes):,} blob{'s' * (len(sizes) > 1)}", self.emit) as task:
+                task.begin(sum(sizes.values()))
+                self._publish_all(sizes, task)
         finally:
             lease.finish()
             done.sent.sort()
@@ -104,15 +109,27 @@ class Push:
             what = error.what
         raise InvalidConfigError(what, hint="push to a folder or to s3://bucket/prefix")
 
-    def _publish_all(self, sizes: Mapping[Digest, int]) -> None:
+    def _publish_all(self, sizes: Mapping[Digest, int], task: Task) -> None:
         order = sorted(sizes, key=lambda digest: (-sizes[digest], digest))
         with Crew(self.threads, "push", stop=self.stop, outer=self.outer, stopped=_STOPPED) as crew:
             for digest in order:
-                crew.start(self._publish, digest, sizes[digest])
+                crew.start(self._publish, digest, sizes[digest], task)
             while crew.at_work:
                 crew.wait()
 
-    def _publish(self, digest: Digest, size: int) -> None:
+    def _publish(self, digest: Digest, size: int, task: Task) -> None:
+        left = size  # what is sent twice is no progress
+
+        def tell(count: int) -> None:
+            nonlocal left
+            count = min(count, left)
+            left -= count
+            task.advance(count)
+
+        self._publish_once(digest, size, tell)
+        tell(left)
+
+    def _publish_once(self, digest: Digest, size: int, tell: Callable[[int], None]) -> None:
         plain = mirrored(self.url, digest)
         names = [plain + PACKED, plain] if self.compress and size > TABLE_FROM else [plain]
         if any(self._is_there(name, size if name == plain else None) for name in names):
@@ -122,7 +139,7 @@ class Push:
         sent, packed = 0, False
         if not self.dry_run:
             try:
-                sent, packed = self._send(digest, size, plain)
+                sent, packed = self._send(digest, size, plain, tell)
             except _Damaged:
                 self.store.note_suspect(digest)
                 with self._mutex:
@@ -134,8 +151,8 @@ class Push:
             self.done.bytes += size
             self.done.sent_bytes += sent
 
-    def _send(self, digest: Digest, size: int, plain: str) -> tuple[int, bool]:
-        """Put one blob and its table; how many bytes went out, and whether as compressed pieces."""
+    def _send(self, digest: Digest, size: int, plain: str, tell: Callable[[int], None]) -> tuple[int, bool]:
+        """Put one blob and its table; how many bytes went out, and whether as compressed pieces. *tell* is told of each."""
         with _Blob(self.store, digest, size, self.stop) as blob:
             sent = 0
             if blob.table is not None:
@@ -146,9 +163,9 @@ class Push:
                     with tempfile.TemporaryFile(dir=self.store.layout.partials) as spool:
                         index = blob.pack_into(spool.fileno())
                         if index.total < size * WORTH:
-                            sent += self._put(plain + PACKED, index.total, _packed_reader(index, spool.fileno()))
+                            sent += self._put(plain + PACKED, index.total, _packed_reader(index, spool.fileno()), tell)
                             return sent, True
-            return sent + self._put(plain, size, blob.read), False
+            return sent + self._put(plain, size, blob.read, tell), False
 
     def _is_there(self, locator: str, size: int | None) -> bool:
         try:
@@ -157,7 +174,7 @@ class Push:
             return False
         return size is None or found in (None, size)
 
-    def _put(self, locator: str, size: int, read: Reader) -> int:
+    def _put(self, locator: str, size: int, read: Reader, tell: Callable[[int], None] = lambda count: None) -> int:
         sending = 0
 
         def go_on() -> None:
@@ -173,6 +190,7 @@ class Push:
             self.pay(count)
             go_on()
             sending += count
+            tell(count)
 
         def put(source: Source) -> int:
             nonlocal sending

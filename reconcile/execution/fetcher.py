@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backends import Body, EndedEarly, SourceError
+from backends import Body, EndedEarly, SourceError, redact
 from cas import (
     EMPTY,
     BlobState,
@@ -32,6 +32,7 @@ from cas.pieces import PIECE, PieceTable, open_regular, piece_hash, piece_range,
 from cas.scrub import Level
 
 from ..telemetry.events import BlobReused, FetchStarted, Waiting
+from ..telemetry.task import Task
 from . import brief
 from .batch import Batch, Filled, subject_of
 from .download import THIS_STORE, Download
@@ -241,7 +242,9 @@ class Fetcher:
         try:
             body = source.open(locator)
             try:
-                size = self._copy_body(body, fd, locator)
+                with Task(redact(locator), self.engine.emit) as task:
+                    task.begin(body.total)
+                    size = self._copy_body(body, fd, locator, task)
             finally:
                 body.close()
             table = scrub.name_file(fd, size)
@@ -255,7 +258,7 @@ class Fetcher:
             with suppress(FileNotFoundError):
                 os.unlink(path)
 
-    def _copy_body(self, body: Body, fd: int, locator: str) -> int:
+    def _copy_body(self, body: Body, fd: int, locator: str, task: Task) -> int:
         buffer = memoryview(bytearray(MOST_STEP))
         intake, size = Intake(body, locator, self.engine.policy, self.engine.clock), 0
         while count := intake.read(buffer):
@@ -265,6 +268,7 @@ class Fetcher:
             while done < count:
                 done += os.write(fd, buffer[done:count])
             size += count
+            task.advance(count)
         if body.start != 0 or (body.total is not None and body.total != size):
             raise EndedEarly("the body ended early", locator=locator)
         return size

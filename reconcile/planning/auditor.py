@@ -55,9 +55,12 @@ def audit(
     level: Level,
     *,
     also: Mapping[Digest, int] | None = None,
+    on_total: Callable[[int], None] = lambda total: None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Audit:
     """Look at every blob and file of *desired*, and at the blobs in *also* (digest -> size in bytes).
+
+    *on_total* is told of the bytes that will be read, if any, and *on_bytes*, from any thread, of those that were.
 
     Trees are VERIFYING meanwhile. A blob that was merely touched and reads right gets its proof back.
     Raises StoreStateError, OSError; content that cannot be read is a fault, not an error.
@@ -75,6 +78,8 @@ def audit(
             Fault(kind="missing", digest=d, bytes=sizes[d], paths=tuple(paths.get(d, ())))
             for d in sorted(sizes.keys() - set(present))
         ]
+        if level is not Level.QUICK:
+            on_total(sum(sizes[d] for d in present) + sum(desired.size(tree.files[path]) for tree, path in copies))
         read = 0
         for digest, verdict in _verdicts(store, present, sizes, level, on_bytes):
             read += verdict.bytes_read

@@ -130,6 +130,29 @@ class Pruned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TaskBegan:
+    """Something that takes long and is no fetch began; or began anew, where a source failed in the middle of it."""
+
+    what: str  # its name too, among those that go on at the same time
+    bytes: int | None  # None where nobody knows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskAdvanced:
+    """So many bytes of it are done."""
+
+    what: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEnded:
+    """It is over, well or not."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
     """Something people should know."""
 
@@ -158,6 +181,9 @@ Event = (
     | TreeRemoved
     | Displaced
     | Pruned
+    | TaskBegan
+    | TaskAdvanced
+    | TaskEnded
     | Note
     | Warned
 )

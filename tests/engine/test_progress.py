@@ -1,19 +1,33 @@
 """What people see while bytes arrive."""
 
 import io
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from builders import Cli, manifest_of, some_bytes
+from origin import Origin
 from rich.progress import Progress
 
 from cas import Digest
 from reconcile.cli import arguments
 from reconcile.cli.progress import shown
 from reconcile.cli.session import Session
-from reconcile.telemetry.events import BlobFetched, BlobReused, BytesArrived, FetchesPlanned, FetchStarted, Note, Sink
+from reconcile.telemetry.events import (
+    BlobFetched,
+    BlobReused,
+    BytesArrived,
+    FetchesPlanned,
+    FetchStarted,
+    Note,
+    Sink,
+    TaskAdvanced,
+    TaskBegan,
+    TaskEnded,
+)
 
 ONE, TWO = Digest.of(b"one"), Digest.of(b"two")
 
@@ -109,6 +123,40 @@ def test_bytes_that_came_twice_are_no_progress():
         screen.arrive(ONE, 8)
 
         assert screen.rows == [("x", 10, 10)]
+
+
+def test_a_task_has_a_bar_while_it_lasts():
+    """Of what is no fetch too; one whose size nobody knows moves, and a small one is not drawn."""
+    with opened() as screen:
+        screen.tell(TaskBegan(what="verifying", bytes=5 << 20))
+        screen.tell(TaskBegan(what="http://host/x", bytes=None))
+        screen.tell(TaskBegan(what="http://host/config.json", bytes=600))
+        for what in ("verifying", "http://host/x", "http://host/config.json"):
+            screen.tell(TaskAdvanced(what=what, count=600))
+        assert screen.rows == [("verifying", 600, 5 << 20), ("http://host/x", 600, 0)]
+
+        screen.tell(TaskBegan(what="http://host/x", bytes=None))  # asked once more
+        screen.tell(TaskEnded(what="verifying"))
+        assert screen.rows == [("http://host/x", 0, 0)]
+
+
+@pytest.mark.parametrize("command", [("lock", "--upgrade"), ("verify", "--full"), ("push", "m", "mirror", "--compress")])
+def test_what_takes_long_tells_how_far_it_is(cli: Cli, command: tuple[str, ...]):
+    """Naming a file, reading and sending: each begins with its bytes, advances by all of them and ends."""
+    data = some_bytes(3 << 20)
+    with Origin({"m/weights.bin": data}) as origin:
+        (cli.folder / "models.toml").write_text(manifest_of(f"{origin.url}/m"))
+        cli.ok("lock")
+        cli.ok("ensure", "m")
+        ran = cli.ok(*command, "--progress", "json")
+    told = [json.loads(line) for line in ran.err.splitlines()]
+    told = [row for row in told if row["event"].startswith("Task")]
+
+    [what] = {row["what"] for row in told}
+    assert "weights.bin" in what or what in ("verifying", "sending 1 blob")
+    assert told[0] == {"event": "TaskBegan", "what": what, "bytes": len(data)}
+    assert sum(row.get("count", 0) for row in told) == len(data)
+    assert told[-1] == {"event": "TaskEnded", "what": what}
 
 
 def test_other_events_are_told_in_words():

@@ -31,6 +31,7 @@ from reconcile import (
 from reconcile.config import Settings
 from reconcile.execution.failures import FailureTable
 from reconcile.retention.collector import Collector
+from reconcile.telemetry.events import Event, TaskAdvanced
 
 FILES = {"model.bin": b"x" * 1000, "config.json": b"x" * 100}
 FP32 = {"model.bin": b"x" * 2000, "config.json": b"x" * 100}
@@ -349,12 +350,14 @@ def test_a_model_that_is_being_read_is_verifying(tmp_path: Path):
     models.ensure("test-model", "fp16")
     reading, gate = threading.Event(), threading.Event()
 
-    def hold(count: int) -> None:
-        reading.set()
-        assert gate.wait(PATIENCE_S)
+    def hold(event: Event) -> None:
+        if isinstance(event, TaskAdvanced):
+            reading.set()
+            assert gate.wait(PATIENCE_S)
 
+    models.events = hold
     with ThreadPoolExecutor(1) as pool:
-        verified = pool.submit(models.verify, ["test-model#fp16"], Level.FULL, on_bytes=hold)
+        verified = pool.submit(models.verify, ["test-model#fp16"], Level.FULL)
         try:
             assert reading.wait(PATIENCE_S)
             during = models.status("test-model", "fp16")
