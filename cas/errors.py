@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class CasError(Exception):
     """A store could not do what was asked. ``details`` holds the fields that ``str()`` tells in words."""
@@ -29,6 +31,10 @@ class LockTimeoutError(CasError):
     """A lock was not had in time. ``details``: holder, what it is doing, timeout in seconds."""
 
     code = "LOCK_TIMEOUT"
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk without room."""
 
 
 class NoSpaceError(CasError):

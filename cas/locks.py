@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Event
 from types import TracebackType
 
-from .errors import LockTimeoutError, Stopped
+from .errors import FULL, LockTimeoutError, Stopped
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.1
 
@@ -158,7 +158,7 @@ def acquire(
             if try_lock(fd, shared=shared) and _stands_at(found, path):
                 lock = Lock(path, fd, _read_note(fd))
                 if not shared:
-                    lock.write_note(holder=Holder.me(doing).to_json())
+                    _sign(lock, doing)
                 return lock
             progress = os.fstat(fd).st_mtime_ns
             holder = Holder.parse(_read_note(fd).get("holder"))
@@ -185,6 +185,15 @@ def acquire(
         if stop is None:
             time.sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE_S)
+
+
+def _sign(lock: Lock, doing: str) -> None:
+    """Tell others who holds it; on a full disk they are told nothing, since what is locked may be there to make room."""
+    try:
+        lock.write_note(holder=Holder.me(doing).to_json())
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
 
 
 def peek(path: Path) -> dict[str, object]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import inventory as inventories
 from .durable import fsync_folder, write_file
-from .errors import StoreStateError
+from .errors import FULL, StoreStateError
 from .inventory import Inventory
 from .layout import Layout
 from .tree import Quarantine, strip
@@ -20,10 +20,16 @@ _INVENTORY = ".inventory"
 
 
 def put(layout: Layout, folder: Path, record: Inventory) -> bool:
-    """Rename a folder that holds nothing but ours into ``trash/``, with its inventory; False across file systems."""
+    """Rename a folder that holds nothing but ours into ``trash/``, with its inventory; False across file systems, and
+    where the disk is so full that the inventory cannot be written: what is to be freed may be all that would help."""
     name = f"{int(time.time())}-{secrets.token_hex(6)}"
     note = layout.trash / (name + _INVENTORY)
-    write_file(note, record.encode())
+    try:
+        write_file(note, record.encode())
+    except OSError as error:
+        if error.errno in FULL:
+            return False
+        raise
     try:
         os.rename(folder, layout.trash / name)
     except OSError as error:

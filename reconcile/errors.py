@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cas import CasError, ChecksumError, LockTimeoutError, NoSpaceError, SizeMismatchError
+from cas.errors import FULL
 
 _MOST_LINES = 20  # of a message; details have every failure
 
@@ -237,7 +238,7 @@ def from_os(error: OSError, doing: str = "") -> ModelstowError | CasError:
     """An operating system's refusal as one of ours, with the path it names."""
     path = error.filename2 or error.filename or ""
     what = f"{doing + ': ' if doing else ''}{error.strerror or error}" + (f": {path}" if path else "")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return NoSpaceError(what, hint="free some space; `modelstow gc` removes what nothing keeps", path=str(path))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionDeniedError(what, hint="check who owns the folder, or choose another --root", path=str(path))

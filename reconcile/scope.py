@@ -58,7 +58,8 @@ class Scope:
             without = ((before_without - choice.with_) | choice.without) & variant.components.keys()
         elif choice.with_ or choice.without:
             selection.check_components(chosen, variant, choice.with_ | choice.without)
-        labels = selection.labels(chosen, self.settings.lockfile, with_, without)
+        pin = self.lock.models[chosen.model].pin
+        labels = selection.labels(chosen, self.settings.lockfile, with_, without, pin=pin)
         files = variant.chosen(with_, without) if variant.components else variant.files
         path, symlinks = root / place, self.settings.link_mode is LinkMode.SYMLINK
         other_disk = choice.into is not None and not symlinks and _device(path) != _device(root)

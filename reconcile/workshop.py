@@ -124,6 +124,7 @@ class Workshop:
             store=store,
             collector=self._collector(store, recorder),
             free=self.free,
+            emit=recorder,
             min_free=self.settings.min_free,
             max_size=self.settings.max_size,
         )

@@ -85,7 +85,10 @@ def _disk(root: Path) -> Iterator[Check]:
     try:
         yield Check("writable", True, str(here))
         yield _locks(folder)
-        yield _links(folder)
+        try:
+            yield _links(folder)
+        except OSError as error:
+            yield Check("links", False, f"cannot be tried: {error.strerror}", "free some space, then run it again")
         yield _try("exchange of folders", lambda: _exchange(folder), "changed trees are mended file by file here")
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -134,6 +134,8 @@ def _forget(ensurer: ModelEnsurer, text: str) -> Answer:
 
 # ---- evict, pin, unpin
 
+_BY_MANIFEST = "take `pin = true` out of models.toml, then run `modelstow lock` and `modelstow reconcile`"
+
 
 def run_evict(session: Session) -> Answer:
     ensurer = session.ensurer_with_or_without_lock()
@@ -142,7 +144,9 @@ def run_evict(session: Session) -> Answer:
     pinned = known.pinned() if known else frozenset()
     for root in chosen:
         if root.name in pinned:
-            raise InvalidConfigError(f"{root.name} is pinned", hint=f"`modelstow unpin {root.name}` first")
+            by_user = root.name in roots.pins(BlobStore.looking_at(ensurer.settings.root))
+            hint = f"`modelstow unpin {root.name}` first" if by_user else _BY_MANIFEST
+            raise InvalidConfigError(f"{root.name} is pinned", hint=hint)
     lines = []
     for root in chosen:
         path = root.record.path(ensurer.settings.root)
@@ -151,6 +155,10 @@ def run_evict(session: Session) -> Answer:
             key = TreeKey(labels.get("model", ""), labels.get("variant", ""), root.record.tree)
             ensurer.remove_tree(root.record, key)
         lines.append(f"{'would evict' if session.args.dry_run else 'evicted'} {root.name}  {path}")
+    named = known.named_by_lockfiles() if known else frozenset()
+    if any(placed.digest in named for root in chosen for placed in root.record.files.values()):
+        hint = "`modelstow gc --max-size` or `--free` removes them all the same"
+        session.tell(Note(text=f"a reconciled lockfile keeps its blobs; {hint}"))
     return Answer(document={"changed": bool(chosen) and not session.args.dry_run}, lines=tuple(lines))
 
 
@@ -210,4 +218,6 @@ def run_unpin(session: Session) -> Answer:
         done = roots.unpin(store, model, variant)
         changed = changed or done
         lines.append(f"unpinned {text}" if done else f"{text} was not pinned")
+        if model in ensurer.lock.models and ensurer.lock.models[model].pin:
+            session.tell(Note(text=f"the manifest pins {model}: {_BY_MANIFEST}"))
     return Answer(document={"changed": changed}, lines=tuple(lines))

@@ -112,9 +112,17 @@ def tree_of_folder(folder: Path, root: Path) -> str:
     return real
 
 
-def labels(chosen: Chosen, lockfile: Path | None, with_: Iterable[str], without: Iterable[str]) -> dict[str, str]:
-    """What a tree's inventory says of where it came from."""
+PINNED = "pinned"
+"""The label of a tree that its manifest pins."""
+
+
+def labels(
+    chosen: Chosen, lockfile: Path | None, with_: Iterable[str], without: Iterable[str], *, pin: bool
+) -> dict[str, str]:
+    """What a tree's inventory says of where it came from, and what else has to be known of it without a lockfile."""
     found = {"model": chosen.model, "variant": chosen.variant}
+    if pin:
+        found[PINNED] = "yes"
     if lockfile is not None:
         found["lockfile"] = str(lockfile)
     if chosen_with := sorted(set(with_)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import resource
 import shutil
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 from cas import BlobState, BlobStore, Digest, LockTimeoutError, Look, NoSpaceError, locks, scrub
+from cas.errors import FULL
 from cas.partial import Partial
 from cas.scrub import Level
 
@@ -142,7 +142,7 @@ class Batch:
 
     def explained(self, error: Exception, filled: Filled) -> Exception:
         """The error, but a full disk with its figures."""
-        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not isinstance(error, OSError) or error.errno not in FULL:
             return error
         held = filled.partial.held_bytes if filled.partial.fd >= 0 else 0  # what could not be synced was thrown away
         root, needed = self._store.layout.root, filled.wanted.size - held

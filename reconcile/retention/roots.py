@@ -23,6 +23,8 @@ from cas import inventory as inventories
 from cas.durable import UNFINISHED, seal, unseal, write_file
 from cas.inventory import NEXT, Inventory
 
+from ..desired.selection import PINNED
+
 _FORMAT = 1
 
 
@@ -186,7 +188,9 @@ class Roots:
 
     def pinned(self) -> frozenset[str]:
         """The variants that are pinned, by user or manifest: name@version#variant."""
-        return frozenset(pin.name for pin in self.pins) | {name for root in self.locks for name in root.pinned}
+        by_manifest = {root.name for root in self.trees if PINNED in root.record.labels}
+        by_manifest |= {name for root in self.locks for name in root.pinned}
+        return frozenset(pin.name for pin in self.pins) | by_manifest
 
     def _named(
         self, *, lockfiles: bool, without: frozenset[str] = frozenset()

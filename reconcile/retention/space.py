@@ -12,6 +12,7 @@ from pathlib import Path
 from cas import BlobState, BlobStore, Digest, NoSpaceError, StoreStateError, leases
 
 from ..planning.planner import Fetch, Plan
+from ..telemetry.events import Note, Sink
 from .collector import Collector, Goals
 
 
@@ -22,6 +23,7 @@ class Preflight:
     store: BlobStore
     collector: Collector
     free: Callable[[], int]
+    emit: Sink
     min_free: int = 0
     max_size: int | None = None
 
@@ -41,11 +43,22 @@ class Preflight:
         if self._fits(plan):
             return
         if self.min_free or self.max_size is not None:
-            limit = None if self.max_size is None else max(0, self.max_size - _in_store(plan))
-            self.collector.collect(Goals(free=self._needed(plan), max_size=limit))
+            self._evict(plan)
             if self._fits(plan):
                 return
         self._refuse(plan)
+
+    def _evict(self, plan: Plan) -> None:
+        """Trees go only where that makes room enough: what cannot be had costs nobody anything."""
+        limit = None if self.max_size is None else self.max_size - _in_store(plan)
+        if limit is not None and limit < 0:
+            return
+        goals = Goals(free=self._needed(plan), max_size=limit)
+        on_paper = self.collector.collect(goals, dry_run=True)
+        if on_paper.over_bytes or on_paper.lacking_bytes:
+            return
+        for path in self.collector.collect(goals).trees:
+            self.emit(Note(text=f"evicted {path} to make room"))
 
     def _fits(self, plan: Plan) -> bool:
         return self._needed(plan) <= self.free() and self._over_quota(plan) <= 0

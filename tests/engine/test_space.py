@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,41 @@ from cas import kernel
 FILES = {"a.bin": some_bytes(3_000_000, 1), "b.bin": some_bytes(1_000_000, 2)}
 
 
+@contextmanager
+def disk_of(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.decode()[:80]}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"nothing can be mounted here: {mounted.stderr.decode()[:80]}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with disk_of(tmp_path / "small", "2m") as disk:
+        yield disk
+
+
+def states(cli: Cli) -> dict[str, str]:
+    return {row["variant"]: row["state"] for row in cli.ok("status", "--json").json["models"]}
+
+
+def two_variants(cli: Cli, *, pin: str = "") -> None:
+    """``a`` and ``b``, each with the file of its name, 3 MB and 1 MB."""
+    source = cli.folder / "src"
+    source.mkdir(exist_ok=True)
+    for name, data in FILES.items():
+        (source / name).write_bytes(data)
+    manifest = f'schema = 1\n[models.m]\nversion = "1"\nsources = ["src"]\n{pin}\n'
+    for name in ("a", "b"):
+        manifest += f'[models.m.variants.{name}]\ninclude = ["{name}.bin"]\n'
+    (cli.folder / "models.toml").write_text(manifest)
+    cli.ok("lock", "--root", str(cli.folder / "elsewhere"))
 
 
 def summary(cli: Cli, *options: str) -> dict[str, int]:
@@ -87,3 +113,84 @@ def test_asking_whether_extents_can_be_shared_leaves_nothing(tmp_path: Path):
 
     assert os.listdir(tmp_path) == []
     assert not kernel.can_clone(str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("command", [("evict", "m#a"), ("gc", "--max-size", "1MB"), ("gc", "--free", "2MB")])
+def test_a_full_disk_can_be_relieved(cli: Cli, tmp_path: Path, command: tuple[str, ...]):
+    """What is to make room needs none itself: neither for a lock nor for a note of what goes."""
+    two_variants(cli)
+    with disk_of(tmp_path / "small", "16m") as disk:
+        store = ("--root", str(disk / "store"))
+        cli.ok("ensure", "--all", *store)
+        with pytest.raises(OSError), open(disk / "filler", "wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        assert os.statvfs(disk).f_bfree == 0
+
+        assert cli.run("doctor", *store).code == 1  # and says what is wrong
+        cli.ok(*command, *store)
+        cli.ok("gc", *store)
+
+        assert os.statvfs(disk).f_bfree * os.statvfs(disk).f_bsize >= 3_000_000
+        assert not os.path.exists(disk / "store/models/m@1/a")
+
+
+def test_a_quota_that_cannot_be_met_costs_nobody_a_tree(cli: Cli):
+    """Nothing is evicted for what does not fit in any case (B24)."""
+    two_variants(cli)
+    cli.ok("ensure", "m#b")
+
+    done = cli.run("ensure", "m#a", MODELSTOW_MAX_SIZE="2MB")
+
+    assert done.code == 6 and "exceed the limit" in done.err
+    assert states(cli) == {"a": "NOT_PRESENT", "b": "COMPLETE"}
+
+
+def test_a_margin_that_eviction_cannot_make_costs_nobody_a_tree(cli: Cli):
+    """There is less on the whole disk than is asked to stay free."""
+    two_variants(cli)
+    cli.ok("ensure", "m#b")
+
+    done = cli.run("ensure", "m#a", MODELSTOW_MIN_FREE="8000TB")
+
+    assert done.code == 6 and states(cli) == {"a": "NOT_PRESENT", "b": "COMPLETE"}
+
+
+def test_what_a_quota_evicts_is_told(cli: Cli):
+    """Whoever's tree it was can read why it is gone."""
+    two_variants(cli)
+    cli.ok("ensure", "m#b")
+
+    done = cli.ok("ensure", "m#a", MODELSTOW_MAX_SIZE="3500KB")
+
+    assert states(cli) == {"a": "COMPLETE", "b": "NOT_PRESENT"}
+    assert f"note: evicted {cli.root}/models/m@1/b to make room" in done.err
+
+
+def test_a_pin_of_the_manifest_holds_from_the_first_ensure_on(cli: Cli):
+    """No reconcile is needed, and a tree that stood before it was pinned is pinned by the next ensure."""
+    two_variants(cli)
+    cli.ok("ensure", "m#b")
+    two_variants(cli, pin="pin = true")
+    cli.ok("ensure", "m#b")
+
+    refused = cli.run("evict", "m#b")
+    cli.ok("gc", "--max-size", "0B")
+    assert refused.code == 2 and "`pin = true` out of models.toml" in refused.err
+    assert cli.run("ensure", "m#a", MODELSTOW_MAX_SIZE="3500KB").code == 6
+    assert states(cli)["b"] == "COMPLETE"
+    assert "out of models.toml" in cli.ok("unpin", "m#b").err
+
+    two_variants(cli)
+    cli.ok("ensure", "m#b")
+    cli.ok("evict", "m#b")
+
+
+def test_evicting_says_what_keeps_the_blobs(cli: Cli):
+    """A reconciled lockfile does, and a newcomer would wait for ever for gc to free them."""
+    two_variants(cli)
+    cli.ok("reconcile")
+
+    told = cli.ok("evict", "m#b").err
+
+    assert "a reconciled lockfile keeps its blobs" in told and "gc --max-size" in told
