@@ -20,7 +20,8 @@ class Body:
 
     ``start`` may be less than asked for: 0 when the source ignored the range; ``ranged`` is False then, and the body goes
     to the object's end. ``total`` is the whole object's length, None when the source does not say. ``fd`` is an open
-    descriptor of the whole object where it is a local file.
+    descriptor of the whole object where it is a local file. ``version`` is equal for two bodies of one locator only where
+    they are of the same bytes, as far as the source can be believed; empty where it does not say.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class Body:
         close: Callable[[], None] = lambda: None,
         fd: int | None = None,
         ranged: bool = True,
+        version: str = "",
     ) -> None:
-        self.start, self.total, self.fd, self.ranged = start, total, fd, ranged
+        self.start, self.total, self.fd, self.ranged, self.version = start, total, fd, ranged, version
         self._read_into, self._close = read_into, close
 
     def read_into(self, view: memoryview) -> int:
@@ -51,7 +53,9 @@ class Body:
 def replaced(body: Body, read_into: Callable[[memoryview], int], *, ranged: bool = True) -> Body:
     """*body* read in another way, for wrappers."""
     given = body.ranged and ranged
-    return Body(start=body.start, total=body.total, read_into=read_into, close=body.close, ranged=given)
+    return Body(
+        start=body.start, total=body.total, read_into=read_into, close=body.close, ranged=given, version=body.version
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

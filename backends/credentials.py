@@ -26,7 +26,7 @@ def _exempt(host: str, no_proxy: str) -> bool:
     for part in no_proxy.split(","):
         name = part.strip().strip("[]")
         name = name.partition(":")[0] if name.count(":") == 1 else name  # a port; more colons are an IPv6 address
-        bare = name.lstrip("*.")
+        bare = name.lstrip("*.").lower()
         if name == "*" or (bare and (host == bare or host.endswith("." + bare))):
             return True
     return False
@@ -51,7 +51,7 @@ def netrc_auth(url: str, environ: Mapping[str, str], *, locator: str | None = No
         return None
     try:
         found = netrc.netrc(path).hosts.get(host)  # not the default entry: it is for no host in particular
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, netrc.NetrcParseError, ValueError):  # the last: it is not text
         return None
     return (found[0], found[2] or "") if found else None
 

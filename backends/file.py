@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from threading import Lock
 from urllib.parse import unquote, urlsplit
 
 from . import place
 from .base import Body, Listed, Listing, Reader, Sending
 from .errors import Denied, NotFound, SourceError, Unreachable
+
+_SETTLED_S = 2.0  # a file that was written to later may be written to again without another time
 
 
 class FileSource:
@@ -58,7 +61,9 @@ class FileSource:
                     os.close(fd)
                 closed = True
 
-        return Body(start=start, total=found.st_size, read_into=read_into, close=close, fd=fd)
+        settled = time.time() - found.st_mtime > _SETTLED_S
+        version = f"{found.st_dev}:{found.st_ino}:{found.st_mtime_ns}" if settled else ""
+        return Body(start=start, total=found.st_size, read_into=read_into, close=close, fd=fd, version=version)
 
     def size(self, locator: str) -> int | None:
         try:

@@ -208,8 +208,12 @@ def _answers(response: urllib3.BaseHTTPResponse, start: int) -> bool:
 
 
 def _body(response: urllib3.BaseHTTPResponse, locator: str, *, ranged: bool) -> Body:
-    where, length = response.headers.get("Content-Range"), _length(response)
-    return stream.body_of(response, where, length, lambda error: _translated(error, locator), ranged=ranged)
+    headers, length = response.headers, _length(response)
+    version = stream.version_of(headers.get("ETag", ""), headers.get("Last-Modified", ""), headers.get("Date", ""))
+    where = headers.get("Content-Range")
+    return stream.body_of(
+        response, where, length, lambda error: _translated(error, locator), ranged=ranged, version=version
+    )
 
 
 def _length(response: urllib3.BaseHTTPResponse) -> int | None:

@@ -41,7 +41,7 @@ def put(path: str, size: int, read: Reader, sending: Sending, locator: str) -> i
                 sent += len(data)
         with _translated(locator):
             os.ftruncate(fd, size)
-            os.fsync(fd)
+            _sync_or_drop(fd, beside)
             _rename(beside, path)
     finally:
         os.close(fd)
@@ -115,6 +115,16 @@ def _rename(beside: str, path: str) -> None:
     except FileNotFoundError:
         if not os.path.exists(path):  # else another has put the same, where there are no locks
             raise
+
+
+def _sync_or_drop(fd: int, beside: str) -> None:
+    """A sync that failed is never repeated on that file: the next one would say that all is well."""
+    try:
+        os.fsync(fd)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(beside)
+        raise
 
 
 def _sync(folder: str) -> None:

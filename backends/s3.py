@@ -162,7 +162,11 @@ class S3Source:
         raw = getattr(answer["Body"], "_raw_stream", answer["Body"])
         where, length = answer.get("ContentRange"), answer.get("ContentLength")
         ranged = not asked or stream.span_of(where) is not None
-        return stream.body_of(raw, where, length, lambda error: self._translated(error, locator), ranged=ranged)
+        version = str(answer.get("VersionId", "null"))
+        version = version if version != "null" else str(answer.get("ETag", ""))
+        return stream.body_of(
+            raw, where, length, lambda error: self._translated(error, locator), ranged=ranged, version=version
+        )
 
     def _ask(self, operation: str, locator: str, arguments: Mapping[str, Any]) -> Any:
         try:

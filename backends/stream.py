@@ -20,6 +20,7 @@ SMALL = 1 << 16
 BROKEN = (urllib3.exceptions.HTTPError, HTTPException, OSError)
 """What a broken connection may raise."""
 _SKIP_S, _SKIP_READS = 0.1, 4
+_SETTLED_S = 60.0
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)\Z")
 
 
@@ -69,12 +70,18 @@ def reading(
 
 
 def body_of(
-    raw: Any, content_range: str | None, length: int | None, translated: Callable[[Exception], SourceError], *, ranged: bool
+    raw: Any,
+    content_range: str | None,
+    length: int | None,
+    translated: Callable[[Exception], SourceError],
+    *,
+    ranged: bool,
+    version: str = "",
 ) -> Body:
     """An answer with its headers understood. *length*: of this body; *ranged*: whether it gives what was asked."""
     start, _, total = span_of(content_range) or (0, 0, length)
     read_into, close = reading(raw, translated)
-    return Body(start=start, total=total, read_into=read_into, close=close, ranged=ranged)
+    return Body(start=start, total=total, read_into=read_into, close=close, ranged=ranged, version=version)
 
 
 def let_go(raw: Any) -> None:
@@ -121,6 +128,18 @@ def answers(status: int, content_range: str | None, start: int) -> bool:
     # Decided by Content-Range, not by status: some S3 servers send a range with status 200.
     span = span_of(content_range)
     return span is not None and span[0] == start
+
+
+def version_of(etag: str, modified: str, date: str) -> str:
+    """What tells one content of an object from another: a strong ETag, else when it was modified, unless that was so
+    lately that it may be modified again within the second (RFC 9110, 8.8.2.2); empty where nothing does."""
+    if etag and not etag.startswith("W/"):
+        return etag
+    try:
+        age = email.utils.parsedate_to_datetime(date) - email.utils.parsedate_to_datetime(modified)
+    except (ValueError, TypeError, OverflowError):
+        return ""
+    return modified if age.total_seconds() > _SETTLED_S else ""
 
 
 def retry_after(text: str) -> float | None:

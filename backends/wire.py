@@ -110,6 +110,10 @@ class Web:
             return None
         except urllib3.exceptions.ClosedPoolError:
             return None
+        except BaseException:
+            if connection is not None:
+                connection.close()  # half an answer may be in it
+            raise
         finally:
             if connection is not None:
                 way.pool._put_conn(connection)

@@ -8,7 +8,7 @@
       pins/                                what the user wants kept
       partial/<64 hex>[.pieces]            unfinished blobs and their journals
       quarantine/  trash/                  damaged and displaced files / what is on its way out
-      state/                               inventories, roots, leases, locks, suspects, verifying, lies, epoch
+      state/                               inventories, roots, leases, locks, suspects, verifying, lies, pulled, epoch
 
 Losing ``state/`` or ``partial/`` never loses a model; the epoch tells gc that it happened.
 """
@@ -32,7 +32,7 @@ TABLE_FROM = 1 << 20
 """Blobs up to this many bytes have no piece table: sha256 is quick enough there."""
 
 _FOLDERS = ("models", "pins", "partial", "quarantine", "trash")
-_STATE = ("inventories", "roots", "leases", "locks", "suspects", "verifying", "lies")
+_STATE = ("inventories", "roots", "leases", "locks", "suspects", "verifying", "lies", "pulled")
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,10 @@ class Layout:
     @cached_property
     def lies(self) -> Path:
         return self.root / "state" / "lies"
+
+    @cached_property
+    def pulled(self) -> Path:
+        return self.root / "state" / "pulled"
 
     @cached_property
     def epoch(self) -> Path:

@@ -182,7 +182,7 @@ def _read(path: Path) -> LeaseRecord | None:
         )
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise StoreStateError(
             f"lease {path} cannot be read ({error}), so nothing may be deleted",
             hint="if nothing uses the store, remove this file",

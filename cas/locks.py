@@ -24,7 +24,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.1
 
 
 @functools.cache
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Another each time this machine starts; empty where the system does not say."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
@@ -59,7 +60,7 @@ class Holder:
     def me(cls, doing: str) -> Holder:
         pid = os.getpid()
         host = os.uname().nodename
-        return cls(pid=pid, host=host, boot=_boot_id(), started=_own_start(pid), since=int(time.time()), doing=doing)
+        return cls(pid=pid, host=host, boot=boot_id(), started=_own_start(pid), since=int(time.time()), doing=doing)
 
     @classmethod
     def parse(cls, value: object) -> Holder | None:
@@ -90,7 +91,7 @@ class Holder:
     @property
     def alive(self) -> bool:
         """Whether this very process runs on this host, as far as can be told without its lock."""
-        if self.host != os.uname().nodename or self.boot != _boot_id():
+        if self.host != os.uname().nodename or self.boot != boot_id():
             return False
         return bool(self.started) and _started(self.pid) == self.started
 

@@ -36,12 +36,18 @@ class Partial:
         self._mutex = Mutex()
         self._hasher, self._hashed = hashlib.sha256(), 0
         adopted = self._adopt() if self._journaled else None
+        self._table_fd = -1
         if adopted is None:
             self._begin()
         else:
             self.fd, self.table = adopted
-        os.ftruncate(self.fd, size)
-        self._table_fd = self._open_table() if self._journaled else -1
+        try:
+            os.ftruncate(self.fd, size)
+            if self._journaled:
+                self._table_fd = self._open_table()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def held_bytes(self) -> int:
@@ -182,7 +188,11 @@ def _keep_what_hashes(fd: int, table: PieceTable) -> None:
             continue
         start, stop = piece_range(index, table.size)
         view = buffer[: stop - start]
-        if not read_fully(fd, view, start) or piece_hash(view) != slot.hash:
+        try:
+            holds = read_fully(fd, view, start) and piece_hash(view) == slot.hash
+        except OSError:  # a bad sector costs its piece; to write it anew may well heal it
+            holds = False
+        if not holds:
             table.slots[index] = None
 
 

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from threading import local
+from threading import Event, local
 
 from .digest import EMPTY, Digest
 from .durable import write_file
@@ -63,8 +63,13 @@ def scrub(
     """
     from concurrent.futures import ThreadPoolExecutor  # 4 ms that a command without reading does not pay
 
-    workers = threads or os.cpu_count() or 1
-    buffers = local()
+    workers, buffers, ended = threads or os.cpu_count() or 1, local(), Event()
+
+    def heard(count: int) -> None:
+        if ended.is_set():
+            raise _NobodyWaits
+        if on_bytes is not None:
+            on_bytes(count)
 
     def buffer() -> memoryview:
         if not hasattr(buffers, "view"):
@@ -72,15 +77,16 @@ def scrub(
         view: memoryview = buffers.view
         return view
 
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         waiting = []
         for subject in subjects:
             table = proven_table(subject.table, subject.digest, subject.size) if subject.size > TABLE_FROM else None
             if level is Level.FAST and table is not None:
                 starts = range(0, piece_count(subject.size), _RUN)
-                runs = [pool.submit(_check_run, subject, table, start, buffer, on_bytes) for start in starts]
+                runs = [pool.submit(_check_run, subject, table, start, buffer, heard) for start in starts]
             else:
-                runs = [pool.submit(_check_whole, subject, table, buffer, on_bytes)]
+                runs = [pool.submit(_check_whole, subject, table, buffer, heard)]
             waiting.append((subject, runs))
             # Keep a bounded number in flight, so that a million files are not a million futures.
             while len(waiting) > 64:
@@ -88,6 +94,15 @@ def scrub(
                 yield _join(done, [future.result() for future in futures])
         for subject, futures in waiting:
             yield _join(subject, [future.result() for future in futures])
+    except BaseException:  # an interrupt, or nobody asks for the rest: what is queued may be hundreds of gigabytes
+        ended.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _NobodyWaits(Exception):
+    """The verification was given up."""
 
 
 def name_file(fd: int, size: int) -> PieceTable:
@@ -132,7 +147,7 @@ def _check_run(
     table: PieceTable,
     first: int,
     buffer: Callable[[], memoryview],
-    on_bytes: Callable[[int], None] | None,
+    on_bytes: Callable[[int], None],
 ) -> Verdict:
     last = min(first + _RUN, len(table.slots))
     try:
@@ -152,15 +167,14 @@ def _check_run(
             read += stop - start
             if slot is None or found != slot.hash:
                 bad.append(index)
-            if on_bytes is not None:
-                on_bytes(stop - start)
+            on_bytes(stop - start)
     finally:
         os.close(fd)
     return Verdict(subject=subject, intact=not bad, bad_pieces=tuple(bad), bytes_read=read, problem=problem)
 
 
 def _check_whole(
-    subject: Subject, table: PieceTable | None, buffer: Callable[[], memoryview], on_bytes: Callable[[int], None] | None
+    subject: Subject, table: PieceTable | None, buffer: Callable[[], memoryview], on_bytes: Callable[[int], None]
 ) -> Verdict:
     """By sha256. Which pieces are bad is looked up in a second pass, only where the first one failed."""
     try:
@@ -179,8 +193,7 @@ def _check_whole(
             if maker is not None:
                 maker.update(buffer()[:count])
             read += count
-            if on_bytes is not None:
-                on_bytes(count)
+            on_bytes(count)
         intact = hasher.hexdigest() == subject.digest.hex
         if intact and maker is not None and subject.size > TABLE_FROM:
             _keep_table(subject.table, maker.proven())
@@ -190,7 +203,8 @@ def _check_whole(
         os.close(fd)
     bad: tuple[int, ...] = ()
     if not intact and table is not None:
-        runs = (_check_run(subject, table, first, buffer, None) for first in range(0, len(table.slots), _RUN))
+        starts = range(0, len(table.slots), _RUN)
+        runs = (_check_run(subject, table, first, buffer, lambda count: on_bytes(0)) for first in starts)  # counted before
         bad = tuple(piece for run in runs for piece in run.bad_pieces)
     return Verdict(subject=subject, intact=intact, bad_pieces=bad, bytes_read=read, problem=problem)
 

@@ -80,7 +80,7 @@ class BlobStore:
     def tidy(self, *, wholly: bool = False) -> None:
         """Remove what killed processes left half written; *wholly*: among the blobs' tables too. Raises OSError."""
         at = self.layout
-        drop_unfinished((at.root, at.pins, at.trash, at.state, at.inventories, at.roots, at.leases, at.lies))
+        drop_unfinished((at.root, at.pins, at.trash, at.state, at.inventories, at.roots, at.leases, at.lies, at.pulled))
         if wholly:
             drop_unfinished(at.blobs / f"{fan:02x}" for fan in range(256))
 

@@ -53,7 +53,7 @@ def scan(root: Path | str) -> Scan | None:
     if os.path.islink(root):
         return None  # whatever it leads to is not ours
     try:
-        _scan_into(found, str(root), "")
+        _scan_into(found, str(root))
     except (FileNotFoundError, NotADirectoryError):
         if os.path.isdir(root) and not os.path.islink(root):
             return scan(root)  # something inside vanished while we looked
@@ -61,15 +61,18 @@ def scan(root: Path | str) -> Scan | None:
     return found
 
 
-def _scan_into(found: Scan, path: str, prefix: str) -> None:
-    with os.scandir(path) as entries:
-        for entry in entries:
-            name = prefix + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                found.folders.add(name)
-                _scan_into(found, f"{path}/{entry.name}", name + "/")
-            else:
-                found.files[name] = entry.inode()
+def _scan_into(found: Scan, root: str) -> None:
+    waiting = [""]  # no recursion: the user's own folders may be as deep as they like
+    while waiting:
+        prefix = waiting.pop()
+        with os.scandir(f"{root}/{prefix}" if prefix else root) as entries:
+            for entry in entries:
+                name = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    found.folders.add(name)
+                    waiting.append(name + "/")
+                else:
+                    found.files[name] = entry.inode()
 
 
 # ---- building

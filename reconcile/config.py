@@ -16,6 +16,7 @@ from .desired.locators import source_flaw
 from .errors import InvalidConfigError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_MOST_BYTES, _DIGITS = 1e18, 9
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?(?:/s)?\s*\Z", re.IGNORECASE)
 _AGES = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*\Z", re.IGNORECASE)
@@ -56,7 +57,10 @@ def parse_size(text: str, what: str = "size") -> int:
     match = _SIZE.match(text)
     if match is None:
         raise InvalidConfigError(f"{what} {text!r} is not a size", hint="write it like 500GB, 1.5GiB or 1000000")
-    return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
+    found = float(match[1]) * _UNITS[(match[2] or "").lower()]
+    if found >= _MOST_BYTES:
+        raise InvalidConfigError(f"{what} {text[:40]!r} is more than any disk has", hint="write it like 500GB")
+    return int(found)
 
 
 def parse_age(text: str, what: str = "age") -> float:
@@ -78,7 +82,7 @@ def parse_link_mode(text: str) -> LinkMode:
 
 def parse_count(text: str, what: str) -> int:
     """A whole number from 1. Raises InvalidConfigError."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
+    if not text.isascii() or not text.isdigit() or len(text) > _DIGITS or int(text) < 1:
         raise InvalidConfigError(f"{what} {text!r} is not a whole number from 1")
     return int(text)
 

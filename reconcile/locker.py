@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
-from cas import BlobState, BlobStore, Digest, leases
+from cas import BlobStore
 from cas.durable import write_file
 from cas.layout import Layout
 
@@ -18,9 +18,9 @@ from .desired.lockfile import Lockfile
 from .desired.names import ModelId
 from .desired.resolver import resolve
 from .errors import InvalidConfigError, ModelNotFoundError, listing
+from .execution.depot import Depot
 from .execution.engine import Engine
 from .execution.failures import FailureTable
-from .execution.fetcher import Fetcher
 from .execution.lies import Lies
 from .execution.retry import Backoff, RetryPolicy, patiently
 from .sources import registry_of
@@ -43,42 +43,6 @@ class Locked:
     @property
     def bytes(self) -> int:
         return sum(blob.size for blob in self.lock.blobs.values())
-
-
-class _Depot:
-    """Keeps what no listing names in the store; opens the store when the first file is pulled."""
-
-    def __init__(self, root: Path, engine: Engine) -> None:
-        self._root, self._engine = root, engine
-        self._fetcher: Fetcher | None = None
-        self.pulled: dict[str, tuple[Digest, int]] = {}
-
-    def pull(self, locator: str) -> tuple[Digest, int]:
-        found = self._open().pull(locator)
-        self.pulled[locator] = found
-        return found
-
-    def read(self, digest: Digest) -> bytes:
-        return self._open().read(digest)
-
-    def keep(self) -> None:
-        """Make what was pulled the root of unfinished work, so that gc leaves it for the coming reconcile."""
-        if self._fetcher is None:
-            return
-        store = self._fetcher.store
-        lease = leases.take(store, doing="lock", digests=[digest for digest, size in self.pulled.values() if size])
-        for locator, (digest, size) in list(self.pulled.items()):
-            # A sweep may have run between the pull and the lease.
-            if size and store.look(digest, size).state is not BlobState.INTACT:
-                self._fetcher.pull(locator)
-        lease.close()
-
-    def _open(self) -> Fetcher:
-        if self._fetcher is None:
-            store = BlobStore.open(self._root)
-            store.prepare()
-            self._fetcher = Fetcher(store=store, engine=self._engine)
-        return self._fetcher
 
 
 def find_manifest(settings: Settings) -> Path:
@@ -106,7 +70,7 @@ def lock(
     The lockfile is replaced in one step and only if its text changes. Raises ManifestValidationError,
     LockfileInvalidError, SourceUnavailableError, AuthError, NoSpaceError, OSError.
     """
-    path = find_manifest(settings)
+    path, outer = find_manifest(settings), stop or Event()
     target = settings.lockfile or path.with_suffix(".lock")
     manifest = manifests.read(path)
     previous, text = _previous(target)
@@ -117,21 +81,30 @@ def lock(
         lies=Lies(Layout(settings.root).lies),
         emit=Recorder(emit),
         policy=retry,
-        stop=stop or Event(),
     )
     if upgrade and not any(_is_named(upgrade, model.id) for model in manifest.models.values()):
         names = sorted(manifest.models)
         raise ModelNotFoundError(f"{upgrade} is not in {path}; there: {listing(names)}", available_models=names)
-    depot = _Depot(settings.root, engine)
-    found = resolve(
-        manifest,
-        previous,
-        registry=engine.registry,
-        patiently=lambda ask: patiently(ask, _hasty(engine.policy), engine.stop),
-        depot=depot,
-        upgrade=_upgrades(upgrade),
+    depot = Depot(
+        store=lambda: BlobStore.open(settings.root),
+        engine=engine,
         threads=settings.connections,
+        outer=outer,
+        lock_timeout_s=settings.lock_timeout_s,
     )
+    try:
+        found = resolve(
+            manifest,
+            previous,
+            registry=engine.registry,
+            patiently=lambda ask: patiently(ask, _hasty(engine.policy), outer),
+            depot=depot,
+            upgrade=_upgrades(upgrade),
+        )
+    except BaseException:
+        if write:
+            depot.keep()  # what was named need not be fetched again
+        raise
     fresh = found.format().encode()
     changed = fresh != text
     if write:
@@ -171,9 +144,6 @@ def _upgrades(upgrade: str | None) -> Callable[[ModelId], bool]:
 
 def _is_named(text: str, id_: ModelId) -> bool:
     return text in (id_.name, str(id_))
-
-
-__all__ = ["Locked", "find_manifest", "is_stale", "lock", "locked_as_it_is"]
 
 
 def _hasty(policy: RetryPolicy) -> RetryPolicy:

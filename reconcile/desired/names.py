@@ -23,6 +23,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|
 _FORBIDDEN = re.compile(r'[<>:"|?*]')
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _SEGMENT_BYTES, _PATH_BYTES = 255, 3_000  # Linux allows 4,096 in all, the store's own folder included
+_SEGMENTS = 100
 
 
 def path_problems(path: str) -> Iterator[str]:
@@ -45,7 +46,10 @@ def path_problems(path: str) -> Iterator[str]:
         yield f"{shown} has control, bidirectional-control or surrogate characters"
     elif len(path.encode("utf-8")) > _PATH_BYTES:
         yield f"{shown}… is longer than {_PATH_BYTES} bytes"
-    for segment in path.split("/"):
+    segments = path.split("/")
+    if len(segments) > _SEGMENTS:
+        yield f"{shown}… has more than {_SEGMENTS} segments"
+    for segment in segments:
         if problem := _segment_problem(segment):
             yield f"{shown} has {problem}"
             break

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
@@ -28,10 +27,10 @@ _PULL_HINT = "check the network and lock again; if the source lists what it does
 
 
 class Depot(Protocol):
-    """What fetches a file that no listing names, proves it by naming it, and keeps it. Safe for threads."""
+    """What fetches files that no listing names, proves them by naming them, and keeps them."""
 
-    def pull(self, locator: str) -> tuple[Digest, int]:
-        """Fetch once; its name and size in bytes. Raises SourceError and what the store raises."""
+    def pull_all(self, locators: Iterable[str]) -> Mapping[str, tuple[Digest, int]]:
+        """Fetch each once; names and sizes in bytes. Raises SourceError, Stopped and what the store raises."""
         ...
 
     def read(self, digest: Digest) -> bytes:
@@ -58,7 +57,6 @@ def resolve(
     registry: Registry,
     depot: Depot,
     upgrade: Callable[[names.ModelId], bool] = lambda id_: False,
-    threads: int = 8,
     patiently: Patiently = lambda ask: ask(),
 ) -> Lockfile:
     """The lockfile for *manifest*. *upgrade* says which models are listed anew although nothing changed; *patiently* asks
@@ -67,7 +65,7 @@ def resolve(
     Raises ManifestValidationError with every problem; SourceUnavailableError naming each source and its reason;
     AuthError; what the depot raises.
     """
-    resolver = _Resolver(manifest, previous, registry, depot, upgrade, threads, patiently)
+    resolver = _Resolver(manifest, previous, registry, depot, upgrade, patiently)
     models = {key: resolver.model(model) for key, model in manifest.models.items()}
     if resolver.problems:
         raise ManifestValidationError(str(manifest.path), resolver.problems)
@@ -84,11 +82,10 @@ class _Resolver:
         registry: Registry,
         depot: Depot,
         upgrade: Callable[[names.ModelId], bool],
-        threads: int,
         patiently: Patiently,
     ) -> None:
         self._manifest, self._previous = manifest, previous
-        self._registry, self._depot, self._upgrade, self._threads = registry, depot, upgrade, threads
+        self._registry, self._depot, self._upgrade = registry, depot, upgrade
         self._patiently = patiently
         self._base = manifest.path.parent
         self._listings: dict[str, Listing | SourceError] = {}
@@ -112,11 +109,16 @@ class _Resolver:
 
     def _entry(self, model: Model) -> str:
         """The digest of this table's meaning; with `extends`, of the tables behind it too."""
-        others = sorted({text.partition("#")[0] for v in model.variants.values() for text in v.extends})
+        return self._entry_behind(model, frozenset())
+
+    def _entry_behind(self, model: Model, above: frozenset[str]) -> str:
+        """Two models may extend variants of each other; what stands *above* is in the digest already."""
+        others = sorted(_extended(model))
         if not others:
             return model.entry
-        chain = [model.entry, *(self._entry(self._manifest.models[other]) for other in others if other != str(model.id))]
-        return str(Digest.of("\n".join(chain).encode()))
+        above |= {str(model.id)}
+        behind = (self._manifest.models[other] for other in others if other not in above)
+        return str(Digest.of("\n".join([model.entry, *(self._entry_behind(each, above) for each in behind)]).encode()))
 
     def _add(self, file: _File, place: str) -> None:
         known = self.blobs.get(file.digest)
@@ -146,10 +148,13 @@ class _Resolver:
 
     def _prefixes(self, model: Model) -> Iterator[str]:
         """How locators of this model's files begin, whatever revision they are pinned to; with `extends`, of others too."""
-        for source in model.sources:
-            yield from beginnings(source)
-        for key in {text.partition("#")[0] for v in model.variants.values() for text in v.extends} - {str(model.id)}:
-            yield from self._prefixes(self._manifest.models[key])
+        seen, waiting = {str(model.id)}, [model]
+        while waiting:
+            each = waiting.pop()
+            for source in each.sources:
+                yield from beginnings(source)
+            waiting += [self._manifest.models[key] for key in _extended(each) - seen]
+            seen |= _extended(each)
 
     def _resolved(self, key: str, name: str) -> dict[str, _File]:
         model = self._manifest.models[key]
@@ -254,17 +259,22 @@ class _Resolver:
 
     def _pull(self, locators: Iterable[str]) -> None:
         missing = [locator for locator in dict.fromkeys(locators) if locator not in self._pulled]
-        with ThreadPoolExecutor(self._threads) as pool:
-            try:
-                self._pulled |= zip(missing, pool.map(self._depot.pull, missing), strict=True)
-            except SourceError as error:
-                pool.shutdown(cancel_futures=True)
-                rows = [{"source": error.locator, "code": error.code, "reason": error.what}]
-                kind = AuthError if isinstance(error, Denied) else SourceUnavailableError
-                raise kind(str(error), hint=error.hint or _PULL_HINT, sources=rows) from error
+        if not missing:
+            return
+        try:
+            self._pulled |= self._depot.pull_all(missing)
+        except SourceError as error:
+            rows = [{"source": error.locator, "code": error.code, "reason": error.what}]
+            kind = AuthError if isinstance(error, Denied) else SourceUnavailableError
+            raise kind(str(error), hint=error.hint or _PULL_HINT, sources=rows) from error
 
     def _place(self, key: str) -> str:
         return f"models.{json.dumps(self._manifest.models[key].key)}"
+
+
+def _extended(model: Model) -> set[str]:
+    """The models whose variants it extends."""
+    return {text.partition("#")[0] for variant in model.variants.values() for text in variant.extends}
 
 
 def _select(files: Iterable[Listed], variant: Variant, place: str, problems: list[Problem]) -> list[Listed]:

@@ -69,13 +69,20 @@ class Batch:
             self.commit()
 
     def commit_due(self) -> None:
-        """Commit what has waited for a second."""
-        if self._filled and self._engine.clock() - self._began >= _TOGETHER_S:
-            self.commit()
+        """Commit what has waited for a second, unless it is being committed."""
+        if self._filled and self._engine.clock() - self._began >= _TOGETHER_S and self._mutex.acquire(blocking=False):
+            try:
+                self._commit()
+            finally:
+                self._mutex.release()
 
     def commit(self) -> None:
         """Make blobs of what is there. Durable on return, or an outcome says why not."""
         with self._mutex:
+            self._commit()
+
+    def _commit(self) -> None:
+        if self._filled:
             ready, failed = self._ready()
             replace = [each.wanted.digest for each in ready if each.look.state is not BlobState.ABSENT]
             failed |= self._store.commit_all([each.partial for each in ready], replace=replace)

@@ -354,7 +354,7 @@ class Download(Receiver):
             if not read_fully(self.partial.fd, view, start):
                 return False
             with self._state:
-                if not self._transfer.may_write(claim, index):
+                if self._over or not self._transfer.may_write(claim, index):
                     return False
             self._record(claim, index, piece_hash(view), locator)
         self._got(claim, self.size)

@@ -53,7 +53,10 @@ class FailureTable:
 
     @property
     def any(self) -> bool:
-        """Whether anything is on record."""
+        """Whether anything is on record that still counts."""
+        if not self._failures:  # mostly
+            return False
+        self.expire()
         return bool(self._failures)
 
     def __contains__(self, key: str) -> bool:

@@ -7,15 +7,12 @@ one are saved. Only the rest is downloaded.
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from backends import Body, EndedEarly, SourceError, redact
+from backends import SourceError
 from cas import (
-    EMPTY,
     BlobState,
     BlobStore,
     ChecksumError,
@@ -32,13 +29,10 @@ from cas.pieces import PIECE, PieceTable, open_regular, piece_hash, piece_range,
 from cas.scrub import Level
 
 from ..telemetry.events import BlobReused, FetchStarted, Waiting
-from ..telemetry.task import Task
 from . import brief
 from .batch import Batch, Filled, subject_of
 from .download import THIS_STORE, Download
 from .engine import Engine, Wanted
-from .intake import MOST_STEP, Intake
-from .retry import patiently
 
 
 @dataclass(slots=True, kw_only=True)
@@ -208,9 +202,10 @@ class Fetcher:
                 self._download(filled, table, refused)
         except BaseException as error:
             batch.note_failed(filled)
+            told = batch.explained(error, filled) if isinstance(error, Exception) else error
             partial.leave()
-            if isinstance(error, Exception):
-                raise batch.explained(error, filled) from error
+            if told is not error:
+                raise told from error
             raise
         return filled
 
@@ -227,55 +222,6 @@ class Fetcher:
             run.fill()
         finally:
             filled.fetched += run.fetched
-
-    def pull(self, locator: str) -> tuple[Digest, int]:
-        """Fetch a file that nobody has named yet, name it, keep it. Always from byte 0: what has no name cannot be resumed.
-
-        Raises SourceError, OSError, Stopped.
-        """
-        return patiently(lambda: self._pull_once(locator), self.engine.policy, self.engine.stop, self.engine.clock)
-
-    def _pull_once(self, locator: str) -> tuple[Digest, int]:
-        source = self.engine.registry.find(locator)
-        path = f"{self.store.layout.partials}/incoming-{secrets.token_hex(8)}"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            body = source.open(locator)
-            try:
-                with Task(redact(locator), self.engine.emit) as task:
-                    task.begin(body.total)
-                    size = self._copy_body(body, fd, locator, task)
-            finally:
-                body.close()
-            table = scrub.name_file(fd, size)
-            digest = table.digest
-            with self.store.lock_blob(digest, doing=f"keeping {digest.short}", stop=self.engine.stop):
-                if size and self.store.look(digest, size).state is not BlobState.INTACT:
-                    self.store.take_in(path, table)
-            return digest, size
-        finally:
-            os.close(fd)
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-
-    def _copy_body(self, body: Body, fd: int, locator: str, task: Task) -> int:
-        buffer = memoryview(bytearray(MOST_STEP))
-        intake, size = Intake(body, locator, self.engine.policy, self.engine.clock), 0
-        while count := intake.read(buffer):
-            if self.engine.stop.is_set():
-                raise Stopped("stopped")
-            done = 0
-            while done < count:
-                done += os.write(fd, buffer[done:count])
-            size += count
-            task.advance(count)
-        if body.start != 0 or (body.total is not None and body.total != size):
-            raise EndedEarly("the body ended early", locator=locator)
-        return size
-
-    def read(self, digest: Digest) -> bytes:
-        """A small file that was pulled."""
-        return b"" if digest == EMPTY else Path(self.store.layout.blob(digest)).read_bytes()
 
 
 def _read_piece(path: str, view: memoryview, start: int) -> bool:

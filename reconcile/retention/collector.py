@@ -26,6 +26,7 @@ from . import roots
 from .roots import Roots, Standing, TreeRoot
 
 TRASH_S = 3600.0
+_INCOMING_S, _RECALLED_S = 86_400, 30 * 86_400
 _BATCH = 256  # blobs unlinked under one hold of the exclusive lock
 
 
@@ -193,11 +194,13 @@ class Collector:
             self._remove_incoming()
 
     def _remove_incoming(self) -> None:
-        """Files that `lock` was naming when it was killed."""
-        for path in self.store.layout.partials.glob("incoming-*"):
-            with suppress(FileNotFoundError):
-                if self.clock() - path.stat().st_mtime > 86_400:
-                    path.unlink()
+        """Files that `lock` was naming when it was killed a day ago, and what it remembers of those that it named."""
+        at = self.store.layout
+        for paths, kept_s in (at.partials.glob("incoming-*"), _INCOMING_S), (at.pulled.glob("*"), _RECALLED_S):
+            for path in paths:
+                with suppress(FileNotFoundError):
+                    if self.clock() - path.stat().st_mtime > kept_s and not locks.is_held(path):
+                        path.unlink()
 
     # ---- roots
 

@@ -549,3 +549,31 @@ def test_another_source_is_listed_before_one_that_failed_for_a_moment_is_asked_a
 
         assert cli.ok("lock", "--json").json["files"] == 1
         assert len(broken.gets()) == 1
+
+
+def test_models_may_extend_variants_of_each_other(cli):
+    """Only a variant that needs itself has no end."""
+    put(cli, FILES)
+    (cli.folder / "models.toml").write_text(
+        """schema = 1
+[models.a]
+version = "1"
+sources = ["src"]
+[models.a.variants.base]
+include = ["*.json"]
+[models.a.variants.more]
+extends = ["b@1#base"]
+include = ["*.json"]
+[models.b]
+version = "1"
+sources = ["src"]
+[models.b.variants.base]
+include = ["*.json"]
+[models.b.variants.more]
+extends = ["a@1#base"]
+include = ["*.json"]
+"""
+    )
+
+    cli.ok("lock")
+    assert "unchanged" in cli.ok("lock").out

@@ -188,3 +188,22 @@ def test_a_token_with_a_line_in_it_is_never_sent():
 
     assert "bad" not in str(caught.value)
     assert not any(b"Smuggled" in request for request in script.requests)
+
+
+def test_an_interrupt_leaves_no_half_answer_behind(monkeypatch: pytest.MonkeyPatch):
+    """What asks next over that connection would be given the answer to another question."""
+    script = Script()
+    with RawServer(script) as server:
+        source = HttpSource({})
+        assert ten_of(source, server) == TEN
+
+        def interrupted(*about: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("backends.brief._parsed", interrupted)
+            ten_of(source, server)
+        assert ten_of(source, server) == TEN
+
+    first, second, third = script.connections
+    assert first == second != third

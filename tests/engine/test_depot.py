@@ -1,0 +1,207 @@
+"""Files that no listing names are fetched once, also where `lock` is stopped, killed or asked to list anew."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Timer
+
+import pytest
+from builders import Cli, manifest_of, some_bytes
+from origin import Fault, Origin, gate_of
+
+from cas import BlobStore, Digest, Stopped, locks
+from cas.layout import Layout
+from reconcile.config import Settings
+from reconcile.execution.depot import Depot
+from reconcile.execution.engine import Engine
+from reconcile.execution.failures import FailureTable
+from reconcile.execution.lies import Lies
+from reconcile.sources import registry_of
+
+DATA = some_bytes(6 << 20, 1)
+HALF = 3 << 20
+PATH = "m/weights.bin"
+
+
+@contextmanager
+def served(cli: Cli, version: str = '"1"', data: bytes = DATA) -> Iterator[Origin]:
+    """A server that lists the weights without a digest, and tells their version."""
+    with Origin({PATH: data}) as origin:
+        versioned(origin, version)
+        (cli.folder / "models.toml").write_text(manifest_of(f"{origin.url}/m"))
+        yield origin
+
+
+def versioned(origin: Origin, version: str) -> None:
+    origin.behave()
+    origin.fail(PATH, Fault(headers={"ETag": version} if version else {}, times=-1))
+
+
+def broken_off(cli: Cli, origin: Origin, how: signal.Signals = signal.SIGKILL) -> int:
+    """Start `lock` and end it when half of the weights are there; its exit code."""
+    gate = gate_of(origin, PATH, after=HALF)
+    process = cli.start("lock")
+    assert origin.reached.wait(30)
+    for _ in range(3000):
+        if any(spool.stat().st_size > HALF - (1 << 20) for spool in incoming(cli)):
+            break
+        Event().wait(0.01)  # for the reader, which is a process of its own
+    process.send_signal(how)
+    process.communicate(timeout=10)
+    gate.set()
+    del origin.gates[PATH]
+    return process.returncode
+
+
+def incoming(cli: Cli) -> list[Path]:
+    return list(cli.root.glob("partial/incoming-*"))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_what_a_lock_that_ended_early_had_fetched_is_not_fetched_again(cli: Cli, how: signal.Signals):
+    """However it ended, and at once: the next one asks for the rest, and what it names is right."""
+    with served(cli) as origin:
+        assert broken_off(cli, origin, how) == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(how, -how)
+        origin.forget()
+        cli.ok("lock")
+        rest = [seen.range for seen in origin.gets(PATH) if seen.range]
+
+    assert str(Digest.of(DATA)) in (cli.folder / "models.lock").read_text()
+    assert len(rest) == 1 and int(rest[0].removeprefix("bytes=").rstrip("-")) > HALF - (1 << 20)
+    assert incoming(cli) == []
+
+
+@pytest.mark.parametrize("version", ['"2"', 'W/"1"', ""], ids=["another", "a weak one", "none"])
+def test_what_changed_meanwhile_is_fetched_whole(cli: Cli, version: str):
+    """What was there belongs to another version, for all that anybody knows."""
+    after = some_bytes(6 << 20, 2)
+    with served(cli) as origin:
+        broken_off(cli, origin)
+        origin.objects[PATH] = after
+        versioned(origin, version)
+        cli.ok("lock")
+
+    assert str(Digest.of(after)) in (cli.folder / "models.lock").read_text()
+
+
+def test_what_changes_between_two_questions_is_fetched_whole(cli: Cli):
+    """The first answer is of the version that was begun, the range is of another."""
+    after = some_bytes(6 << 20, 2)
+    with served(cli) as origin:
+        broken_off(cli, origin)
+        origin.behave()
+        origin.fail(PATH, Fault(headers={"ETag": '"1"'}))
+        origin.fail(PATH, Fault(headers={"ETag": '"2"'}, times=-1))
+        origin.objects[PATH] = after
+        cli.ok("lock")
+
+    assert str(Digest.of(after)) in (cli.folder / "models.lock").read_text()
+
+
+def test_listing_anew_fetches_only_what_changed(cli: Cli):
+    """`lock --upgrade` asks each file for its version, and reads nothing more of one that is the same."""
+    with served(cli) as origin:
+        cli.ok("lock")
+        first = (cli.folder / "models.lock").read_text()
+        origin.forget()
+        cli.ok("lock", "--upgrade")
+        assert origin.sent(PATH) < len(DATA) // 2 and (cli.folder / "models.lock").read_text() == first
+
+        origin.objects[PATH] = after = some_bytes(6 << 20, 2)
+        versioned(origin, '"2"')
+        cli.ok("lock", "--upgrade")
+        assert str(Digest.of(after)) in (cli.folder / "models.lock").read_text()
+
+
+def test_what_was_named_and_swept_is_fetched_again(cli: Cli):
+    """A name is worth nothing without its blob: a reconcile should find that in the store."""
+    with served(cli):
+        cli.ok("lock")
+        next(cli.root.glob(f"blobs/sha256/*/{Digest.of(DATA).hex}")).unlink()
+        cli.ok("lock", "--upgrade")
+
+    assert next(cli.root.glob(f"blobs/sha256/*/{Digest.of(DATA).hex}")).read_bytes() == DATA
+
+
+def test_a_local_file_that_did_not_change_is_read_once(cli: Cli):
+    """Of a folder too, by the time of its last change, unless that was just now."""
+    source = cli.folder / "src"
+    source.mkdir()
+    (source / "weights.bin").write_bytes(DATA)
+    os.utime(source / "weights.bin", (1_000_000_000, 1_000_000_000))
+    (cli.folder / "models.toml").write_text(manifest_of("src"))
+    cli.ok("lock")
+
+    told = cli.ok("lock", "--upgrade", "--progress", "json").err
+    assert "TaskBegan" not in told
+
+    (source / "weights.bin").write_bytes(DATA[::-1])
+    cli.ok("lock", "--upgrade")
+    assert str(Digest.of(DATA[::-1])) in (cli.folder / "models.lock").read_text()
+
+
+# ---- by itself
+
+
+def depot_of(folder: Path, **more: Event) -> Depot:
+    settings = Settings(root=folder / "root")
+    engine = Engine(
+        registry=registry_of(settings),
+        base=folder,
+        failures=FailureTable(),
+        lies=Lies(Layout(settings.root).lies),
+        emit=lambda event: None,
+    )
+    return Depot(store=lambda: BlobStore.open(settings.root), engine=engine, **more)
+
+
+def test_after_a_power_cut_what_was_begun_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pages may be lost of a file whose size is right; and here no digest could tell."""
+    with Origin({PATH: DATA}) as origin:
+        url = f"{origin.url}/{PATH}"
+        origin.fail(PATH, Fault(headers={"ETag": '"1"'}, cut_after=HALF, reset=False))
+        origin.fail(PATH, Fault(status=404, times=-1))
+        with pytest.raises(Exception, match="404"):
+            depot_of(tmp_path).pull_all([url])
+        (left,) = (tmp_path / "root/partial").iterdir()
+        with left.open("r+b") as file:
+            file.write(bytes(4096))  # as if it had never been written
+
+        monkeypatch.setattr(locks, "boot_id", lambda: "another")
+        versioned(origin, '"1"')
+        assert depot_of(tmp_path).pull_all([url]) == {url: (Digest.of(DATA), len(DATA))}
+
+
+def test_two_that_name_the_same_do_not_write_into_one_file(tmp_path: Path):
+    """The second does the work again, and both are right."""
+    with Origin({PATH: DATA}) as origin:
+        versioned(origin, '"1"')
+        url = f"{origin.url}/{PATH}"
+        gate = gate_of(origin, PATH, after=HALF)
+        first = depot_of(tmp_path)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(first.pull_all, [url])
+            assert origin.reached.wait(30)
+            del origin.gates[PATH]
+            assert depot_of(tmp_path).pull_all([url])[url] == (Digest.of(DATA), len(DATA))
+            gate.set()
+            assert waiting.result(30)[url] == (Digest.of(DATA), len(DATA))
+    assert list((tmp_path / "root/partial").iterdir()) == []
+
+
+def test_a_stop_ends_pulls_and_keeps_what_came(tmp_path: Path):
+    """Whoever embeds this sets an event, and waits for no server."""
+    outer = Event()
+    with Origin({PATH: DATA}) as origin:
+        versioned(origin, '"1"')
+        gate = gate_of(origin, PATH, after=HALF)
+        Timer(0, lambda: (origin.reached.wait(30), outer.set())).start()
+        with pytest.raises(Stopped):
+            depot_of(tmp_path, outer=outer).pull_all([f"{origin.url}/{PATH}"])
+        gate.set()
+    assert [path.name[:9] for path in (tmp_path / "root/partial").iterdir()] == ["incoming-"]
