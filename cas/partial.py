@@ -44,7 +44,7 @@ class Partial:
         try:
             os.ftruncate(self.fd, size)
             if self._journaled:
-                self._table_fd = self._open_table()
+                self._open_table()
         except BaseException:
             self.close()
             raise
@@ -164,10 +164,9 @@ class Partial:
         _keep_what_hashes(fd, table)
         return fd, table
 
-    def _open_table(self) -> int:
-        fd = os.open(self.table_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        write_all(fd, self.table.encode(), 0)
-        return fd
+    def _open_table(self) -> None:
+        self._table_fd = os.open(self.table_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        write_all(self._table_fd, self.table.encode(), 0)
 
 
 def _clear(path: str, quarantine: Path) -> None:

@@ -12,6 +12,7 @@ def test_a_source_that_was_given_up_long_ago_has_all_its_attempts_again():
     assert "host" in table and table.given_up(["host"])
 
     now[0] = 1000.0
+    assert not table.any
     assert "host" not in table and not table.given_up(["host"]) and table.standing() == {}
     table.note("host", "SOURCE_UNAVAILABLE", "down again")
     assert "host" in table and not table.given_up(["host"])

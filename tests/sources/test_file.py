@@ -1,5 +1,6 @@
 """Folders and file:// keep the contract; what is peculiar to them."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,3 +123,24 @@ def test_closing_under_a_read_frees_the_file_only_after_it(tmp_path: Path, monke
     with pytest.raises(SourceError):
         body.read_into(view)
     os.close(others[0])
+
+
+def test_a_sync_that_failed_is_not_repeated_on_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The second one would say that all is well, and the pages are gone."""
+    target, data, real = str(tmp_path / "object"), b"weights" * 1000, os.fsync
+    failing = [True]
+
+    def fsync(fd: int) -> None:
+        if failing.pop() if failing else False:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+    def put() -> int:
+        return FileSource().put(target, len(data), lambda start, stop: data[start:stop], lambda count: None)
+
+    with pytest.raises(SourceError):
+        put()
+    assert os.listdir(tmp_path) == []
+    assert put() == len(data) and Path(target).read_bytes() == data

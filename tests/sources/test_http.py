@@ -304,6 +304,7 @@ def test_the_environment_names_proxies_by_host():
     assert proxy("http://models.example/x", {**environ, "ALL_PROXY": "http://any:1"}) == "http://any:1"
     assert proxy("https://models.example/x", {**environ, "ALL_PROXY": "http://any:1"}) == "http://small:1"
     assert proxy("http://a.local/x", {**environ, "ALL_PROXY": "http://any:1"}) == ""
+    assert proxy("https://a.corp.example/x", {**environ, "no_proxy": "Corp.Example"}) == ""
 
 
 def test_a_small_read_returns_with_what_has_come(origin: Origin):
@@ -356,3 +357,10 @@ def test_a_refusal_whose_text_does_not_come_is_told_all_the_same(rest: bytes):
             with pytest.raises(NotFound):
                 source.open(f"{server.url}/x")
         assert server.connections == 2
+
+
+def test_a_netrc_that_is_no_text_holds_no_login(tmp_path, origin: Origin):
+    """The address can be asked all the same."""
+    (tmp_path / "netrc").write_bytes(b"machine \xff\xfe login \xe9")
+
+    HttpSource({"NETRC": str(tmp_path / "netrc")}).open(f"{origin.url}/m/ten").close()

@@ -312,3 +312,38 @@ def test_an_error_on_reading_a_leftover_is_told_not_published(tmp_path: Path, mo
     with pytest.raises(OSError, match="Input/output"):
         store.commit(partial)
     assert not os.path.lexists(store.layout.blob(DIGEST))
+
+
+def test_a_bad_sector_under_a_leftover_costs_its_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else no run could ever fetch this blob again, and each would lose descriptors (F2)."""
+    store = store_at(tmp_path)
+    partial_with(store, BIG, 0, 1).leave()
+    real, before = os.preadv, len(os.listdir("/proc/self/fd"))
+
+    def broken(fd: int, buffers: list[memoryview], offset: int) -> int:
+        if offset < PIECE:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd, buffers, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", broken)
+        again = reopened(store)
+
+    assert held(again) == [1]
+    again.leave()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_partial_that_cannot_be_opened_leaves_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A full disk may refuse the journal after the data file was opened."""
+    store = store_at(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("cas.partial.write_all", full)
+        reopened(store)
+
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -260,3 +260,17 @@ def test_a_table_that_cannot_be_kept_is_no_failure(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(scrubs, "write_file", read_only)
 
     assert read(store, BIG, Level.FAST).intact
+
+
+@both
+def test_a_verification_that_is_given_up_reads_nothing_more(tmp_path: Path, level: Level):
+    """What is queued may be hundreds of gigabytes, and whoever pressed Ctrl-C would wait for it."""
+    store = store_at(tmp_path)
+    store.add_bytes(BIG)
+    read_bytes: list[int] = []
+
+    verdicts = scrub([target(store, BIG)] * 40, level, threads=1, on_bytes=read_bytes.append)
+    assert next(verdicts).intact
+    verdicts.close()
+
+    assert len(BIG) <= sum(read_bytes) < 20 * len(BIG)

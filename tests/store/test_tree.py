@@ -324,3 +324,19 @@ def test_a_scan_sees_every_file_and_follows_nothing(tmp_path: Path):
     assert found is not None and set(found.files) == {*placed, "loop"} and found.folders == {"deep", "deep/er"}
     assert all(found.files[path] == placed[path].ino for path in placed)
     assert tree.scan(tmp_path / "absent") is None and tree.scan(root / "a") is None
+
+
+def test_a_scan_goes_as_deep_as_folders_do(tmp_path: Path):
+    """The user's own may be deeper than Python recurses, and gc looks at them all."""
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        for _ in range(1_500):
+            os.mkdir("x")
+            os.chdir("x")
+    finally:
+        os.chdir(here)
+
+    found = tree.scan(tmp_path)
+
+    assert found is not None and len(found.folders) == 1_500
