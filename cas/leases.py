@@ -105,7 +105,9 @@ class Lease:
                 os.utime(self._path)
 
 
-def shared_store_lock(store: BlobStore, *, doing: str, timeout_s: float = 300.0, stop: Event | None = None) -> locks.Lock:
+def shared_store_lock(
+    store: BlobStore, *, doing: str, timeout_s: float | None = None, stop: Event | None = None
+) -> locks.Lock:
     """The store's lock for those who add, held for moments. They pass a gate that a waiting sweep holds, so that it
     is not starved by a stream of them."""
     with store.lock("gate", doing=doing, shared=True, timeout_s=timeout_s, stop=stop):
@@ -113,7 +115,7 @@ def shared_store_lock(store: BlobStore, *, doing: str, timeout_s: float = 300.0,
 
 
 def exclusive_store_lock(
-    store: BlobStore, *, doing: str, timeout_s: float = 300.0, stop: Event | None = None
+    store: BlobStore, *, doing: str, timeout_s: float | None = None, stop: Event | None = None
 ) -> locks.Lock:
     """The store's lock for those who delete."""
     with store.lock("gate", doing=doing, timeout_s=timeout_s, stop=stop):
@@ -121,7 +123,7 @@ def exclusive_store_lock(
 
 
 def take(store: BlobStore, *, doing: str, digests: Iterable[Digest], reserved: Mapping[Digest, int] | None = None,
-         timeout_s: float = 300.0, stop: Event | None = None) -> Lease:  # fmt: skip
+         timeout_s: float | None = None, stop: Event | None = None) -> Lease:  # fmt: skip
     """Lease *digests*. *reserved* are the sizes of blobs that the holder is going to fetch.
 
     Raises LockTimeoutError, Stopped, OSError.

@@ -32,18 +32,22 @@ from .look import ABSENT, BlobState, Look
 from .partial import Partial, read_fully
 from .pieces import PIECE, PieceTable, TableState, piece_count, piece_hash, piece_range
 
+LOCK_TIMEOUT_S = 300.0
 _STRIPES_HEX = 3  # 4096 lock files for all blobs, for ever; two digests that share one merely wait for each other
 
 
 class BlobStore:
     """Blobs under their digests in ``ROOT/blobs``. Any number of threads, processes and hosts may share one ROOT."""
 
-    def __init__(self, root: Path, config: StoreConfig) -> None:
-        self.layout, self.config = Layout(root), config
+    def __init__(self, root: Path, config: StoreConfig, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> None:
+        """*lock_timeout_s*: how long a lock is waited for where nobody says, from its holder's last sign of progress."""
+        self.layout, self.config, self.lock_timeout_s = Layout(root), config, lock_timeout_s
         self._suspects: frozenset[str] | None = None
 
     @classmethod
-    def open(cls, root: Path, *, create: bool = True, shared: bool = False) -> BlobStore:
+    def open(
+        cls, root: Path, *, create: bool = True, shared: bool = False, lock_timeout_s: float = LOCK_TIMEOUT_S
+    ) -> BlobStore:
         """Open the store at *root*, making it where none is (unless *create* is false).
 
         Raises StoreFormatError for a store of another format, FileNotFoundError, OSError.
@@ -54,7 +58,7 @@ class BlobStore:
             if not create:
                 raise FileNotFoundError(errno.ENOENT, "there is no store", str(root))
             config = _create(layout, shared=shared)
-        return cls(layout.root, config)
+        return cls(layout.root, config, lock_timeout_s=lock_timeout_s)
 
     @classmethod
     def at(cls, root: Path) -> BlobStore | None:
@@ -152,12 +156,12 @@ class BlobStore:
         digest: Digest,
         *,
         doing: str,
-        timeout_s: float = 300.0,
+        timeout_s: float | None = None,
         stop: Event | None = None,
         on_wait: Callable[[locks.Holder | None], None] | None = None,
     ) -> locks.Lock:
         """The exclusive right to write this blob. Raises LockTimeoutError, Stopped."""
-        path = self.blob_lock_path(digest)
+        path, timeout_s = self.blob_lock_path(digest), self.lock_timeout_s if timeout_s is None else timeout_s
         return locks.acquire(path, doing=doing, timeout_s=timeout_s, stop=stop, on_wait=on_wait, mode=self.lock_mode)
 
     def commits_seen(self, digest: Digest) -> str:
@@ -172,10 +176,18 @@ class BlobStore:
     def lock_mode(self) -> int:
         return 0o664 if self.config.shared else 0o600
 
-    def lock(self, name: str, *, doing: str, shared: bool = False, timeout_s: float = 300.0, stop: Event | None = None,
-             on_wait: Callable[[locks.Holder | None], None] | None = None) -> locks.Lock:  # fmt: skip
+    def lock(
+        self,
+        name: str,
+        *,
+        doing: str,
+        shared: bool = False,
+        timeout_s: float | None = None,
+        stop: Event | None = None,
+        on_wait: Callable[[locks.Holder | None], None] | None = None,
+    ) -> locks.Lock:
         """One of the store's named locks (``store``, ``gate``, ``space``, ``tree-…``)."""
-        path = self.layout.locks / name
+        path, timeout_s = self.layout.locks / name, self.lock_timeout_s if timeout_s is None else timeout_s
         return locks.acquire(
             path, doing=doing, shared=shared, timeout_s=timeout_s, stop=stop, on_wait=on_wait, mode=self.lock_mode
         )

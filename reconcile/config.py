@@ -10,7 +10,8 @@ from pathlib import Path
 
 from backends import redact
 from backends.switches import is_on
-from cas import LinkMode
+from cas import BlobStore, LinkMode
+from cas.store import LOCK_TIMEOUT_S
 
 from .desired.locators import source_flaw
 from .errors import InvalidConfigError
@@ -22,7 +23,6 @@ _AGES = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*\Z", re.IGNORECASE)
 
 CONNECTIONS = 8
-LOCK_TIMEOUT_S = 300.0
 _LEAST_SHARE = 64 * 1024  # bytes a second
 
 
@@ -43,6 +43,10 @@ class Settings:
     lock_timeout_s: float = LOCK_TIMEOUT_S
     max_size: int | None = None  # bytes of blobs
     min_free: int = 0  # bytes to leave on the disk
+
+    def open_store(self) -> BlobStore:
+        """The store at ``root``, for writing. Raises StoreFormatError, OSError."""
+        return BlobStore.open(self.root, lock_timeout_s=self.lock_timeout_s)
 
     @property
     def busy_connections(self) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from backends import Registry, Source
 from backends.registry import FACTORIES
-from cas import EMPTY, BlobStore, Digest
+from cas import BlobStore
 from cas import inventory as inventories
 from cas.inventory import Inventory
 from cas.scrub import Level
@@ -27,7 +27,7 @@ from .errors import ApplyError, LockfileMissingError, ModelstowError
 from .execution.failures import FailureTable, SourceFailure
 from .outcome import IntegrityReport, Outcome, TreeOutcome
 from .planning.observer import free_bytes, observe
-from .planning.planner import Plan, Work, needing, plan, status
+from .planning.planner import Plan, needing, plan, status
 from .planning.state import Actual, Desired, ModelState, TreeKey, VariantStatus
 from .retention import roots
 from .retention.roots import LockRoot
@@ -117,13 +117,10 @@ class ModelEnsurer:
         force: bool = False,
     ) -> Plan:
         """What ``apply`` would do; *removals*: with the trees that this lockfile no longer names; *force*: all anew."""
-        desired = self.desired(selectors, choice=choice)
+        desired = self._wanted(selectors, choice, force=force)
         if removals:
             desired = replace(desired, removals=self._scope.removals(desired)[0])
-        anew = (
-            frozenset(d for tree in desired.trees for d in tree.files.values()) - {EMPTY} if force else frozenset[Digest]()
-        )
-        return plan(desired, self.observe(desired), anew=anew)
+        return plan(desired, self.observe(desired))
 
     def status(self, model: str, variant: str | None = None) -> VariantStatus:
         """How one variant stands: by stat, without locks or network. Raises the errors of selectors, OSError."""
@@ -173,8 +170,8 @@ class ModelEnsurer:
         progress: Progress | None = None,
     ) -> Outcome:
         """Ensure several variants; one's failure stops no other. Raises what concerns all of them."""
-        desired = self.desired(selectors, choice=choice)
-        outcome = self._reach(desired, force=force, progress=progress)
+        desired = self._wanted(selectors, choice, force=force)
+        outcome = self._reach(desired, progress=progress)
         self._touch(desired)
         return outcome
 
@@ -226,7 +223,7 @@ class ModelEnsurer:
         if not repair or not found.faults:
             return found, None
         orphans = frozenset(f.digest for f in found.faults if f.kind == "corrupt") & self.lock.blobs.keys()
-        return found, self._reach(self._scope.repairable(desired), also=orphans)
+        return found, self._reach(replace(self._scope.repairable(desired), alone=orphans))
 
     def collect_garbage(
         self,
@@ -273,7 +270,7 @@ class ModelEnsurer:
         self.ensure(model, variant)
         desired = self.desired([str(selection.choose(self.lock, model, variant))])
         digests = frozenset(desired.trees[0].files.values())
-        held = leases.take(BlobStore.open(self.settings.root), doing=f"using {desired.trees[0].key}", digests=digests)
+        held = leases.take(self.settings.open_store(), doing=f"using {desired.trees[0].key}", digests=digests)
         try:
             # Again, now that nobody may take it away: it may have been evicted before the lease was seen.
             yield self.ensure(model, variant)
@@ -295,7 +292,7 @@ class ModelEnsurer:
         from .workshop import take_over
 
         for id_, heir in heirs.items():
-            take_over(BlobStore.looking_at(self.settings.root), id_, heir)
+            take_over(self.settings.open_store(), id_, heir)
 
     def _register(self) -> None:
         """Put the lockfile on record if it is not, as it is."""
@@ -306,30 +303,25 @@ class ModelEnsurer:
             leases.drop_superseded(store, root.digests)
         if roots.read_lock_root(store, Path(root.path)) == root and roots.epoch(store) == store.config.epoch:
             return
-        store = BlobStore.open(self.settings.root)
+        store = self.settings.open_store()
         store.prepare()
         roots.register_lock(store, root)
 
     # ---- making it so
 
-    def _reach(
-        self,
-        desired: Desired,
-        *,
-        force: bool = False,
-        progress: Progress | None = None,
-        also: frozenset[Digest] = frozenset(),
-    ) -> Outcome:
+    def _wanted(self, selectors: Iterable[str] | None, choice: Choice, *, force: bool) -> Desired:
+        desired = self.desired(selectors, choice=choice)
+        return replace(desired, anew=desired.digests) if force else desired
+
+    def _reach(self, desired: Desired, *, progress: Progress | None = None) -> Outcome:
         """Look without a lease first; only with work to do, do it."""
         work = needing(desired, self.observe(desired))
-        if force:
-            work = Work(trees=desired.trees, missing={d: desired.size(d) for t in desired.trees for d in t.files.values()})
-        if not work.trees and not desired.removals and not also:
+        if not work.trees and not work.missing and not desired.removals:
             if progress is not None:
                 progress(0, 0)
             return Outcome(trees=tuple(self._outcomes(desired, frozenset(), failed=False)), report=Report())
         workshop = self._workshop()
-        changed, report, error = workshop.reach(desired, work, force=force, progress=progress, also=also)
+        changed, report, error = workshop.reach(desired, work, progress=progress)
         trees = tuple(self._outcomes(desired, changed, failed=error is not None))
         return Outcome(trees=trees, report=report, error=error)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
-from cas import BlobStore
 from cas.durable import write_file
 from cas.layout import Layout
 
@@ -86,11 +85,10 @@ def lock(
         names = sorted(manifest.models)
         raise ModelNotFoundError(f"{upgrade} is not in {path}; there: {listing(names)}", available_models=names)
     depot = Depot(
-        store=lambda: BlobStore.open(settings.root),
+        store=settings.open_store,
         engine=engine,
         threads=settings.connections,
         outer=outer,
-        lock_timeout_s=settings.lock_timeout_s,
     )
     try:
         found = resolve(

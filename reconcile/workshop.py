@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event
 
 from backends import Registry
-from cas import BlobStore, Digest, kernel, locks
+from cas import BlobStore, kernel, locks
 from cas import inventory as inventories
 from cas.inventory import Inventory
 from cas.linking import Placer
@@ -60,9 +60,7 @@ class Workshop:
         desired: Desired,
         work: Work,
         *,
-        force: bool = False,
         progress: Progress | None = None,
-        also: frozenset[Digest] = frozenset(),
     ) -> tuple[frozenset[TreeKey], Report, ApplyError | None]:
         """Make actual equal *desired*: the trees that changed, what was done, and what failed of it.
 
@@ -72,7 +70,7 @@ class Workshop:
         recorder = Recorder(meter)
         error: ApplyError | None = None
         try:
-            changed = self._executor(recorder, meter).reach(desired, work, force=force, also=also)
+            changed = self._executor(recorder, meter).reach(desired, work)
         except ApplyError as failed:
             error, changed = failed, failed.changed
         meter.finish()
@@ -80,13 +78,13 @@ class Workshop:
 
     def collector(self, *, exclusive: bool = False) -> Collector:
         """The garbage collector of this store; *exclusive*: nobody else uses it."""
-        return self._collector(BlobStore.open(self.settings.root), self.emit, exclusive=exclusive)
+        return self._collector(self.settings.open_store(), self.emit, exclusive=exclusive)
 
     def push(self, url: str | os.PathLike[str], *, compress: bool, dry_run: bool, done: Pushed | None) -> Push:
         """A push into the mirror at *url*, yet to be run; *done* tells how far it is."""
         place, stop = os.fspath(url), Event()
         return Push(
-            store=BlobStore.open(self.settings.root),
+            store=self.settings.open_store(),
             registry=self.targets,
             url=place if "://" in place else os.path.abspath(place),
             compress=compress,
@@ -102,13 +100,13 @@ class Workshop:
 
     def remove_tree(self, record: Inventory, key: TreeKey) -> bool:
         """Take one tree away. Raises LockTimeoutError, OSError."""
-        store = BlobStore.open(self.settings.root)
+        store = self.settings.open_store()
         store.prepare()
         return self._publisher(store, self.emit).remove(record, key)
 
     def _executor(self, recorder: Recorder, meter: _Meter) -> Executor:
-        store = BlobStore.open(self.settings.root)
-        stop, timeout = Event(), self.settings.lock_timeout_s
+        store = self.settings.open_store()
+        stop = Event()
         base = (self.settings.manifest or self.settings.lockfile or Path.cwd()).parent
         engine = Engine(
             registry=self.registry,
@@ -130,16 +128,15 @@ class Workshop:
         )
         return Executor(
             store=store,
-            fetcher=Fetcher(store=store, engine=engine, lock_timeout_s=timeout),
+            fetcher=Fetcher(store=store, engine=engine),
             publisher=self._publisher(store, recorder),
             emit=recorder,
             stop=stop,
             outer=self.stop,
-            lock_space=lambda: store.lock("space", doing="checking the space", timeout_s=timeout, stop=self.stop),
+            lock_space=lambda: store.lock("space", doing="checking the space", stop=self.stop),
             make_room=preflight.make_room,
             on_plan=meter.expect,
             on_work=lambda trees: self._refuse_conflicts(store, trees),
-            lock_timeout_s=timeout,
         )
 
     def _publisher(self, store: BlobStore, emit: Sink) -> Publisher:
@@ -147,7 +144,7 @@ class Workshop:
 
         def lock_tree(key: TreeKey) -> locks.Lock:
             name = f"tree-{inventories.tree_id(key.tree)}"
-            return store.lock(name, doing=f"changing {key}", timeout_s=self.settings.lock_timeout_s, stop=self.stop)
+            return store.lock(name, doing=f"changing {key}", stop=self.stop)
 
         return Publisher(store=store, placer=placer, emit=emit, lock_tree=lock_tree)
 
@@ -159,7 +156,6 @@ class Workshop:
             in_use=kernel.in_use,
             stop=self.stop,
             exclusive=exclusive,
-            lock_timeout_s=self.settings.lock_timeout_s,
         )
 
     def _refuse_conflicts(self, store: BlobStore, trees: Iterable[DesiredTree]) -> None:

@@ -197,7 +197,7 @@ def _fits(selector: Selector, name: str) -> bool:
 def run_pin(session: Session) -> Answer:
     ensurer = session.ensurer()
     chosen = [selection.choose(ensurer.lock, text) for text in session.args.selectors]
-    store = BlobStore.open(ensurer.settings.root)
+    store = ensurer.settings.open_store()
     store.prepare()
     changed = False
     for each in chosen:

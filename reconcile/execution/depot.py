@@ -31,13 +31,12 @@ from .retry import patiently
 
 @dataclass(slots=True, kw_only=True)
 class Depot:
-    """Pulls into the store that *store* opens, when the first file is pulled. ``lock_timeout_s``: of every lock."""
+    """Pulls into the store that *store* opens, when the first file is pulled."""
 
     store: Callable[[], BlobStore]
     engine: Engine
     threads: int = 8
     outer: Event = field(default_factory=Event)  # the caller's: ends every pull
-    lock_timeout_s: float = 300.0
     pulled: dict[str, tuple[Digest, int]] = field(default_factory=dict)
     _opened: BlobStore | None = None
 
@@ -65,7 +64,7 @@ class Depot:
             return
         store = self._store()
         digests = [digest for digest, size in self.pulled.values() if size]
-        lease = leases.take(store, doing="lock", digests=digests, timeout_s=self.lock_timeout_s, stop=self.outer)
+        lease = leases.take(store, doing="lock", digests=digests, stop=self.outer)
         for locator, (digest, size) in list(self.pulled.items()):
             # A sweep may have run between the pull and the lease.
             if size and store.look(digest, size).state is not BlobState.INTACT and not self.engine.stop.is_set():
@@ -120,8 +119,7 @@ class Depot:
 
     def _keep_blob(self, spool: _Spool, table: PieceTable) -> None:
         digest, store = table.digest, self._store()
-        doing, timeout_s = f"keeping {digest.short}", self.lock_timeout_s
-        with store.lock_blob(digest, doing=doing, timeout_s=timeout_s, stop=self.engine.stop):
+        with store.lock_blob(digest, doing=f"keeping {digest.short}", stop=self.engine.stop):
             if table.size and store.look(digest, table.size).state is not BlobState.INTACT:
                 store.take_in(spool.path, table)
         spool.done = True

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from threading import Event
 
-from cas import EMPTY, BlobState, BlobStore, CasError, Digest, Look, leases, sweep
+from cas import BlobState, BlobStore, CasError, Digest, Look, leases, sweep
 from cas import inventory as inventories
 from cas.layout import TABLE_FROM
 from cas.leases import Lease
@@ -23,7 +23,7 @@ from .. import mirrors
 from ..errors import ApplyError, Failure, ModelstowError, as_ours
 from ..planning.observer import observe
 from ..planning.planner import Fetch, Plan, Work, plan
-from ..planning.state import Actual, Desired, DesiredTree, TreeKey
+from ..planning.state import NO_TREE, Actual, Desired, DesiredTree, TreeKey
 from ..telemetry.events import BlobsReused, FetchesPlanned, Sink
 from .crew import POLL_S, Crew
 from .engine import STOPPED, Wanted
@@ -48,19 +48,15 @@ class Executor:
     make_room: Callable[[Plan], None] = lambda plan: None
     on_plan: Callable[[Plan], None] = lambda plan: None
     on_work: Callable[[Iterable[DesiredTree]], None] = lambda trees: None
-    lock_timeout_s: float = 300.0
     _failures: list[Failure] = field(default_factory=list)
 
-    def reach(
-        self, desired: Desired, work: Work, *, force: bool = False, also: frozenset[Digest] = frozenset()
-    ) -> frozenset[TreeKey]:
+    def reach(self, desired: Desired, work: Work) -> frozenset[TreeKey]:
         """Make actual equal *desired*; the trees that changed. Durable on return.
 
-        *work*: what a first look without a lease found; *also*: blobs to have in any case.
+        *work*: what a first look without a lease found.
         Raises ApplyError when parts failed (the rest is done), NoSpaceError before the first byte, Stopped, OSError.
         """
-        anew = self._digests(work.trees) if force else frozenset()
-        seen_commits = {digest: self.store.commits_seen(digest) for digest in anew}
+        seen_commits = {digest: self.store.commits_seen(digest) for digest in desired.anew}
         self.on_work(work.trees)
         self.store.prepare()
         self._failures = []
@@ -69,10 +65,10 @@ class Executor:
         # Promising room and checking for it are one step, or two who start together would refuse each other.
         alone = self.lock_space() if work.missing else nullcontext()
         with alone:
-            lease, fresh, actual = self._begin(with_work, work, anew)
+            lease, actual = self._begin(with_work, work)
         done = False
         try:
-            replaced = self._bring(with_work, fresh, actual, seen_commits, also)
+            replaced = self._bring(with_work, actual, seen_commits)
             # What was seen intact under the lease still is; what was just fetched is looked at.
             known = {digest: look for digest, look in actual.blobs.items() if look.state is BlobState.INTACT}
             known = {digest: look for digest, look in known.items() if digest not in replaced}
@@ -90,19 +86,19 @@ class Executor:
 
     # ---- before
 
-    def _begin(self, desired: Desired, work: Work, anew: frozenset[Digest]) -> tuple[Lease, Plan, Actual]:
+    def _begin(self, desired: Desired, work: Work) -> tuple[Lease, Actual]:
         """Lease, and look again: from here on nobody sweeps what is seen. Then see that there is room."""
         lease = self._lease(desired, work.missing)
         try:
             actual = observe(self.store, desired)
-            fresh = plan(desired, actual, anew=anew)
+            fresh = plan(desired, actual)
             self.on_plan(fresh)
             self.make_room(fresh)
             self._announce(fresh)
         except BaseException:
             lease.finish()  # nothing was begun that would have to be kept
             raise
-        return lease, fresh, actual
+        return lease, actual
 
     def _announce(self, fresh: Plan) -> None:
         fetches = [action for action in fresh.actions if isinstance(action, Fetch)]
@@ -110,22 +106,14 @@ class Executor:
             total, held = sum(fetch.size for fetch in fetches), sum(fetch.have for fetch in fetches)
             self.emit(FetchesPlanned(blobs=len(fetches), bytes=total, held=held))
 
-    def _digests(self, trees: Iterable[DesiredTree]) -> frozenset[Digest]:
-        return frozenset(digest for tree in trees for digest in tree.files.values()) - {EMPTY}
-
     def _lease(self, desired: Desired, reserved: Mapping[Digest, int]) -> Lease:
-        digests = self._digests(desired.trees)
-        lease = leases.take(
-            self.store, doing="reconcile", digests=digests, reserved=reserved, timeout_s=self.lock_timeout_s, stop=self.stop
-        )
+        lease = leases.take(self.store, doing="reconcile", digests=desired.digests, reserved=reserved, stop=self.stop)
         self.fetcher.before_commit = lease.renew
         return lease
 
     # ---- blobs
 
-    def _bring(
-        self, desired: Desired, fresh: Plan, actual: Actual, seen_commits: Mapping[Digest, str], also: frozenset[Digest]
-    ) -> frozenset[Digest]:
+    def _bring(self, desired: Desired, actual: Actual, seen_commits: Mapping[Digest, str]) -> frozenset[Digest]:
         """Every blob that is not intact, or all with *seen_commits*; those whose inode is another now."""
         paths: dict[Digest, list[str]] = {}
         names: dict[Digest, str] = {}
@@ -133,9 +121,10 @@ class Executor:
             for path, digest in tree.files.items():
                 paths.setdefault(digest, []).append(path)
                 names.setdefault(digest, f"{tree.key}  {path}" if len(desired.trees) > 1 else path)
+        spares = self._spares(desired, actual)
         wanted, reused, reused_bytes = [], 0, 0
-        for digest in self._digests(desired.trees) | also:
-            if digest not in also and actual.blob(digest) is BlobState.INTACT and digest not in seen_commits:
+        for digest in desired.digests:
+            if actual.blob(digest) is BlobState.INTACT and digest not in seen_commits:
                 reused += 1
                 reused_bytes += desired.size(digest)
                 continue
@@ -147,7 +136,7 @@ class Executor:
                 packed=packed,
                 paths=tuple(dict.fromkeys(paths.get(digest, ()))),
                 name=names.get(digest, digest.short),
-                spares=tuple(self._spares(digest, desired, actual)),
+                spares=tuple(spares.get(digest, ())),
                 anew=digest in seen_commits,
                 seen_commit=seen_commits.get(digest, ""),
             )
@@ -157,22 +146,22 @@ class Executor:
         wanted.sort(key=lambda blob: (-blob.size, blob.digest[::-1]))
         return self._obtain_all(desired, wanted)
 
-    def _spares(self, digest: Digest, desired: Desired, actual: Actual) -> Iterable[str]:
-        """Files of trees that may hold the blob's bytes in another inode."""
-        blob = actual.blobs.get(digest)
+    def _spares(self, desired: Desired, actual: Actual) -> dict[Digest, list[str]]:
+        """Files of trees that may hold a blob's bytes in another inode."""
+        found: dict[Digest, list[str]] = {}
         for tree in desired.trees:
-            seen = actual.trees.get(tree.key)
-            if seen is None:
-                continue
+            seen = actual.trees.get(tree.key, NO_TREE)
             for path in (*seen.foreign, *seen.placed):
-                if tree.files.get(path) != digest:
+                digest = tree.files.get(path)
+                if digest is None or actual.blob(digest) is BlobState.INTACT:
                     continue
-                foreign = seen.foreign.get(path)
+                foreign, blob = seen.foreign.get(path), actual.blobs.get(digest)
                 if foreign is not None and not foreign.may_be(desired.size(digest)):
                     continue
                 with suppress(OSError):
                     if os.lstat(tree.path / path).st_ino != (blob.ino if blob else 0):
-                        yield str(tree.path / path)
+                        found.setdefault(digest, []).append(str(tree.path / path))
+        return found
 
     def _obtain_all(self, desired: Desired, wanted: list[Wanted]) -> frozenset[Digest]:
         """Bring blobs home by several workers, largest first, so that the end is short; one begins with the smallest.
@@ -267,7 +256,7 @@ class Executor:
         lease.finish()
         self.store.tidy()
         sweep.end_commits(self.store)
-        leases.drop_superseded(self.store, self._digests(desired.trees))
+        leases.drop_superseded(self.store, desired.digests)
 
 
 class _Idleness:

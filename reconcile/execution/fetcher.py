@@ -41,7 +41,6 @@ class Fetcher:
 
     store: BlobStore
     engine: Engine
-    lock_timeout_s: float = 300.0
     before_commit: Callable[[], object] = lambda: None
     _batches: set[Batch] = field(default_factory=set)
 
@@ -106,7 +105,7 @@ class Fetcher:
             return self.store.lock_blob(
                 wanted.digest,
                 doing=doing,
-                timeout_s=self.lock_timeout_s if waits else 0.0,
+                timeout_s=None if waits else 0.0,
                 stop=self.engine.stop,
                 on_wait=tell,
             )

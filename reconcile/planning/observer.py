@@ -42,9 +42,8 @@ def observe(
     Raises StoreStateError for an unreadable inventory, OSError.
     """
     store.refresh()
-    digests = {digest for tree in desired.trees for digest in tree.files.values()} - {EMPTY}
     # In the order of their folders: the kernel finds neighbours sooner.
-    blobs = {d: (known or {}).get(d) or store.look(d, desired.size(d)) for d in sorted(digests)}
+    blobs = {d: (known or {}).get(d) or store.look(d, desired.size(d)) for d in sorted(desired.digests)}
     absent = (digest for digest, look in blobs.items() if look.state is not BlobState.INTACT)
     partials = _partials(store, absent, desired)
     device = _device(store.layout.blobs)

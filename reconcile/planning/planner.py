@@ -87,8 +87,8 @@ class Plan:
         return [tree for tree in self.desired.trees if tree.key in touched]
 
 
-def plan(desired: Desired, actual: Actual, *, anew: frozenset[Digest] = frozenset()) -> Plan:
-    """The smallest ordered list of actions that makes *actual* equal *desired*; blobs in *anew* are fetched in any case."""
+def plan(desired: Desired, actual: Actual) -> Plan:
+    """The smallest ordered list of actions that makes *actual* equal *desired*."""
     links: list[Link] = []
     replaces: list[Replace] = []
     removes: list[Remove] = []
@@ -107,7 +107,7 @@ def plan(desired: Desired, actual: Actual, *, anew: frozenset[Digest] = frozense
                     pass
         removes += [Remove(tree=tree.key, path=path) for path in _superfluous(tree, seen, prune=desired.prune)]
     removes += [Remove(tree=key, path="") for key in desired.removals]
-    fetches = _fetches(desired, actual, intact, anew)
+    fetches = _fetches(desired, actual, intact)
     actions: tuple[Action, ...] = (*fetches, *_by_place(links), *_by_place(replaces), *_by_place(removes))
     return Plan(desired=desired, actions=actions, summary=_summary(actions, desired, actual))
 
@@ -130,9 +130,10 @@ def _superfluous(tree: DesiredTree, seen: ActualTree, *, prune: bool) -> Iterato
         yield seen.leftover
 
 
-def _fetches(desired: Desired, actual: Actual, intact: set[Digest], anew: frozenset[Digest]) -> list[Fetch]:
-    """What must come from a source: blobs that some path needs, that are not intact, and that no file at hand may be."""
-    missing: set[Digest] = set(anew)
+def _fetches(desired: Desired, actual: Actual, intact: set[Digest]) -> list[Fetch]:
+    """What must come from a source: blobs that are needed, that are not intact, and that no file at hand may be."""
+    anew = desired.anew
+    missing: set[Digest] = {*anew, *(desired.alone - intact)}
     at_hand: set[Digest] = set()
     for tree in desired.trees:
         if intact.issuperset(tree.files.values()):
@@ -216,7 +217,8 @@ def needing(desired: Desired, actual: Actual) -> Work:
     found = []
     for tree in desired.trees:
         seen = actual.trees.get(tree.key, NO_TREE)
-        if tree.key in touched or not seen.recorded or not same_choice(seen.labels, tree.labels):
+        again = desired.anew and not desired.anew.isdisjoint(tree.files.values())
+        if tree.key in touched or again or not seen.recorded or not same_choice(seen.labels, tree.labels):
             found.append(tree)
     return Work(trees=tuple(found), missing={a.digest: a.size for a in work.actions if isinstance(a, Fetch)})
 

@@ -47,7 +47,10 @@ class DesiredTree:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
-    """All that is wanted at once. ``copies``: files of trees will not share the blobs' bytes."""
+    """All that is wanted at once. ``copies``: files of trees will not share the blobs' bytes.
+
+    Blobs in ``anew`` are fetched even if they are there; those in ``alone`` are wanted whether a tree holds them or not.
+    """
 
     trees: tuple[DesiredTree, ...]
     blobs: Mapping[Digest, LockedBlob]
@@ -55,6 +58,13 @@ class Desired:
     removals: tuple[TreeKey, ...] = ()  # whole trees that are no longer wanted
     copies: bool = False
     prune: bool = False
+    anew: frozenset[Digest] = frozenset()
+    alone: frozenset[Digest] = frozenset()
+
+    @property
+    def digests(self) -> frozenset[Digest]:
+        """Every blob that is wanted."""
+        return frozenset(digest for tree in self.trees for digest in tree.files.values()) - {EMPTY} | self.alone
 
     def size(self, digest: Digest) -> int:
         """Bytes in a blob."""

@@ -74,7 +74,6 @@ class Collector:
     in_use: Callable[[str], bool]
     stop: Event
     exclusive: bool = False  # the user says that nobody else uses this store
-    lock_timeout_s: float = 300.0
     clock: Callable[[], float] = time.time
 
     def collect(
@@ -124,7 +123,7 @@ class Collector:
         """Without honest locks a sweep could take what another process is about to link."""
         if self.exclusive:
             return
-        with self.store.lock("honesty", doing="checking the locks", timeout_s=self.lock_timeout_s, stop=self.stop):
+        with self.store.lock("honesty", doing="checking the locks", stop=self.stop):
             if locks.is_held(self.store.layout.locks / "honesty"):
                 return
         raise StoreStateError(
@@ -143,9 +142,7 @@ class Collector:
         queue: list[tuple[Digest, os.DirEntry[str]]] | None = None
         while queue is None or queue:
             with (
-                leases.exclusive_store_lock(
-                    self.store, doing="collecting garbage", timeout_s=self.lock_timeout_s, stop=self.stop
-                )
+                leases.exclusive_store_lock(self.store, doing="collecting garbage", stop=self.stop)
                 if not result.dry_run
                 else nullcontext()
             ):

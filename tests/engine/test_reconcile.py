@@ -11,6 +11,7 @@ from builders import (
     ensurer_of,
     leftovers,
     lock_of,
+    manifest_of,
     memory,
     objects_of,
     some_bytes,
@@ -19,7 +20,8 @@ from builders import (
 )
 
 from backends.memory import MemorySource
-from cas import Digest
+from cas import BlobStore, Digest, NoSpaceError
+from cas.scrub import Level
 from reconcile import Choice, InvalidConfigError, ModelState
 
 BIG = some_bytes(20_000_000, 1)
@@ -434,3 +436,55 @@ def test_verify_of_what_is_only_missing_or_drifted_is_no_failure(cli: Cli):
 
     assert ran.code == 3 and ran.json["ok"] is True and "error" not in ran.json
     assert {fault["kind"] for fault in ran.json["faults"]} <= {"missing", "drift"} and len(ran.json["faults"]) == 2
+
+
+def test_a_plan_that_fetches_anew_is_carried_out_as_it_says(tmp_path: Path):
+    """What `apply` does is what `plan` told, forced or not."""
+    lock, source = two_variants()
+    models = ensurer_of(tmp_path, lock, source)
+    models.ensure("m", "fp16")
+    forced = models.plan(["m#fp16"], force=True)
+
+    report = models.apply(forced)
+
+    assert forced.summary.fetch_bytes == report.fetched_bytes == len(HALF) + len(CONFIG)
+
+
+def test_the_repair_of_a_blob_without_a_tree_makes_sure_of_room(tmp_path: Path):
+    """It is planned like any other: nothing is fetched where it cannot fit."""
+    lock, source = two_variants()
+    models = ensurer_of(tmp_path, lock, source)
+    path = models.ensure("m", "fp16")
+    blob = blobs_of(tmp_path / "root")[Digest.of(HALF).hex]
+    for file in path.iterdir():
+        file.unlink()
+    path.rmdir()
+    blob.chmod(0o644)
+    blob.write_bytes(HALF[::-1])
+    models.free_bytes = lambda: 1000
+
+    with pytest.raises(NoSpaceError):
+        models.verify(None, Level.FULL, repair=True)
+
+    models.free_bytes = None
+    _, outcome = models.verify(None, Level.FULL, repair=True)
+    assert outcome is not None and blobs_of(tmp_path / "root")[Digest.of(HALF).hex].read_bytes() == HALF
+
+
+@pytest.mark.parametrize("command", [("push", "m", "mirror"), ("lock", "--upgrade"), ("gc",), ("ensure", "m")])
+def test_no_command_waits_longer_for_a_lock_than_it_was_told(cli: Cli, command: tuple[str, ...]):
+    """--lock-timeout holds for every lock of every command, that of the store too (exit 10)."""
+    (cli.folder / "src").mkdir()
+    (cli.folder / "src/model.bin").write_bytes(b"weights")
+    (cli.folder / "models.toml").write_text(manifest_of("src"))
+    cli.ok("lock")
+    cli.ok("ensure", "m")
+    (cli.folder / "src/model.bin").write_bytes(b"others!")
+    if command[0] == "ensure":
+        cli.ok("lock", "--upgrade")
+    store = BlobStore.open(cli.root)
+
+    with store.lock("gate", doing="a test"):
+        refused = cli.run(*command, "--lock-timeout", "0", timeout=20)
+
+    assert refused.code == 10, refused

@@ -328,15 +328,17 @@ def test_a_scan_sees_every_file_and_follows_nothing(tmp_path: Path):
 
 def test_a_scan_goes_as_deep_as_folders_do(tmp_path: Path):
     """The user's own may be deeper than Python recurses, and gc looks at them all."""
-    here = os.getcwd()
+    here, depth = os.getcwd(), 1_500
     os.chdir(tmp_path)
     try:
-        for _ in range(1_500):
+        for _ in range(depth):
             os.mkdir("x")
             os.chdir("x")
+        found = tree.scan(tmp_path)
     finally:
+        for _ in range(depth):  # whoever clears the test's folder would recurse
+            os.chdir("..")
+            os.rmdir("x")
         os.chdir(here)
 
-    found = tree.scan(tmp_path)
-
-    assert found is not None and len(found.folders) == 1_500
+    assert found is not None and len(found.folders) == depth
