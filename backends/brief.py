@@ -12,14 +12,18 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import urllib3
+from urllib3 import HTTPHeaderDict, HTTPResponse
 
 MOST = 1 << 16
 """The most bytes that a body read here may have."""
 _HEAD = 1 << 14  # bytes
+# Each in one pass, whatever a server writes: where two repetitions could take the same character, a line of blanks would
+# take minutes, and no other thread runs meanwhile.
 _STATUS = re.compile(r"HTTP/1\.1 ([2-5][0-9][0-9])(?: [^\x00-\x1f\x7f]*)?\Z")
-_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*\Z")
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _LENGTH = re.compile("[0-9]{1,18}")
+_UNWANTED_S = 0.1  # how long the body of a refusal or a redirect is waited for
 
 
 class NotBrief(Exception):
@@ -30,20 +34,27 @@ class NotBrief(Exception):
         self.odd = odd
 
 
-def exchange(
-    sock: Any, host: str, target: str, headers: Mapping[str, str], timeout_s: float
-) -> tuple[urllib3.HTTPResponse, bool]:
-    """GET *target* and read the whole answer, within *timeout_s* seconds; and whether the connection serves another.
+def exchange(connection: Any, target: str, headers: Mapping[str, str], timeout_s: float) -> tuple[HTTPResponse, bool]:
+    """GET *target* over an open connection of http.client's and read the whole answer, within *timeout_s* seconds; and
+    whether the connection serves another.
 
     Raises NotBrief, also where it broke.
     """
     until = time.monotonic() + timeout_s
     try:
-        sock.settimeout(timeout_s)
-        sock.sendall(_request(host, target, headers))
-        return _Reading(sock, until).answer()
+        connection.sock.settimeout(timeout_s)
+        connection.sock.sendall(_request(_host(connection), target, headers))
+        return _Reading(connection.sock, until).answer()
+    except TimeoutError as error:  # it may be so with every answer: none of it is to cost that again
+        raise NotBrief(odd=True) from error
     except (OSError, ValueError) as error:  # whatever it was, asking in the common way finds words for it
         raise NotBrief(odd=False) from error
+
+
+def _host(connection: Any) -> str:
+    """What http.client would call it: a signature may cover it."""
+    host = f"[{connection.host}]" if ":" in connection.host else connection.host
+    return str(host if connection.port == connection.default_port else f"{host}:{connection.port}")
 
 
 def _request(host: str, target: str, headers: Mapping[str, str]) -> bytes:
@@ -59,10 +70,10 @@ class _Reading:
         self._buffer = bytearray(_HEAD + MOST)
         self._count = 0
 
-    def answer(self) -> tuple[urllib3.HTTPResponse, bool]:
+    def answer(self) -> tuple[HTTPResponse, bool]:
         end = -1
         while end < 0:
-            if self._count >= _HEAD:
+            if self._count >= _HEAD or self._buffer.find(b"\n\n", 0, self._count) >= 0:
                 raise NotBrief(odd=True)
             searched = max(0, self._count - 3)
             self._more()
@@ -72,12 +83,14 @@ class _Reading:
         begin, stop = end + 4, end + 4 + length
         if length > MOST:
             raise NotBrief(odd=True)
+        if status not in (200, 206):
+            self._until = min(self._until, time.monotonic() + _UNWANTED_S)
         while self._count < stop:
             self._more()
         if self._count > stop:  # more than it announced: what would be read next is not an answer to us
             raise NotBrief(odd=True)
         body = io.BytesIO(self._buffer[begin:stop])
-        answer = urllib3.HTTPResponse(body, fields, status, preload_content=False, decode_content=False)
+        answer = HTTPResponse(body, fields, status, preload_content=False, decode_content=False)
         return answer, "close" not in fields.get("Connection", "").lower()
 
     def _more(self) -> None:
@@ -92,13 +105,17 @@ class _Reading:
         self._count += count
 
 
-def _parsed(head: str) -> tuple[int, urllib3.HTTPHeaderDict]:
+def _parsed(head: str) -> tuple[int, HTTPHeaderDict]:
     """Status and fields of an answer that says how long it is. Raises NotBrief for every other."""
     first, *lines = head.split("\r\n")
-    status, fields = _STATUS.match(first), [_FIELD.match(line) for line in lines]
-    if status is None or not all(fields):
+    status, found = _STATUS.match(first), HTTPHeaderDict()
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not _NAME.match(name) or _UNPRINTABLE.search(value):
+            raise NotBrief(odd=True)
+        found.add(name, value.strip(" \t"))
+    if status is None:
         raise NotBrief(odd=True)
-    found = urllib3.HTTPHeaderDict((field[1], field[2]) for field in fields if field)
     length = found.get("Content-Length", "")
     if "Transfer-Encoding" in found or not _LENGTH.fullmatch(length) or int(status[1]) in (204, 304):
         raise NotBrief(odd=True)

@@ -166,7 +166,7 @@ class HttpSource:
                 {**_HEADERS, **asked.headers, **self._authorization(url, locator)},
                 proxy=credentials.proxy(url, self._environ),
                 verify=bundle,
-                briefly=asked.briefly,
+                briefly=asked.briefly and url == locator,  # a signed address may be good for one question
             )
         except NotAllowed as error:
             raise _led_astray(error, locator) from None

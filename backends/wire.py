@@ -70,7 +70,7 @@ class Web:
         where = parts.scheme or "", parts.netloc or "", proxy, verify
         for _ in range(2):
             way = self._way(*where)
-            if briefly and not proxy and (answer := self._ask_briefly(way, parts, headers)):
+            if briefly and not proxy and (answer := self._ask_briefly(way, parts.request_uri, headers)):
                 return answer
             target = parts._replace(auth=None, fragment=None).url if way.whole else parts.request_uri
             with suppress(urllib3.exceptions.ClosedPoolError):  # one of too many origins
@@ -86,20 +86,26 @@ class Web:
                     timeout=self._timeout,
                 )
             self._way.cache_clear()
+            self._odd.clear()
         raise urllib3.exceptions.PoolError(way.pool, "closed again and again")
 
-    def _ask_briefly(self, way: _Way, url: urllib3.util.Url, headers: Mapping[str, str]) -> urllib3.HTTPResponse | None:
-        """The same of a connection that is open; None where none is, or where it has to be asked in the common way."""
-        if way in self._odd:
+    def _ask_briefly(self, way: _Way, target: str, headers: Mapping[str, str]) -> urllib3.HTTPResponse | None:
+        """The same of a connection that is open; None where none is, or where it has to be asked in the common way.
+
+        Pools give connections to their own requests alone; to take one takes two methods that are private. Where a later
+        version has others, everything is asked in the common way.
+        """
+        take, put = getattr(way.pool, "_get_conn", None), getattr(way.pool, "_put_conn", None)
+        if way in self._odd or take is None or put is None:
             return None
-        connection: Any = None
         try:
-            connection = way.pool._get_conn()
+            connection: Any = take()
+        except urllib3.exceptions.ClosedPoolError:
+            return None
+        try:
             if connection.sock is None:
                 return None
-            answer, again = brief.exchange(
-                connection.sock, url.netloc or "", url.request_uri, headers, connection.head_timeout_s
-            )
+            answer, again = brief.exchange(connection, target, headers, connection.head_timeout_s)
             if not again:
                 connection.close()
             return answer
@@ -108,15 +114,11 @@ class Web:
             if what.odd:
                 self._odd.add(way)
             return None
-        except urllib3.exceptions.ClosedPoolError:
-            return None
         except BaseException:
-            if connection is not None:
-                connection.close()  # half an answer may be in it
+            connection.close()  # half an answer may be in it
             raise
         finally:
-            if connection is not None:
-                way.pool._put_conn(connection)
+            put(connection)
 
     def _find_way(self, scheme: str, netloc: str, proxy: str, verify: str | bool) -> _Way:
         request = requests.Request("GET", f"{scheme}://{netloc}/").prepare()

@@ -18,7 +18,7 @@ from ..telemetry.events import BlobFailed, BlobFetched
 from .engine import Engine, Wanted
 
 _ENOUGH = 1 << 16  # descriptors
-_TOGETHER, _TOGETHER_S = 1 << 20, 1.0  # bytes that make a batch full, and the seconds that any of it may wait
+_TOGETHER, _TOGETHER_S = 1 << 20, 0.25  # bytes that make a batch full, and the seconds that any of it may wait
 
 
 def subject_of(store: BlobStore, wanted: Wanted) -> scrub.Subject:
@@ -69,7 +69,7 @@ class Batch:
             self.commit()
 
     def commit_due(self) -> None:
-        """Commit what has waited for a second, unless it is being committed."""
+        """Commit what has waited long enough, unless it is being committed."""
         if self._filled and self._engine.clock() - self._began >= _TOGETHER_S and self._mutex.acquire(blocking=False):
             try:
                 self._commit()

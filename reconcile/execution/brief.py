@@ -6,7 +6,7 @@ something did happen: ``Download`` goes on from there.
 
 from __future__ import annotations
 
-from backends import EndedEarly
+from backends import EndedEarly, TimedOut, Unreachable
 from cas import Stopped
 from cas.partial import Partial
 from cas.pieces import piece_hash, source_key
@@ -15,6 +15,7 @@ from ..desired.lockfile import absolute
 from ..telemetry.events import BytesArrived
 from .engine import STOPPED, Engine, Wanted
 from .intake import STUMBLES, Intake, senseless
+from .lane import WrongSize
 
 MOST = 1 << 16
 """Bytes: what comes within one read."""
@@ -29,7 +30,7 @@ def suits(engine: Engine, wanted: Wanted) -> bool:
 def bring(engine: Engine, wanted: Wanted, partial: Partial) -> int:
     """How many bytes came. They are on record if they are as many as they should be; whether they are right, is to be seen.
 
-    Raises SourceError, Stopped, OSError of this disk.
+    Raises SourceError, WrongSize, Stopped, OSError of this disk.
     """
     locator, size = absolute(wanted.urls[0], engine.base), wanted.size
     view, count = memoryview(bytearray(size + 1)), 0
@@ -39,18 +40,26 @@ def bring(engine: Engine, wanted: Wanted, partial: Partial) -> int:
         raise senseless(error, locator) from error
     try:
         intake = Intake(body, locator, engine.policy, engine.clock)
-        if body.start != 0 or body.total not in (None, size):
+        if body.total not in (None, size):
+            raise WrongSize(size, body.total)
+        if body.start != 0:
             return 0
-        while count <= size and (came := intake.read(view[count:])):
+        most = size if body.total is not None or body.ranged else size + 1  # one more tells that it is longer
+        while count < most and (came := intake.read(view[count:most])):
             count += came
             if engine.stop.is_set():
                 raise Stopped(STOPPED)
+    except (Unreachable, TimedOut):
+        if not count:
+            raise
     finally:
         body.close()
-    if count < size:
+    if count > size:
+        raise WrongSize(size, count)
+    if not count:
         raise EndedEarly("the body ended early", locator=locator)
     engine.emit(BytesArrived(digest=wanted.digest, count=count))
     if count == size:
         partial.write(0, view[:size])
         partial.finish(0, piece_hash(view[:size]), source_key(locator))
-    return count
+    return count  # a beginning is not kept; but no attempt is spent on what brought something

@@ -17,7 +17,7 @@ from cas.pieces import PIECE, PieceTable, piece_count, piece_hash, piece_range, 
 from ..desired.lockfile import absolute
 from ..telemetry.events import BytesArrived, Note, SourceFailed
 from .engine import STOPPED, Engine, Wanted
-from .lane import Beginning, Lane, Receiver
+from .lane import Beginning, Lane, Receiver, WrongSize
 from .pace import Pace
 from .packed import Packed, Pairs
 from .proof import Chaser
@@ -46,7 +46,7 @@ class Download(Receiver):
         partial: Partial,
         table: PieceTable | None,
         lock: locks.Lock,
-        refused: SourceError | None = None,
+        refused: SourceError | WrongSize | None = None,
     ) -> None:
         """*refused*: how the first question was answered, where it was asked already."""
         self._refused = refused

@@ -7,6 +7,7 @@ anything continues from what is proven. One variant's failure stops no other; no
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -94,6 +95,8 @@ class Executor:
             fresh = plan(desired, actual)
             self.on_plan(fresh)
             self.make_room(fresh)
+            # What runs that died were about is ours now; each of them would have to be read by every one that comes.
+            leases.drop_superseded(self.store, desired.digests)
             self._announce(fresh)
         except BaseException:
             lease.finish()  # nothing was begun that would have to be kept
@@ -173,9 +176,10 @@ class Executor:
             return frozenset()
         at_once = 2 if wanted[0].size > TABLE_FROM else 1
         queue, replaced, failed = deque(wanted), set[Digest](), dict[Digest, ModelstowError | CasError]()
-        connections = self.fetcher.engine.connections
+        connections, idle = self.fetcher.engine.connections, _Idleness(one_works=at_once == 1)
 
         def work(smallest: bool) -> None:
+            idle.watch_this_thread()
             try:
                 for digest, outcome in self.fetcher.obtain_all(self._taken(queue, smallest=smallest)).items():
                     if isinstance(outcome, Exception):
@@ -185,7 +189,7 @@ class Executor:
             finally:
                 connections.give()
 
-        most, workers, idle = min(connections.most, len(wanted)), 0, _Idleness()
+        most, workers = min(connections.most, len(wanted)), 0
         with Crew(most, "fetch", stop=self.stop, outer=self.outer, stopped=STOPPED) as crew:
             while crew.at_work or not workers:
                 while queue and (workers < at_once or idle.seen()) and connections.take():
@@ -256,21 +260,33 @@ class Executor:
         lease.finish()
         self.store.tidy()
         sweep.end_commits(self.store)
-        leases.drop_superseded(self.store, desired.digests)
 
 
 class _Idleness:
-    """Whether this process waits more than it works. One that is busy gains nothing by another thread."""
+    """Whether this process waits more than it works. One that is busy gains nothing by another thread, unless it is busy
+    with what is none of ours: where *one_works*, what a worker does it does itself, and its own time tells."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, one_works: bool) -> None:
+        self._one_works = one_works
         self._at, self._worked = time.monotonic(), time.process_time()
+        self._clock, self._own = 0, 0.0  # of the first worker, where the system tells
+
+    def watch_this_thread(self) -> None:
+        """The calling thread is a worker."""
+        if self._one_works and not self._clock and hasattr(time, "pthread_getcpuclockid"):
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
 
     def seen(self) -> bool:
         """Whether that was so since the last look."""
-        at, worked = time.monotonic(), time.process_time()
-        share = (worked - self._worked) / max(at - self._at, 1e-6)
-        self._at, self._worked = at, worked
-        return share < _BUSY
+        at, worked, own = time.monotonic(), time.process_time(), self._own
+        if self._clock:
+            with suppress(OSError):  # it has ended
+                own = time.clock_gettime(self._clock)
+        passed = max(at - self._at, 1e-6)
+        share, own_share = (worked - self._worked) / passed, (own - self._own) / passed
+        alone = bool(self._clock) and worked - self._worked > 2 * (own - self._own)  # most of the work is another's
+        self._at, self._worked, self._own = at, worked, own
+        return share < _BUSY or (alone and own_share < _BUSY / 2)
 
 
 def _ours(error: BaseException) -> ModelstowError | CasError:

@@ -33,6 +33,7 @@ from . import brief
 from .batch import Batch, Filled, subject_of
 from .download import THIS_STORE, Download
 from .engine import Engine, Wanted
+from .lane import WrongSize
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class Fetcher:
         return batch.outcomes
 
     def commit_due(self) -> None:
-        """Commit what has waited for a second while its worker is at something else. To be called now and then."""
+        """Commit what has waited long enough while its worker is at something else. To be called now and then."""
         for batch in tuple(self._batches):
             batch.commit_due()
 
@@ -208,14 +209,14 @@ class Fetcher:
             raise
         return filled
 
-    def _bring_briefly(self, filled: Filled) -> SourceError | None:
+    def _bring_briefly(self, filled: Filled) -> SourceError | WrongSize | None:
         try:
             filled.fetched = brief.bring(self.engine, filled.wanted, filled.partial)
-        except SourceError as error:
+        except (SourceError, WrongSize) as error:
             return error
         return None
 
-    def _download(self, filled: Filled, table: PieceTable | None, refused: SourceError | None) -> None:
+    def _download(self, filled: Filled, table: PieceTable | None, refused: SourceError | WrongSize | None) -> None:
         run = Download(self.engine, filled.wanted, filled.partial, table, filled.lock, refused)
         try:
             run.fill()

@@ -12,6 +12,7 @@ import pytest
 from builders import some_bytes
 
 from backends import Body, Registry, Throttled, Unreachable
+from backends.base import replaced
 from backends.memory import MemorySource
 from cas import BlobStore, ChecksumError, Digest, NoSpaceError, Stopped, locks
 from cas.locks import Lock
@@ -95,13 +96,13 @@ def test_small_blobs_are_committed_together(world: World):
     assert list(world.store.layout.partials.iterdir()) == []
 
 
-def test_what_waited_for_a_second_is_committed_before_more_is_asked_for(world: World):
+def test_what_waited_for_a_moment_is_committed_before_more_is_asked_for(world: World):
     """A kill costs no more than that of a slow source."""
     seen: list[int] = []
 
     def slow(locator: str) -> None:
         seen.append(len(world.there()))
-        world.time += 0.4
+        world.time += 0.1
 
     world.source.on_open = slow
     world.fetcher.obtain_all(map(wanted, FILES[:7]))
@@ -190,7 +191,7 @@ def test_the_first_question_is_an_attempt_like_the_others(world: World):
 
 @pytest.mark.parametrize(
     ("sent", "asked", "kind"),
-    [(b"\0" * 1000, 2, ChecksumError), (b"\0" * 999, 2, SizeMismatchError), (b"\0" * 1001, 2, SizeMismatchError)],
+    [(b"\0" * 1000, 2, ChecksumError), (b"\0" * 999, 1, SizeMismatchError), (b"\0" * 1001, 1, SizeMismatchError)],
     ids=["wrong", "short", "long"],
 )
 def test_what_is_wrong_with_a_small_blob_is_told_as_of_any(world: World, sent: bytes, asked: int, kind: type[Exception]):
@@ -204,6 +205,52 @@ def test_what_is_wrong_with_a_small_blob_is_told_as_of_any(world: World, sent: b
     (failed,) = (event for event in world.events if isinstance(event, BlobFailed))
     assert failed.fetched_bytes == (2000 if kind is ChecksumError else 0)
     assert world.there() == [] and list(world.store.layout.partials.iterdir()) == []
+
+
+def test_a_source_that_breaks_off_small_blobs_brings_them_all_the_same(world: World):
+    """Each answer brings something, and the next begins behind it: however often, that is no failure."""
+    data = some_bytes(60_000, seed=7)
+    world.source.objects[locator_of(data)] = data
+
+    class Breaking(Watched):
+        def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
+            body, left = super().open(locator, start=start, stop=stop), 13_000
+
+            def read_into(view: memoryview) -> int:
+                nonlocal left
+                count = body.read_into(view[: min(left, 4096)])
+                left -= count
+                return count
+
+            return replaced(body, read_into)
+
+    world.source = Breaking(world.source.objects)
+    policy = RetryPolicy(transient=Backoff(attempts=5))
+    fetcher = Fetcher(store=world.store, engine=replace(world.engine, policy=policy))
+
+    assert fetcher.obtain_all([wanted(data)]) == {Digest.of(data): False}
+    assert len(world.source.asked) <= 6
+
+
+def test_nothing_is_waited_for_behind_the_last_byte(world: World):
+    """A server that does not end its answer has given all that was asked for."""
+
+    class Endless(Watched):
+        def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
+            body, left = super().open(locator, start=start, stop=stop), 1000
+
+            def read_into(view: memoryview) -> int:
+                nonlocal left
+                assert left > 0, "somebody waits for ever"
+                count = body.read_into(view)
+                left -= count
+                return count
+
+            return replaced(body, read_into)
+
+    world.source = Endless(world.source.objects)
+
+    assert world.fetcher.obtain_all([wanted(FILES[0])]) == {Digest.of(FILES[0]): False}
 
 
 def test_one_that_fails_takes_no_other_with_it(world: World):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -79,6 +80,7 @@ ODD = {
     "a field without a name": HEAD + b": x\r\n\r\n" + TEN,
     "a long head": HEAD + b"".join(b"X-Long-%d: %s\r\n" % (n, b"x" * 200) for n in range(90)) + b"\r\n" + TEN,
     "an older protocol": PLAIN.replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "blanks without end": HEAD + b"X-Blank: " + b" \t" * 7_000 + b"\x01\r\n\r\n" + TEN,
     "a status of its own": b"HTTP/1.1 099 Whatever\r\n" + RANGE + LENGTH + b"\r\n" + TEN,
 }
 
@@ -142,6 +144,31 @@ def test_a_short_redirect_keeps_its_connection():
 
     assert len(script.connections) == 3 and len(set(script.connections)) == 1
     assert script.requests[2].startswith(b"GET /there HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("status", [b"404 Not Found", b"302 Found\r\nLocation: /there"], ids=["refusal", "redirect"])
+def test_the_body_of_what_is_no_content_is_not_waited_for(status: bytes):
+    """It announces what it never sends; nobody reads that anyway."""
+    announced = b"HTTP/1.1 " + status + b"\r\nContent-Length: 200\r\n\r\n"
+    script = Script(PLAIN, announced, announced, ends=frozenset({2}))
+    with RawServer(script) as server:
+        source = HttpSource({})
+        assert ten_of(source, server) == TEN
+        began = time.monotonic()
+        with suppress(NotFound):
+            assert ten_of(source, server) == TEN
+        assert time.monotonic() - began < 30  # a read would be given up after 60
+
+
+def test_a_head_of_bare_line_feeds_is_not_waited_for_twice():
+    """Its end is seen as soon as it is there, though it is none by the standard."""
+    bare = HEAD.replace(b"\r\n", b"\n") + b"\n" + TEN
+    script = Script(PLAIN, bare, bare)
+    with RawServer(script) as server:
+        source = HttpSource({})
+        began = time.monotonic()
+        assert [ten_of(source, server) for _ in range(3)] == [TEN] * 3
+        assert time.monotonic() - began < 30
 
 
 def test_a_compressed_answer_is_refused_here_too():
