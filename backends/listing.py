@@ -73,6 +73,9 @@ def _links(source: Source, page: str, folder: str, because: SourceError) -> list
     try:
         html = read_all(source, page, at_most=_LISTING_BYTES).decode("utf-8", "replace")
     except (NotFound, Denied, ValueError) as error:
+        if page == folder and isinstance(error, NotFound) and isinstance(because, NotFound):
+            hint = f"check the address; if it is right, and that server shows no folders, {_LIST}"
+            raise NotListable(f"nothing is at this address ({error.what})", locator=folder, hint=hint) from error
         if isinstance(because, Denied) and isinstance(error, Denied):
             raise error from because  # not a missing listing: we may not look
         raise no_index from error

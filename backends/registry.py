@@ -77,9 +77,8 @@ class Registry:
             if source is None:
                 source = self._made[factory] = self._wrap(factory())
         if self._offline and source.network:
-            raise Offline(
-                "not asked, because of --offline", locator=locator, hint="drop --offline, or add a folder that has it"
-            )
+            hint = "drop --offline, or unset MODELSTOW_OFFLINE and HF_HUB_OFFLINE; or add a folder that has it"
+            raise Offline("not asked, because of --offline", locator=locator, hint=hint)
         return source
 
 

@@ -21,6 +21,7 @@ from types import TracebackType
 from .errors import FULL, LockTimeoutError, Stopped
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.1
+_TELL_S = 0.05  # how often progress is told
 
 
 @functools.cache
@@ -104,10 +105,14 @@ class Lock:
 
     def __init__(self, path: Path, fd: int, note: dict[str, object]) -> None:
         self.path, self.fd, self.note = path, fd, note
+        self._told = 0.0
 
     def progress(self) -> None:
-        """Tell those who wait that this lock's holder is getting on."""
-        os.utime(self.fd)
+        """Tell those who wait that this lock's holder is getting on; may be called for every byte."""
+        now = time.monotonic()
+        if now - self._told >= _TELL_S:
+            self._told = now
+            os.utime(self.fd)
 
     def write_note(self, **fields: object) -> None:
         """Leave *fields* in the lock file for whoever takes or waits for it next."""

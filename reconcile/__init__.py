@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .config import Settings
     from .ensurer import ModelEnsurer
     from .errors import (
         ApplyError,
@@ -42,17 +43,20 @@ if TYPE_CHECKING:
     from .outcome import IntegrityReport, Outcome
     from .planning.planner import Plan, plan
     from .planning.state import Actual, Desired, ModelState, VariantStatus
+    from .retention.collector import Goals
     from .scope import Choice
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "config": ("Settings",),
     "ensurer": ("ModelEnsurer",),
     "exchange.push": ("Pushed",),
     "outcome": ("IntegrityReport", "Outcome"),
     "scope": ("Choice",),
     "planning.planner": ("Plan", "plan"),
     "planning.state": ("Actual", "Desired", "ModelState", "VariantStatus"),
+    "retention.collector": ("Goals",),
 }
 
 
@@ -73,6 +77,7 @@ __all__ = [
     "Choice",
     "Desired",
     "FilesystemError",
+    "Goals",
     "IncompleteDownloadError",
     "IntegrityError",
     "IntegrityReport",
@@ -97,6 +102,7 @@ __all__ = [
     "Pushed",
     "RateLimitError",
     "SchemaVersionError",
+    "Settings",
     "SizeMismatchError",
     "SourceUnavailableError",
     "VariantNotFoundError",

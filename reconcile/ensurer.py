@@ -247,19 +247,19 @@ class ModelEnsurer:
 
     def push(
         self,
-        selectors: Iterable[str],
+        selectors: Iterable[str] | None,
         url: str | os.PathLike[str],
         *,
         compress: bool = False,
         dry_run: bool = False,
         done: Pushed | None = None,
     ) -> Pushed:
-        """Publish the blobs of variants, parts that are optional too, to a mirror: a folder, or s3://bucket/prefix.
+        """Publish the blobs of variants (None: of all), optional parts too, to a mirror: a folder, or s3://bucket/prefix.
 
         *done* is filled on the way, and so tells what was published before an error. Raises the errors of selectors,
         InvalidConfigError, IntegrityError, SourceError, Stopped, OSError.
         """
-        sizes = self._scope.blobs(self._chosen(selectors))
+        sizes = self._scope.blobs(selection.every(self.lock) if selectors is None else self._chosen(selectors))
         return self._workshop().push(url, compress=compress, dry_run=dry_run, done=done).run(sizes)
 
     @contextmanager

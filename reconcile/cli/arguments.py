@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 _Add = Callable[[str, str], argparse.ArgumentParser]
+VARIANT = "default"
+"""The variant that `add` makes where none is named."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -18,7 +21,19 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         from ..errors import InvalidConfigError
 
-        raise InvalidConfigError(message, hint=f"see `{self.prog} --help`")
+        raise InvalidConfigError(message, hint=_hint(message) or f"see `{self.prog} --help`")
+
+
+def _hint(message: str) -> str:
+    """What was probably meant; empty where nobody can tell."""
+    if match := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message, re.DOTALL):
+        import difflib
+
+        near = difflib.get_close_matches(match[1], re.findall(r"'?([\w-]+)'?", match[2]), n=1)
+        return f"did you mean `{near[0]}`?" if near else "a command comes first, and its options after it"
+    if message.startswith("the following arguments are required: COMMAND"):
+        return "a command comes first, e.g. `modelstow status`; see `modelstow --help`"
+    return ""
 
 
 def _common() -> _Parser:
@@ -67,7 +82,7 @@ def _manifest_commands(add: _Add) -> None:
     add_.add_argument("locator", metavar="LOCATOR", help="a folder, http(s)://, hf:// or s3://")
     add_.add_argument("--name", help="the model's name (default: from the locator)")
     add_.add_argument("--model-version", default="1.0.0", metavar="VERSION", help="its version (1.0.0)")
-    add_.add_argument("--variant", default="default", help="the variant's name (default)")
+    add_.add_argument("--variant", default=VARIANT, help=f"the variant's name ({VARIANT})")
     add_.add_argument("--include", action="append", default=[], metavar="GLOB", help="files to take; may be repeated")
     add_.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="files to leave; may be repeated")
     remove = add("remove", "remove a model from models.toml")
@@ -137,7 +152,8 @@ def _keeping_commands(add: _Add) -> None:
 
 def _exchange_commands(add: _Add) -> None:
     push = add("push", "publish blobs to a mirror")
-    push.add_argument("selectors", nargs="+", metavar="SEL", help="name[@version][#variant]")
+    push.add_argument("selectors", nargs="*", metavar="SEL", help="name[@version][#variant]")
+    push.add_argument("--all", action="store_true", help="every variant of the lockfile")
     push.add_argument("url", metavar="URL", help="a folder, file:// or s3://bucket/prefix")
     push.add_argument("--compress", action="store_true", help="zstd-coded pieces, where that saves a tenth")
     push.add_argument("--dry-run", action="store_true", help="send nothing, say what would be sent")

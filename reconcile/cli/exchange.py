@@ -5,7 +5,7 @@ from __future__ import annotations
 from backends import SourceError
 from cas import CasError
 
-from ..errors import ModelstowError
+from ..errors import InvalidConfigError, ModelstowError
 from ..exchange.push import Pushed
 from .progress import shown
 from .session import Answer, Session
@@ -15,10 +15,15 @@ from .text import count, size
 def run_push(session: Session) -> Answer:
     """Publish what the selectors hold, parts that are optional too."""
     args, done, error = session.args, Pushed(), None
+    if bool(args.selectors) == args.all:
+        what = "say which variants to push, or --all, and where to"
+        raise InvalidConfigError(what, hint="e.g. `modelstow push minilm#fp16 s3://bucket/mirror`")
     with shown(session) as sink:
         ensurer = session.ensurer(events=sink)
         try:
-            ensurer.push(args.selectors, args.url, compress=args.compress, dry_run=args.dry_run, done=done)
+            ensurer.push(
+                None if args.all else args.selectors, args.url, compress=args.compress, dry_run=args.dry_run, done=done
+            )
         except (ModelstowError, CasError, SourceError, OSError) as failure:
             error = failure
     word = "would send" if args.dry_run else "sent"

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import tomlkit
 import tomlkit.exceptions
@@ -19,6 +20,7 @@ from ..desired import manifest as manifests
 from ..desired.locators import EXAMPLES, source_flaw, without_slash
 from ..desired.names import name_problem
 from ..errors import InvalidConfigError, ManifestValidationError, ModelNotFoundError, Problem, listing
+from .arguments import VARIANT as _VARIANT
 from .progress import shown
 from .session import Answer, Session
 from .text import count, size
@@ -78,6 +80,7 @@ def run_add(session: Session) -> Answer:
         changed = locator not in list(sources)
         if changed:
             sources.append(locator)
+        changed |= _add_variant(args, models[key].setdefault("variants", tomlkit.table(is_super_table=True)))
     else:
         taken = name in models
         models[f"{name}@{args.model_version}" if taken else name] = _new_model(args, locator, versioned=not taken)
@@ -177,11 +180,30 @@ def _new_model(args: argparse.Namespace, locator: str, *, versioned: bool) -> to
     if versioned:
         model["version"] = args.model_version
     model["sources"] = [locator]
+    model["variants"] = tomlkit.table(is_super_table=True)
+    model["variants"][args.variant] = _new_variant(args)
+    return model
+
+
+def _add_variant(args: argparse.Namespace, variants: Any) -> bool:
+    """Put the variant that is asked for beside those of a model that is there; False where none is, or where it is there.
+
+    Raises InvalidConfigError where one of its name takes other files.
+    """
+    asked = args.include or args.exclude or args.variant != _VARIANT
+    fresh = _new_variant(args)
+    if args.variant in variants and asked and variants[args.variant].unwrap() != fresh.unwrap():
+        hint = "choose another name with --variant, or edit models.toml"
+        raise InvalidConfigError(f"there is a variant {args.variant!r}, which takes other files", hint=hint)
+    if not asked or args.variant in variants:
+        return False
+    variants[args.variant] = fresh
+    return True
+
+
+def _new_variant(args: argparse.Namespace) -> tomlkit.items.Table:
     variant = tomlkit.table()
     variant["include"] = args.include or ["**"]
     if exclude := args.exclude:
         variant["exclude"] = exclude
-    variants = tomlkit.table(is_super_table=True)
-    variants[args.variant] = variant
-    model["variants"] = variants
-    return model
+    return variant

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from backends.switches import is_on
 
 from .. import config
 from ..config import Settings
 from ..desired import lockfile as lockfiles
-from ..desired.lockfile import Lockfile
+from ..desired.lockfile import Lockfile, absolute
 from ..ensurer import ModelEnsurer
 from ..errors import InvalidConfigError, LockfileMissingError, LockfileStaleError
 
@@ -90,9 +91,18 @@ class Session:
                 "there is no models.lock here or in a folder above", hint="make one with `modelstow lock`"
             )
         ensurer = ModelEnsurer.open(settings=settings, events=events or self.tell)
-        self._read_manifest(ensurer.lock)
-        ensurer.settings = replace(ensurer.settings, mirrors=self.settings.mirrors)
+        mirrors = (*settings.mirrors, *self._read_manifest(ensurer.lock))
+        for mirror in mirrors:
+            self._look_at(mirror, ensurer.settings)
+        ensurer.settings = replace(ensurer.settings, mirrors=mirrors)
         return ensurer
+
+    def _look_at(self, mirror: str, settings: Settings) -> None:
+        """A mistyped folder would only ever be a mirror that holds nothing."""
+        base = (settings.manifest or settings.lockfile or Path.cwd()).parent
+        path = absolute(mirror, base).removeprefix("file://")
+        if "://" not in path and not os.path.isdir(unquote(path) if mirror.startswith("file://") else path):
+            self._warn(f"there is no mirror at {path}")
 
     def ensurer_with_or_without_lock(self) -> ModelEnsurer:
         """For commands about the store as it stands: a lockfile is used where there is one."""
@@ -102,11 +112,11 @@ class Session:
             return self.ensurer()  # what was named must be there
         return ModelEnsurer(settings=self.settings, lock=Lockfile(manifest="", models={}, blobs={}), events=self.tell)
 
-    def _read_manifest(self, lock: Lockfile) -> None:
-        """The manifest, where there is one, tells whether the lockfile is stale, and names mirrors."""
+    def _read_manifest(self, lock: Lockfile) -> tuple[str, ...]:
+        """The manifest, where there is one, tells whether the lockfile is stale; the mirrors that it names."""
         path = self.settings.manifest
         if path is None or not path.is_file():
-            return
+            return ()
         from ..desired import manifest as manifests
 
         try:
@@ -116,13 +126,13 @@ class Session:
                 raise
             unknown = "so nobody knows whether the lockfile is stale, and what mirrors it names"
             self._warn(f"{path} cannot be read, {unknown} ({error})")
-            return
-        self.settings = replace(self.settings, mirrors=(*self.settings.mirrors, *manifest.mirrors))
+            return ()
         stale = manifest.meaning != lock.manifest
         if stale and self.settings.locked:
             raise LockfileStaleError(f"{self.settings.lockfile} was not made from {path}", hint="run `modelstow lock`")
         if stale:
             self._warn(f"{self.settings.lockfile} was not made from {path}; run `modelstow lock`")
+        return manifest.mirrors
 
     # ---- talk
 
@@ -170,6 +180,8 @@ class Session:
                 self.say(f"warning: {text}")
             case Waiting(for_whom=whom):
                 self.say(f"waiting for {whom}")
+            case SourceFailed(locator=locator, what=what, lied=True):
+                self.say(f"warning: {locator} {what}")
             case SourceFailed(locator=locator, what=what) if self.args.verbose:
                 self.say(f"source failed: {locator}: {what}")
             case _:

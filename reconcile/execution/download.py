@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Iterable
-from contextlib import suppress
 from threading import Condition, Thread
 
-from backends import Body, SourceError, redact
+from backends import Body, SourceError
 from cas import Stopped, kernel, locks
 from cas.layout import TABLE_FROM
 from cas.partial import Partial, read_fully
 from cas.pieces import PIECE, PieceTable, piece_count, piece_hash, piece_range, source_key
 
 from ..desired.lockfile import absolute
-from ..telemetry.events import BytesArrived, Note, SourceFailed
+from ..telemetry.events import BytesArrived, Note
+from .blame import Blame
 from .engine import STOPPED, Engine, Wanted
 from .lane import Beginning, Lane, Receiver, WrongSize
 from .pace import Pace
@@ -55,15 +53,12 @@ class Download(Receiver):
         self._locators = {absolute(url, engine.base): url for url in wanted.urls}
         packs = {absolute(plain, engine.base): absolute(pack, engine.base) for plain, pack in wanted.packed.items()}
         self._pairs = Pairs(packs, lambda pack: Packed(pack, wanted.digest, wanted.size, engine.policy, engine.clock))
-        self._lied: dict[str, set[int]] = {}  # who sent wrong bytes, and the pieces that it has not sent right since
-        lies = engine.lies.of(wanted.digest)
-        late = frozenset(locator for locator in self._locators if self._is_late(locator, lies))
-        spent = frozenset(locator for locator in late if engine.failures.given_up(self._keys(locator)))
-        self._transfer = Transfer(wanted.size, tuple(self._locators), engine.policy, late, spent)
+        self._blame = Blame(engine, wanted, self._locators, self._pairs)
+        late = self._blame.late()
+        self._transfer = Transfer(wanted.size, tuple(self._locators), engine.policy, late, self._blame.spent(late))
         # Each connection has a piece in flight, which a kill costs: it should not be all there is.
         self._pace = Pace(min(engine.connections.most, max(1, piece_count(wanted.size) // 2)))
         self._chaser: Chaser | None = None
-        self._untold = deque[tuple[str, Fact]]()  # failures that are to be shown
         self._state = Condition()  # guards everything below and the transfer
         self._bodies: dict[int, Body] = {}  # by claim, while they are read
         self._working: dict[int, Thread] = {}  # by claim: lanes whose range still counts
@@ -95,7 +90,7 @@ class Download(Receiver):
             while self._working and not isinstance(step, Prove | GiveUp | Wait):
                 self._state.wait(_TICK_S)
                 step = self._look()
-        self._tell()
+        self._blame.tell()
         match step:
             case Ask():  # one piece from one source: no other connection could help, and a thread costs more than it
                 self._serve(step, alone=True)
@@ -175,20 +170,16 @@ class Download(Receiver):
         self._end_chase()
         actual = self.partial.proof()
         if actual == self.wanted.digest:
-            lied = {locator for locator, pieces in self._lied.items() if pieces}
-            honest = (self._transfer.senders() & self._locators.keys()) - lied
-            if self.engine.failures.any:
-                self.engine.failures.clear(key for locator in honest for key in self._keys(locator))
-            self.engine.lies.clear(self.wanted.digest, honest)
+            self._blame.absolve(self._transfer.senders())
             for liar in self._transfer.proven():
-                self._note(liar, Fact(code="CHECKSUM_FAIL", what="sent wrong bytes"))
+                self._blame.note(liar, Fact(code="CHECKSUM_FAIL", what="sent wrong bytes"))
             return True
         what = f"sent wrong bytes (sha256:{actual.hex[:12]}…)"
         fact = Fact(code="CHECKSUM_FAIL", what=what, kind=Kind.INTEGRITY, actual=str(actual))
         struck, liars = self._transfer.wrong(fact)
         self.partial.forget(list(struck))
         for liar in liars:
-            self._note(liar, fact, wrong=struck)
+            self._blame.note(liar, fact, wrong=struck)
         return False
 
     def _end(self) -> None:
@@ -199,7 +190,7 @@ class Download(Receiver):
                 body.close()
         self._join()
         self._end_chase()
-        self._tell()
+        self._blame.tell()
 
     def _join(self) -> None:
         with self._state:
@@ -222,7 +213,7 @@ class Download(Receiver):
                 begun = self._begun.pop(ask.start // PIECE, None) if ask.start % PIECE else None
             fact = lane.run(ask, begun)
             ask = self._next(ask, fact, lane.beginning, alone=alone)
-            self._tell()
+            self._blame.tell()
 
     def _next(self, ask: Ask, fact: Fact | None, beginning: Beginning | None, *, alone: bool) -> Ask | None:
         with self._state:
@@ -253,7 +244,7 @@ class Download(Receiver):
                 self._begun[piece] = beginning
             alone = packed and fact.kind is Kind.PERMANENT
             exactly = alone or fact.code in ("INCOMPLETE_DOWNLOAD", "SIZE_MISMATCH")
-            self._note(locator, fact, exactly=exactly, given_up=self._transfer.over(locator), wrong=[piece])
+            self._blame.note(locator, fact, exactly=exactly, given_up=self._transfer.over(locator), wrong=[piece])
 
     def open(self, ask: Ask) -> Body:
         refused, self._refused = self._refused, None
@@ -295,6 +286,7 @@ class Download(Receiver):
             self.fetched += count
             counts = not self._over and self._transfer.got(claim, count, self.engine.clock())
         if count:
+            self._lock.progress()  # on a slow line a whole piece takes long
             self.engine.emit(BytesArrived(digest=self.wanted.digest, count=count))
         return counts
 
@@ -316,7 +308,7 @@ class Download(Receiver):
                 fact = Fact(code="CHECKSUM_FAIL", what=f"sent wrong bytes in piece {piece}", kind=Kind.INTEGRITY)
                 locator = self._transfer.locator(claim)
                 self._transfer.wrong_piece(claim, fact)
-                self._note(locator, fact, wrong=[piece])
+                self._blame.note(locator, fact, wrong=[piece])
                 return False
             if not self._transfer.may_write(claim, piece):
                 return False
@@ -328,9 +320,7 @@ class Download(Receiver):
         self.partial.finish(piece, hash_, source_key(locator))
         with self._state:
             self._transfer.kept(claim, piece, hash_, self.engine.clock())
-            if lies := self._lied.get(locator):
-                lies.discard(piece)
-        self._lock.progress()
+            self._blame.right(locator, piece)
         if self._chaser is not None:
             self._chaser.advance()
 
@@ -359,42 +349,3 @@ class Download(Receiver):
             self._record(claim, index, piece_hash(view), locator)
         self._got(claim, self.size)
         return True
-
-    # ---- reasons
-
-    def _keys(self, locator: str) -> tuple[str, str]:
-        """Under what a failure of this locator may be on record: itself, and what fails together with it."""
-        try:
-            return redact(locator), redact(self.engine.registry.find(locator).origin(locator))
-        except SourceError:
-            return redact(locator), redact(locator)
-
-    def _is_late(self, locator: str, lies: frozenset[str]) -> bool:
-        failures = self.engine.failures  # mostly empty: then nobody looks up keys
-        return redact(locator) in lies or (failures.any and any(key in failures for key in self._keys(locator)))
-
-    def _note(
-        self, locator: str, fact: Fact, *, exactly: bool = False, given_up: bool = False, wrong: Iterable[int] = ()
-    ) -> None:
-        if locator not in self._locators:
-            return
-        if self._pairs.shows_absence(locator, fact):
-            plain = self._pairs.note_absent(locator)
-            if plain is None:
-                return
-            locator, exactly = plain, True
-        lied = fact.code == "CHECKSUM_FAIL"
-        if lied:
-            self._lied.setdefault(locator, set()).update(wrong)
-        key = self._keys(locator)[0 if exactly or lied else 1]
-        self.engine.failures.note(key, fact.code, fact.what, given_up=given_up)
-        self._untold.append((locator, fact))
-
-    def _tell(self) -> None:
-        """Write down and show what was noted. Outside the lock, since a disk and a terminal take their time."""
-        with suppress(IndexError):  # told by now, by whoever was first
-            while True:
-                locator, fact = self._untold.popleft()
-                if fact.code == "CHECKSUM_FAIL":
-                    self.engine.lies.note(self.wanted.digest, locator)
-                self.engine.emit(SourceFailed(locator=redact(locator), what=fact.what))

@@ -78,6 +78,7 @@ class SourceFailed:
 
     locator: str  # without secrets
     what: str
+    lied: bool = False  # it gave other bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
