@@ -33,6 +33,10 @@ def _hint(message: str) -> str:
         return f"did you mean `{near[0]}`?" if near else "a command comes first, and its options after it"
     if message.startswith("the following arguments are required: COMMAND"):
         return "a command comes first, e.g. `modelstow status`; see `modelstow --help`"
+    if message.startswith("unrecognized arguments: -"):
+        return "a command comes first, and its options after it; see `modelstow COMMAND --help`"
+    if message.startswith("unrecognized arguments: "):
+        return "see `modelstow COMMAND --help`; for some models only there is `modelstow ensure SEL`"
     return ""
 
 

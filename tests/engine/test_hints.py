@@ -138,3 +138,59 @@ def test_a_body_that_breaks_off_asks_for_another_try_not_for_another_lockfile(cl
             models.ensure("m")
 
     assert "run the same command again" in caught.value.hint and "upgrade" not in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("stauts",), "did you mean `status`?"),
+        (("--json", "doctor"), "a command comes first"),
+        (("--root", "x", "status"), "a command comes first"),
+        (("help",), "a command comes first"),
+    ],
+    ids=" ".join,
+)
+def test_a_mistyped_command_line_says_what_was_probably_meant(argv: tuple[str, ...], words: str, cli: Cli):
+    """Of twenty commands nobody wants to read the list."""
+    ran = cli.run(*argv)
+
+    assert ran.code == 2 and words in (ran.json["error"]["hint"] if ran.out else ran.err), ran
+
+
+def test_a_wrong_address_is_told_from_a_server_that_lists_nothing(cli: Cli):
+    """A typo in a path is the commonest mistake of all."""
+    with Origin({"m/a.bin": b"a"}, listing="none") as origin:
+        manifest(cli, f"{origin.url}/mm")
+        nowhere = cli.run("lock")
+
+    assert nowhere.code == 5
+    assert "nothing is at this address (HTTP 404 Not Found)" in nowhere.err and "check the address" in nowhere.err
+
+
+def test_a_mirror_that_is_not_there_is_told_once(cli: Cli):
+    """A mistyped folder would pass for one that holds nothing."""
+    (cli.folder / "src").mkdir()
+    (cli.folder / "src/a.bin").write_bytes(b"a")
+    manifest(cli, "src")
+    cli.ok("lock")
+    (cli.folder / "mirror").mkdir()
+
+    told = cli.ok("ensure", "m", MODELSTOW_MIRRORS="mirror mirro").err
+
+    assert told.count("there is no mirror at") == 1 and f"warning: there is no mirror at {cli.folder}/mirro\n" in told
+
+
+def test_a_source_that_sends_wrong_bytes_is_named_though_another_serves(cli: Cli):
+    """Nothing fails, and yet somebody has to know."""
+    for folder, data in (("bad", b"wrong!!"), ("good", b"weights")):
+        (cli.folder / folder).mkdir()
+        (cli.folder / folder / "a.bin").write_bytes(data)
+    digest = Digest.of(b"weights")
+    blobs = {digest: LockedBlob(size=7, urls=("bad/a.bin", "good/a.bin"))}
+    models = {"m@1": LockedModel(variants={"v": LockedVariant(files={"a.bin": digest})}, default="v")}
+    write_lock(cli.folder, Lockfile(manifest="", models=models, blobs=blobs))
+
+    told = cli.ok("ensure", "m").err
+
+    assert "warning:" in told and "bad/a.bin sent wrong bytes" in told
+    assert "bad/a.bin" not in cli.ok("ensure", "m", "--quiet", "--force").err

@@ -411,3 +411,17 @@ def test_a_manifest_that_cannot_be_read_is_a_warning_to_who_has_a_lockfile(cli: 
     assert "nobody knows whether the lockfile is stale, and what mirrors it names" in ran.err
     assert "mirrors.urls[0]: ftp:// is not a kind of source" in ran.err
     assert cli.run("lock").code == cli.run("ensure", "--all", "--locked").code == 2
+
+
+def test_add_of_a_known_model_adds_a_variant_too(cli):
+    """What was typed is done, or refused; never dropped."""
+    path = project(cli)
+    path.write_text(COMMENTED)
+    cli.ok("add", "src/a", "--name", "a", "--variant", "small", "--include", "*.json")
+
+    assert tomllib.loads(path.read_text())["models"]["a"]["variants"]["small"] == {"include": ["*.json"]}
+    assert comments(COMMENTED) <= comments(path.read_text())
+    again = cli.ok("add", "src/a", "--name", "a", "--variant", "small", "--include", "*.json", "--json").json
+    assert again["changed"] is False
+    refused = cli.run("add", "src/a", "--name", "a", "--variant", "small", "--include", "*.bin")
+    assert refused.code == 2 and "takes other files" in refused.err

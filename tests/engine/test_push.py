@@ -744,3 +744,13 @@ def test_a_push_of_what_nobody_locked_touches_nothing(tmp_path: Path):
         models.push(["other"], tmp_path / "mirror")
 
     assert not (tmp_path / "root").exists() and not (tmp_path / "mirror").exists()
+
+
+def test_everything_can_be_pushed_at_once(cli: Cli):
+    """Every variant of the lockfile; and it is said what is missing where neither is named."""
+    filled(cli)
+
+    assert len(cli.ok("push", "--all", "mirror", "--json").json["sent"]) == len(FILES)
+    assert names_in(cli.folder / "mirror") == PLAIN
+    refused = cli.run("push", "mirror")
+    assert refused.code == 2 and "or --all" in refused.err
