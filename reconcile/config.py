@@ -49,7 +49,7 @@ class Settings:
         return BlobStore.open(self.root, lock_timeout_s=self.lock_timeout_s)
 
     @property
-    def busy_connections(self) -> int:
+    def useful_connections(self) -> int:
         """How many connections are worth having: a share of ``limit_rate`` that is too small looks like a dead server."""
         if self.limit_rate is None:
             return self.connections

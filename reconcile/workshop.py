@@ -114,7 +114,8 @@ class Workshop:
             failures=self.failures,
             lies=Lies(store.layout.lies),
             emit=recorder,
-            connections=Connections(self.settings.busy_connections),
+            connections=Connections(self.settings.useful_connections),
+            limit_rate=self.settings.limit_rate,
             policy=self.retry,
             stop=stop,
         )

@@ -124,8 +124,9 @@ class Download(Receiver):
             del self._working[claim]
             if claim in self._bodies:
                 self._bodies[claim].close()
-        rate = self._chaser.rate if self._chaser else None
-        before, allowed = self._pace.allowed, self._pace.look(now, self.fetched, len(self._working), rate)
+        rate, limit = self._chaser.rate if self._chaser else None, self.engine.limit_rate
+        share = None if limit is None else limit * len(self._working) / max(1, self.engine.connections.used)
+        before, allowed = self._pace.allowed, self._pace.look(now, self.fetched, len(self._working), rate, share)
         if allowed < before:  # their unfinished pieces would be lost to a kill the longer, and nothing is gained
             for claim in self._transfer.slowest(len(self._working) - allowed):
                 self._transfer.ended(claim)

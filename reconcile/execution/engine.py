@@ -48,6 +48,11 @@ class Connections:
             self._free -= taken
             return taken
 
+    @property
+    def used(self) -> int:
+        """How many are taken."""
+        return self.most - self._free
+
     def give(self) -> None:
         """Give one back."""
         with self._mutex:
@@ -65,5 +70,6 @@ class Engine:
     emit: Sink
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     connections: Connections = field(default_factory=lambda: Connections(1))
+    limit_rate: float | None = None  # bytes a second that all sources give together, where that is limited
     stop: Event = field(default_factory=Event)
     clock: Callable[[], float] = time.monotonic

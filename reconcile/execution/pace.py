@@ -8,6 +8,7 @@ _SAMPLE_S, _SAMPLE_BYTES = 0.05, 1 << 19  # a rate is known after both, or ...
 _LONG_SAMPLE_S = 0.2  # ... after this
 _PROBE_S = 1.0  # how long more connections may take to show that they help
 _GAIN = 1.15  # what counts as help
+_NEARLY = 0.7
 _QUIET_S, _LONGEST_QUIET_S = 5.0, 60.0  # after a try that did not help
 
 
@@ -16,7 +17,8 @@ class Pace:
     """Starts with one connection, then 4, 8, … up to *most*, as long as the rate grows by 15 % at each step.
 
     Where the bytes arrive at half the rate of sha256 or faster, another connection could at best double a rate that the
-    proof cannot follow, and takes processor time from it: so it is not tried.
+    proof cannot follow, and takes processor time from it: so it is not tried. Nor where the user's limit is nearly reached:
+    what is on its way over a connection when its range is divided is lost.
     """
 
     most: int
@@ -27,8 +29,9 @@ class Pace:
     _quiet_until: float = 0.0
     _quiet_s: float = _QUIET_S
 
-    def look(self, now: float, received: int, running: int, proof_rate: float | None) -> int:
-        """How many connections may run now. *received* bytes so far by *running*; *proof_rate*: sha256's bytes a second."""
+    def look(self, now: float, received: int, running: int, proof_rate: float | None, limit: float | None = None) -> int:
+        """How many connections may run now. *received* bytes so far by *running*; *proof_rate*: sha256's bytes a second;
+        *limit*: those that this blob may have, as far as that is limited."""
         if self._from is None:
             self._from = (now, received) if received else None  # from the first byte on
             return self.allowed
@@ -39,7 +42,7 @@ class Pace:
         rate = (received - before) / (now - began)
         if self._before is not None:
             self._judge(now, rate, running)
-        elif now >= self._quiet_until and running >= self.allowed < self.most and 2 * rate < (proof_rate or rate * 3):
+        elif now >= self._quiet_until and running >= self.allowed < self.most and _could_double(rate, proof_rate, limit):
             self._grow(now, rate)
         return self.allowed
 
@@ -59,3 +62,7 @@ class Pace:
     def _grow(self, now: float, rate: float) -> None:
         self._before, self._since = (self.allowed, rate), now
         self.allowed = min(self.most, max(4, 2 * self.allowed))
+
+
+def _could_double(rate: float, proof_rate: float | None, limit: float | None) -> bool:
+    return (proof_rate is None or 2 * rate < proof_rate) and (limit is None or rate < _NEARLY * limit)

@@ -11,12 +11,20 @@ from reconcile.execution.pace import Pace
 MB = 1_000_000
 
 
-def drive(pace: Pace, rate_of, seconds: float, *, proof: float | None = None, lanes=lambda allowed: allowed) -> list[int]:
+def drive(
+    pace: Pace,
+    rate_of,
+    seconds: float,
+    *,
+    proof: float | None = None,
+    limit: float | None = None,
+    lanes=lambda allowed: allowed,
+) -> list[int]:
     """Let bytes arrive at ``rate_of(connections)`` a second; how many were allowed at each tenth of a second."""
     now, received, seen = 0.0, 1.0, []
     while now < seconds:
         running = lanes(pace.allowed)
-        seen.append(pace.look(now, int(received), running, proof))
+        seen.append(pace.look(now, int(received), running, proof, limit))
         received += rate_of(running) * 0.05
         now += 0.05
     return seen
@@ -43,6 +51,12 @@ def test_it_does_not_grow_where_sha256_could_not_follow():
     assert max(drive(Pace(8), lambda running: 100 * MB * running, 3.0, proof=1_800 * MB)) == 8
 
 
+def test_it_does_not_grow_where_the_limit_is_reached():
+    """More connections would only lose what is on its way over one that gives up its range; below the limit they help."""
+    assert set(drive(Pace(8), lambda running: 38 * MB, 3.0, limit=40 * MB)) == {1}
+    assert max(drive(Pace(8), lambda running: min(40, 5 * running) * MB, 3.0, limit=40 * MB)) == 8
+
+
 def test_it_does_not_judge_by_connections_that_never_ran():
     """Where no connection is free the step is taken back, and nothing is learnt from it."""
     pace = Pace(8)
@@ -66,6 +80,6 @@ def test_a_limited_rate_is_not_spread_over_connections_that_would_seem_dead(tmp_
     """Each has 64 KiB a second at least; there is always one, and never more than were asked for."""
 
     def connections(limit: float | None) -> int:
-        return Settings(root=tmp_path, connections=8, limit_rate=limit).busy_connections
+        return Settings(root=tmp_path, connections=8, limit_rate=limit).useful_connections
 
     assert [connections(limit) for limit in (None, 50e6, 300_000, 65_536, 1000)] == [8, 8, 4, 1, 1]
