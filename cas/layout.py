@@ -165,8 +165,8 @@ class StoreConfig:
             raise StoreFormatError(
                 f"{where} says {known}; this modelstow knows format {FORMAT} and no features",
                 hint="use the newer modelstow that made this store",
-                found=config.format,
-                supported=[FORMAT],
+                found_version=config.format,
+                supported_versions=[FORMAT],
             )
         return config
 

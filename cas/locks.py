@@ -43,6 +43,17 @@ def _started(pid: int) -> str:
         return ""
 
 
+def _answers(pid: int) -> bool:
+    """Whether some process has this number."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return pid > 0
+
+
 _own_start = functools.cache(_started)  # of this process, and of one that was forked from it
 
 
@@ -94,6 +105,8 @@ class Holder:
         """Whether this very process runs on this host, as far as can be told without its lock."""
         if self.host != os.uname().nodename or self.boot != boot_id():
             return False
+        if not _own_start(os.getpid()):  # a system without /proc
+            return _answers(self.pid)
         return bool(self.started) and _started(self.pid) == self.started
 
     def __str__(self) -> str:

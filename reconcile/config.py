@@ -13,7 +13,7 @@ from backends.switches import is_on
 from cas import BlobStore, LinkMode
 from cas.store import LOCK_TIMEOUT_S
 
-from .desired.locators import source_flaw
+from .desired.locators import source_flaw, tidied
 from .errors import InvalidConfigError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -109,7 +109,7 @@ def parse_mirrors(text: str, what: str) -> tuple[str, ...]:
         if flaw := source_flaw(mirror):
             hint = flaw.hint or "name a folder or an address that holds blobs by digest"
             raise InvalidConfigError(f"{what}: {redact(mirror)}: {flaw.what}", hint=hint)
-    return mirrors
+    return tuple(map(tidied, mirrors))
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
@@ -126,6 +126,9 @@ def default_root(environ: Mapping[str, str]) -> Path:
 def from_environment(environ: Mapping[str, str], **given: object) -> Settings:
     """Settings from the environment, with what is *given* (and not None) winning. Raises InvalidConfigError."""
     fields: dict[str, object] = {}
+    for name, field in (("MODELSTOW_LOCK", "lockfile"), ("MODELSTOW_MANIFEST", "manifest")):
+        if value := environ.get(name):
+            fields[field] = Path(os.path.abspath(value))
     if value := environ.get("MODELSTOW_LINK_MODE"):
         fields["link_mode"] = parse_link_mode(value)
     if value := environ.get("MODELSTOW_CONCURRENCY"):

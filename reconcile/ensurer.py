@@ -77,8 +77,7 @@ class ModelEnsurer:
         Raises LockfileMissingError, LockfileInvalidError, SchemaVersionError, InvalidConfigError, OSError.
         """
         if settings is None:
-            given = {"root": _absolute(root), "lockfile": _absolute(lockfile or os.environ.get("MODELSTOW_LOCK"))}
-            settings = config.from_environment(os.environ, **given)
+            settings = config.from_environment(os.environ, root=_absolute(root), lockfile=_absolute(lockfile))
         path = settings.lockfile or Path(os.path.abspath("models.lock"))
         try:
             lock, text = lockfiles.read(path)

@@ -21,7 +21,7 @@ def tell(error: BaseException, *, as_event: bool = False) -> str:
         row = {"event": "Failed", "code": code, "message": message, "hint": hint}
         print(json.dumps(row, default=str), file=sys.stderr, flush=True)
         return code
-    print(f"error: {message}".encode("utf-8", "replace").decode("utf-8"), file=sys.stderr, flush=True)
+    print(f"error: {message}", file=sys.stderr, flush=True)
     if hint:
         print(f"hint: {hint}", file=sys.stderr, flush=True)
     return code

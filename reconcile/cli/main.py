@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from io import TextIOWrapper
 from itertools import pairwise
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -39,6 +40,9 @@ def console() -> NoReturn:
     # A lockfile of 100,000 files is a million small objects that all live to the end: looking for cycles among them
     # again and again takes a quarter of the time.
     gc.set_threshold(200_000, 50, 50)
+    for stream in (sys.stdout, sys.stderr):  # a path may hold what a terminal, or Unicode, has no character for
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(main(sys.argv[1:]))
 
 
@@ -140,7 +144,7 @@ def _give(answer: Answer, form: _Form) -> int:
 
 def _print_lines(lines: Sequence[str]) -> None:
     for line in lines:
-        print(line.encode("utf-8", "replace").decode("utf-8"))
+        print(line)
 
 
 def _complain(error: BaseException, document: Mapping[str, Any], form: _Form) -> int:

@@ -17,7 +17,7 @@ from cas.durable import write_file
 
 from .. import locker
 from ..desired import manifest as manifests
-from ..desired.locators import EXAMPLES, source_flaw, without_slash
+from ..desired.locators import EXAMPLES, source_flaw, tidied
 from ..desired.names import name_problem
 from ..errors import InvalidConfigError, ManifestValidationError, ModelNotFoundError, Problem, listing
 from .arguments import VARIANT as _VARIANT
@@ -146,7 +146,7 @@ def _parse(path: Path) -> tomlkit.TOMLDocument:
 
 def _checked(text: str) -> str:
     """A source as it was typed, if it may be one. Raises InvalidConfigError."""
-    locator = without_slash(text)
+    locator = tidied(text)
     if flaw := source_flaw(locator):
         raise InvalidConfigError(f"{redact(locator) or 'nothing'}: {flaw.what}", hint=flaw.hint)
     if "://" in locator or os.path.isdir(locator):

@@ -67,13 +67,16 @@ def _hub_flaw(locator: str) -> Flaw | None:
     from backends.hubpath import HubPath
 
     try:
-        HubPath.parse(locator)
+        HubPath.parse(tidied(locator))
     except SourceError as error:
         return Flaw(error.what, error.hint)
     return None
 
 
-def without_slash(source: str) -> str:
-    """A folder is one with or without the last slash; what is only a scheme or a root stays as it is."""
+def tidied(source: str) -> str:
+    """A folder is one with or without the last slash, and a scheme is one in any case; what is only a scheme or a root
+    stays as it is."""
+    if match := _SCHEME.match(source):
+        source = source[: match.end(1)].lower() + source[match.end(1) :]
     bare = source.rstrip("/")
     return source if not bare or bare.endswith(":") else bare

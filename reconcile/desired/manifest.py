@@ -15,7 +15,7 @@ from cas import Digest
 
 from ..errors import ManifestValidationError, Problem, SchemaVersionError
 from . import names
-from .locators import source_flaw, without_slash
+from .locators import source_flaw, tidied
 from .lockfile import MOST_SIZE
 
 SCHEMA = 1
@@ -194,7 +194,7 @@ def _manifest(top: _Table, path: Path) -> Manifest:
     top.done("schema, models, mirrors, policy")
     _check_extends(models, models_table)
     meaning = {key: model.entry for key, model in models.items()}
-    return Manifest(path=path, models=models, mirrors=mirrors, meaning=_digest(meaning))
+    return Manifest(path=path, models=models, mirrors=tuple(map(tidied, mirrors)), meaning=_digest(meaning))
 
 
 def _model(key: str, table: _Table) -> Model | None:
@@ -208,7 +208,7 @@ def _model(key: str, table: _Table) -> Model | None:
     for kind, part in (("name", name), ("version", version)):
         if what := names.name_problem(kind, part):
             table.problems.append(Problem(table.place, what))
-    sources = tuple(without_slash(source) for source in table.texts("sources"))
+    sources = tuple(tidied(source) for source in table.texts("sources"))
     for number, source in enumerate(sources):
         if flaw := source_flaw(source):
             table.wrong(f"sources[{number}]", str(flaw))

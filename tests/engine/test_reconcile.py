@@ -22,7 +22,7 @@ from builders import (
 from backends.memory import MemorySource
 from cas import BlobStore, Digest, NoSpaceError
 from cas.scrub import Level
-from reconcile import Choice, InvalidConfigError, ModelState
+from reconcile import Choice, InvalidConfigError, ModelEnsurer, ModelState
 
 BIG = some_bytes(20_000_000, 1)
 HALF = some_bytes(9_000_000, 2)
@@ -488,3 +488,28 @@ def test_no_command_waits_longer_for_a_lock_than_it_was_told(cli: Cli, command: 
         refused = cli.run(*command, "--lock-timeout", "0", timeout=20)
 
     assert refused.code == 10, refused
+
+
+def test_the_environment_names_the_manifest_for_python_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Relative locators are relative to it, whoever asks."""
+    (tmp_path / "a/src").mkdir(parents=True)
+    (tmp_path / "a/src/w").write_bytes(CONFIG)
+    (tmp_path / "b").mkdir()
+    write_lock(tmp_path / "b", lock_of({"m@1": {"v": {"w": CONFIG}}}, sources=["src"]))
+    monkeypatch.setenv("MODELSTOW_MANIFEST", str(tmp_path / "a/models.toml"))
+    monkeypatch.setenv("MODELSTOW_LOCK", str(tmp_path / "b/models.lock"))
+
+    path = ModelEnsurer.open(tmp_path / "root").ensure("m")
+
+    assert tree_of(path) == {"w": CONFIG}
+
+
+def test_a_scheme_is_one_in_any_case(tmp_path: Path, cli: Cli):
+    """People write HTTPS:// and FILE://; the lockfile does not."""
+    (cli.folder / "src").mkdir()
+    (cli.folder / "src/a #b%.txt").write_bytes(b"x")
+    (cli.folder / "models.toml").write_text(manifest_of(f"FILE://{cli.folder}/src"))
+    cli.ok("lock")
+    cli.ok("ensure", "m")
+
+    assert "FILE://" not in (cli.folder / "models.lock").read_text()

@@ -88,3 +88,19 @@ def test_a_failed_check_of_the_doctor_is_a_failure(cli: Cli):
     failed = {check["name"]: check["hint"] for check in ran.json["checks"] if not check["ok"]}
     assert (ran.code, ran.json["ok"], "store" in failed, all(failed.values())) == (1, False, True, True)
     assert "store" in ran.json["error"]["message"]
+
+
+def test_a_terminal_that_knows_few_characters_is_told_the_others_in_escapes(cli: Cli):
+    """No path and no message ends in a traceback."""
+    lock = lock_of({"m@1": {"v": {"x": b"y"}}}, sources=["src"])
+    folder = cli.folder / "ünïcode"
+    folder.mkdir()
+    write_lock(folder, lock)
+    (folder / "src").mkdir()
+    (folder / "src/x").write_bytes(b"y")
+
+    ran = cli.run(
+        "ensure", "m", "--lock", str(folder / "models.lock"), "--root", str(folder / "root"), PYTHONIOENCODING="ascii"
+    )
+
+    assert ran.code == 0 and "\\xfcn" in ran.out

@@ -62,7 +62,7 @@ def test_the_refusal_of_a_newer_store_says_what_was_found(tmp_path: Path):
 
     with pytest.raises(StoreFormatError, match="format 7") as caught:
         BlobStore.open(tmp_path / "root")
-    assert caught.value.details == {"found": 7, "supported": [1]} and "newer" in caught.value.hint
+    assert caught.value.details == {"found_version": 7, "supported_versions": [1]} and "newer" in caught.value.hint
     assert caught.value.code == "SCHEMA_VERSION_MISMATCH"
 
 

@@ -1,5 +1,6 @@
 """Locks between threads and processes."""
 
+import dataclasses
 import os
 import signal
 import stat
@@ -304,3 +305,14 @@ def test_lock_files_are_private_by_default(tmp_path: Path):
     locks.acquire(tmp_path / "lock", doing="a test").close()
 
     assert stat.S_IMODE((tmp_path / "lock").stat().st_mode) == 0o600
+
+
+def test_where_no_start_of_a_process_is_told_its_number_has_to_do(monkeypatch: pytest.MonkeyPatch):
+    """macOS has no /proc: a holder that runs is alive there too, and one that is gone is not."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    monkeypatch.setattr(locks, "_started", lambda pid: "")
+    monkeypatch.setattr(locks, "_own_start", lambda pid: "")
+    me = locks.Holder.me("a test")
+
+    assert me.alive and not dataclasses.replace(me, pid=process.pid).alive
