@@ -116,8 +116,8 @@ class Target(Protocol):
     def put(self, locator: str, size: int, read: Reader, sending: Sending) -> int:
         """Let an object of *size* bytes stand at *locator*, whole or not at all; how many bytes were sent.
 
-        What an earlier call with the same bytes left unfinished is not sent again. There, and synced where that is ours
-        to do, on return. Raises SourceError.
+        What an earlier call with the same bytes left unfinished is not sent again. On return it is there, and
+        durable where we write the disk ourselves. Raises SourceError.
         """
         ...
 

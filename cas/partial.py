@@ -148,7 +148,8 @@ class Partial:
         self.table = PieceTable(self.digest, self.size)
 
     def _adopt(self) -> tuple[int, PieceTable] | None:
-        """Open an earlier run's files, or None. The name alone is worth nothing: see D6, D13 and C21 in the tests."""
+        """Open an earlier run's files, or None. The name alone is worth nothing: anybody may have put a link, a pipe or a
+        file of his own there, and what failed to sync before may be lost under a size that is right."""
         table = read_table(self.table_path, self.digest)
         if table is None or table.size != self.size or table.state is not TableState.UNFINISHED:
             return None

@@ -9,7 +9,7 @@ from cas import Digest
 from cas.layout import TABLE_FROM
 
 PACKED = ".pzst"
-"""Behind a mirrored blob's name: the same as compressed pieces, where that is what the mirror holds."""
+"""What the name of a blob's compressed form ends in."""
 
 
 def mirrored(mirror: str, digest: Digest) -> str:

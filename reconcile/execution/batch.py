@@ -95,7 +95,7 @@ class Batch:
                 self._filled.pop().leave()
 
     def drop(self) -> None:
-        """Let go of what is there without a commit: it is less than a piece."""
+        """Let go of what is there without a commit: a mebibyte is lost at most."""
         with self._mutex:
             for each in self._filled:
                 self.note_failed(each)

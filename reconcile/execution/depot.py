@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Event
 
 from backends import Body, EndedEarly, Source, redact
-from cas import EMPTY, BlobState, BlobStore, Digest, Stopped, leases, locks, scrub
+from cas import EMPTY, BlobState, BlobStore, Digest, Stopped, kernel, leases, locks, scrub
 from cas.durable import seal, unseal, write_all, write_file
 from cas.pieces import PieceTable
 
@@ -92,7 +92,8 @@ class Depot:
                     if spool.held:
                         body.close()
                         body = _continued(source, locator, version, spool)
-                    self._copy(body, spool, locator)
+                    if not _cloned(body, spool):
+                        self._copy(body, spool, locator)
                 size = spool.held
                 table = scrub.name_file(spool.fd, size)
                 self._keep_blob(spool, table)
@@ -184,6 +185,15 @@ class _Spool:
                 if os.path.samestat(os.lstat(self.path), os.fstat(self.fd)):
                     os.unlink(self.path)
         os.close(self.fd)
+
+
+def _cloned(body: Body, spool: _Spool) -> bool:
+    """Share a local file's extents where the file system can."""
+    if body.fd is not None:
+        with suppress(OSError):
+            kernel.clone(body.fd, spool.fd)
+            return True
+    return False
 
 
 def _continued(source: Source, locator: str, version: str, spool: _Spool) -> Body:

@@ -69,8 +69,10 @@ class Download(Receiver):
         self._over = False
 
     def fill(self) -> None:
-        """Until every piece is there and the whole is its name. Raises what is an outcome of
-        ``Fetcher.obtain_all``, and Stopped."""
+        """Until every piece is there and the whole is its name.
+
+        Raises ChecksumError, SizeMismatchError, SourceUnavailableError and its kin, naming every source; Stopped, OSError.
+        """
         by_key = {source_key(locator): locator for locator in self._locators}
         by_key[source_key(THIS_STORE)] = THIS_STORE
         for index, slot in enumerate(self.partial.table.slots):

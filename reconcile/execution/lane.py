@@ -40,7 +40,7 @@ class Receiver(Protocol):
         ...
 
     def lives(self, claim: int, piece: int) -> bool:
-        """Whether it has anything to bring behind the piece."""
+        """Whether it still has a later piece to bring."""
         ...
 
     def got(self, ask: Ask, count: int) -> bool:

@@ -411,14 +411,21 @@ def test_a_folder_of_somebody_else_is_refused_with_a_hint(tmp_path: Path):
 # ---- how fast
 
 
-def test_limit_rate_holds_back_what_is_sent(cli: Cli):
-    """A megabyte and a half at three a second takes half a second."""
-    filled(cli, {"model.bin": weights(1_500_000)})
+def test_limit_rate_holds_back_what_is_sent(tmp_path: Path):
+    """A megabyte and a half at three kilobytes a second takes eight minutes, which nobody here waits for."""
+    waited: list[float] = []
 
-    began = time.monotonic()
-    cli.ok("push", "m", "mirror", "--limit-rate", "3MB")
+    class Patient(Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout or 0.0)
+            return False
 
-    assert time.monotonic() - began > 0.5
+    store, sizes = store_of(tmp_path, {"model.bin": weights(1_500_000)})
+    pay = toll(Settings(root=tmp_path, limit_rate=3000), Patient())
+
+    push_of(store, tmp_path / "mirror", pay=pay).run(sizes)
+
+    assert max(waited) > 400
 
 
 def test_a_stopped_push_pays_for_nothing_more(tmp_path: Path):
