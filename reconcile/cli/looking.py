@@ -7,6 +7,7 @@ import stat
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from cas import EMPTY, BlobStore, Digest, tree
@@ -75,6 +76,8 @@ def run_du(session: Session) -> Answer:
     lines = table(rows, right=frozenset({1, 2, 3}))
     logical, physical, reclaimable = (size(totals[key]) for key in ("logical", "physical", "reclaimable"))
     lines.append(f"{logical} of models in {physical} on disk; {reclaimable} reclaimable")
+    if quarantined := totals.get("quarantine"):
+        lines.append(f"{size(quarantined)} of it in quarantine, which `modelstow gc --quarantine` empties")
     return Answer(document={"trees": trees, "totals": totals}, lines=tuple(lines))
 
 
@@ -112,24 +115,24 @@ def _tree_usage(
 def _totals(store: BlobStore, known: Roots, standing: list[TreeRoot], sizes: Mapping[Digest, int]) -> dict[str, int]:
     placed = [placed for root in standing for placed in root.record.files.values()]
     copies = sum(sizes.get(p.digest, 0) for p in placed if p.kind is LinkKind.COPY)
-    live = known.live(store)
-    aside = _aside(store)
-    return {
+    live, at = known.live(store), store.layout
+    quarantine = _aside(store, at.quarantine)
+    totals = {
         "logical": sum(sizes.get(p.digest, 0) for p in placed),
-        "physical": sum(sizes.values()) + copies + aside,
+        "physical": sum(sizes.values()) + copies + quarantine + _aside(store, at.partials) + _aside(store, at.trash),
         "reclaimable": sum(bytes_ for digest, bytes_ in sizes.items() if digest not in live),
     }
+    return totals | ({"quarantine": quarantine} if quarantine else {})
 
 
-def _aside(store: BlobStore) -> int:
-    """Bytes of unfinished, displaced and damaged files, and of what is on its way out, that no blob shares."""
+def _aside(store: BlobStore, folder: Path) -> int:
+    """Bytes of unfinished, displaced or damaged files, or of what is on its way out, that no blob shares."""
     blobs = {entry.inode() for _, entry in store.blobs()}
     bytes_ = {}
-    for folder in (store.layout.partials, store.layout.quarantine, store.layout.trash):
-        for path in (tree.scan(folder) or tree.Scan()).files:
-            with suppress(FileNotFoundError):
-                found = os.lstat(folder / path)
-                bytes_[found.st_ino] = min(found.st_size, found.st_blocks * 512)
+    for path in (tree.scan(folder) or tree.Scan()).files:
+        with suppress(FileNotFoundError):
+            found = os.lstat(folder / path)
+            bytes_[found.st_ino] = min(found.st_size, found.st_blocks * 512)
     return sum(count for ino, count in bytes_.items() if ino not in blobs)
 
 

@@ -104,3 +104,22 @@ def test_a_terminal_that_knows_few_characters_is_told_the_others_in_escapes(cli:
     )
 
     assert ran.code == 0 and "\\xfcn" in ran.out
+
+
+def test_what_is_in_quarantine_is_told_by_du(cli: Cli):
+    """It takes room, and nothing else would ever say so."""
+    lock = lock_of({"m@1": {"v": {"x": b"y"}}}, sources=["src"])
+    write_lock(cli.folder, lock)
+    (cli.folder / "src").mkdir()
+    (cli.folder / "src/x").write_bytes(b"y")
+    path = cli.root / "models/m@1/v/x"
+    cli.ok("ensure", "m")
+    path.unlink()
+    path.write_bytes(b"edited by me")
+    cli.ok("ensure", "m")
+
+    told = cli.ok("du")
+    assert "12 B of it in quarantine, which `modelstow gc --quarantine` empties" in told.out
+    assert cli.ok("du", "--json").json["totals"]["quarantine"] == 12
+    cli.ok("gc", "--quarantine")
+    assert "quarantine" not in cli.ok("du").out
