@@ -78,6 +78,10 @@ class Layout:
     def partial(self, digest: Digest) -> str:
         return f"{self.base}/partial/{digest.hex}"
 
+    def journal(self, digest: Digest) -> str:
+        """The piece table of a partial."""
+        return self.partial(digest) + ".pieces"
+
     @cached_property
     def quarantine(self) -> Path:
         return self.root / "quarantine"

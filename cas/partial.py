@@ -30,7 +30,7 @@ class Partial:
         """Adopt what an earlier run left, as far as it proves good, or begin anew. Raises OSError."""
         self.digest, self.size = digest, size
         self.path = layout.partial(digest)
-        self.table_path = self.path + ".pieces"
+        self.table_path = layout.journal(digest)
         self._quarantine = layout.quarantine
         self._journaled = size > TABLE_FROM
         self._mutex = Mutex()
@@ -52,8 +52,7 @@ class Partial:
     @property
     def held_bytes(self) -> int:
         """Bytes in finished pieces."""
-        ranges = (piece_range(i, self.size) for i, slot in enumerate(self.table.slots) if slot is not None)
-        return sum(stop - start for start, stop in ranges)
+        return self.table.held_bytes
 
     @property
     def named(self) -> bool:

@@ -145,6 +145,12 @@ class PieceTable:
     def complete(self) -> bool:
         return all(slot is not None for slot in self.slots)
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes in finished pieces."""
+        ranges = (piece_range(index, self.size) for index, slot in enumerate(self.slots) if slot is not None)
+        return sum(stop - start for start, stop in ranges)
+
     def missing(self) -> Iterator[int]:
         return (index for index, slot in enumerate(self.slots) if slot is None)
 

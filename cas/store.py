@@ -30,7 +30,7 @@ from .errors import ChecksumError, StoreFormatError
 from .layout import TABLE_FROM, Layout, StoreConfig
 from .look import ABSENT, BlobState, Look
 from .partial import Partial, read_fully
-from .pieces import PIECE, PieceTable, TableState, piece_count, piece_hash, piece_range
+from .pieces import PIECE, PieceTable, TableState, piece_count, piece_hash, piece_range, read_table
 
 LOCK_TIMEOUT_S = 300.0
 _STRIPES_HEX = 3  # 4096 lock files for all blobs, for ever; two digests that share one merely wait for each other
@@ -138,13 +138,10 @@ class BlobStore:
 
     def held_in_partial(self, digest: Digest, size: int) -> int:
         """Bytes that a partial has on record, without proving them; for figures shown to people."""
-        from .pieces import read_table
-
-        table = read_table(self.layout.partial(digest) + ".pieces", digest)
+        table = read_table(self.layout.journal(digest), digest)
         if table is None or table.size != size or table.state is not TableState.UNFINISHED:
             return 0
-        ranges = (piece_range(i, size) for i, slot in enumerate(table.slots) if slot is not None)
-        return sum(stop - start for start, stop in ranges)
+        return table.held_bytes
 
     # ---- locking
 
@@ -269,7 +266,7 @@ class BlobStore:
             os.unlink(spool)
             return
         path = self.layout.partial(digest)
-        with open(path + ".pieces", "wb") as file:
+        with open(self.layout.journal(digest), "wb") as file:
             file.write(table.encode())
         os.rename(spool, path)
         partial = self.partial(digest, size)

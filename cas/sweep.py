@@ -68,7 +68,7 @@ def stale_partials(store: BlobStore, named: frozenset[Digest]) -> list[Digest]:
     """Partials whose blob is committed, and week-old ones that are not in *named*; never one whose lock is held."""
     stale = []
     for digest in partials(store):
-        old = time.time() - _newest(store.layout.partial(digest)) > STALE_S
+        old = time.time() - _newest(store, digest) > STALE_S
         ended = _intact_by_name(store, digest) or (old and digest not in named)
         if ended and not locks.is_held(store.blob_lock_path(digest)):
             stale.append(digest)
@@ -86,7 +86,7 @@ def end_commits(store: BlobStore) -> None:
 def partial_bytes(store: BlobStore, digest: Digest) -> int:
     """What removing a partial would free."""
     freed = 0
-    for path in (store.layout.partial(digest), store.layout.partial(digest) + ".pieces"):
+    for path in (store.layout.partial(digest), store.layout.journal(digest)):
         with suppress(FileNotFoundError):
             found = os.lstat(path)
             freed += found.st_blocks * 512 if found.st_nlink == 1 else 0
@@ -103,14 +103,14 @@ def remove_partial(store: BlobStore, digest: Digest) -> int:
 
 def drop_partial(store: BlobStore, digest: Digest) -> None:
     """Unlink a partial and its journal, whatever they hold; the caller holds the blob's lock. Raises OSError."""
-    for path in (store.layout.partial(digest), store.layout.partial(digest) + ".pieces"):
+    for path in (store.layout.partial(digest), store.layout.journal(digest)):
         with suppress(FileNotFoundError):
             os.unlink(path)
 
 
-def _newest(path: str) -> float:
+def _newest(store: BlobStore, digest: Digest) -> float:
     times = [0.0]
-    for name in (path, path + ".pieces"):
+    for name in (store.layout.partial(digest), store.layout.journal(digest)):
         with suppress(FileNotFoundError):
             times.append(os.lstat(name).st_mtime)
     return max(times)

@@ -17,7 +17,7 @@ from .desired import selection
 from .desired.lockfile import LockedBlob, Lockfile
 from .desired.selection import Chosen
 from .planning.state import Desired, DesiredTree, TreeKey
-from .retention import roots
+from .retention import pins, roots
 from .retention.roots import LockRoot, Standing
 from .retention.space import disk
 
@@ -85,8 +85,8 @@ class Scope:
             record = inventories.read(file)
             if record is None or os.path.isabs(record.tree) or record.labels.get("lockfile") != str(self.settings.lockfile):
                 continue
-            key = TreeKey(record.labels["model"], record.labels["variant"], record.tree)
-            if str(key) not in roots.pins(store):
+            key = TreeKey.of(record)
+            if str(key) not in pins.names(store):
                 yield record, key
 
     def removals(self, desired: Desired) -> tuple[tuple[TreeKey, ...], dict[str, LockRoot]]:
@@ -122,9 +122,9 @@ class Scope:
         for root in roots.read(store).trees:
             if root.unfinished or root.standing is not Standing.ALIVE:
                 continue
-            labels, files = root.record.labels, {path: placed.digest for path, placed in root.record.files.items()}
-            key = TreeKey(labels.get("model", ""), labels.get("variant", ""), root.record.tree)
-            trees.append(DesiredTree(key=key, path=root.record.path(store.layout.root), files=files, labels=labels))
+            files = {path: placed.digest for path, placed in root.record.files.items()}
+            path = root.record.path(store.layout.root)
+            trees.append(DesiredTree(key=root.key, path=path, files=files, labels=root.record.labels))
             for digest in files.values():
                 if digest not in blobs:
                     blobs[digest] = LockedBlob(size=self.size_of(store, digest))

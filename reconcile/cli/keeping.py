@@ -13,8 +13,7 @@ from ..desired import selection
 from ..desired.names import Selector
 from ..ensurer import ModelEnsurer
 from ..errors import InvalidConfigError, ModelNotFoundError, listing
-from ..planning.state import TreeKey
-from ..retention import roots
+from ..retention import pins, roots
 from ..retention.collector import Collected, Goals
 from ..retention.roots import Roots, Standing, TreeRoot
 from ..telemetry.events import Note
@@ -144,16 +143,14 @@ def run_evict(session: Session) -> Answer:
     pinned = known.pinned() if known else frozenset()
     for root in chosen:
         if root.name in pinned:
-            by_user = root.name in roots.pins(BlobStore.looking_at(ensurer.settings.root))
+            by_user = root.name in pins.names(BlobStore.looking_at(ensurer.settings.root))
             hint = f"`modelstow unpin {root.name}` first" if by_user else _BY_MANIFEST
             raise InvalidConfigError(f"{root.name} is pinned", hint=hint)
     lines = []
     for root in chosen:
         path = root.record.path(ensurer.settings.root)
         if not session.args.dry_run:
-            labels = root.record.labels
-            key = TreeKey(labels.get("model", ""), labels.get("variant", ""), root.record.tree)
-            ensurer.remove_tree(root.record, key)
+            ensurer.remove_tree(root.record, root.key)
         lines.append(f"{'would evict' if session.args.dry_run else 'evicted'} {root.name}  {path}")
     named = known.named_by_lockfiles() if known else frozenset()
     if any(placed.digest in named for root in chosen for placed in root.record.files.values()):
@@ -202,20 +199,20 @@ def run_pin(session: Session) -> Answer:
     changed = False
     for each in chosen:
         files = ensurer.lock.models[each.model].variants[each.variant].files
-        changed = roots.pin(store, each.model, each.variant, files.values()) or changed
+        changed = pins.pin(store, each.model, each.variant, files.values()) or changed
     return Answer(document={"changed": changed}, lines=tuple(f"pinned {each}" for each in chosen))
 
 
 def run_unpin(session: Session) -> Answer:
     ensurer = session.ensurer_with_or_without_lock()
     store = BlobStore.looking_at(ensurer.settings.root)
-    names = roots.pins(store)
+    names = pins.names(store)
     lines, changed = [], False
     for text in session.args.selectors:
         if text not in names:
             text = str(selection.choose(ensurer.lock, text))
         model, _, variant = text.partition("#")
-        done = roots.unpin(store, model, variant)
+        done = pins.unpin(store, model, variant)
         changed = changed or done
         lines.append(f"unpinned {text}" if done else f"{text} was not pinned")
         if model in ensurer.lock.models and ensurer.lock.models[model].pin:

@@ -16,7 +16,7 @@ from cas.linking import LinkKind
 from ..desired.lockfile import Lockfile
 from ..errors import InvalidConfigError
 from ..planning.state import VariantStatus
-from ..retention import roots
+from ..retention import pins, roots
 from ..retention.roots import Roots, TreeRoot
 from .session import Answer, Session, read_lock
 from .text import count, size, table
@@ -27,7 +27,7 @@ from .text import count, size, table
 def run_ls(session: Session) -> Answer:
     ensurer = session.ensurer()
     store = BlobStore.at(ensurer.settings.root)
-    pinned = roots.pins(store) if store else frozenset()
+    pinned = pins.names(store) if store else frozenset()
     models: list[dict[str, Any]] = []
     for each in ensurer.statuses(session.args.selectors or None):
         locked = ensurer.lock.models[each.model]

@@ -229,7 +229,7 @@ class Publisher:
         path = record.path(self.store.layout.root)
         if not path.is_dir():
             return
-        key = TreeKey(record.labels.get("model", ""), record.labels.get("variant", ""), record.tree)
+        key = TreeKey.of(record)
         with self.lock_tree(key):
             self._recover(key, path)
             record = inventories.read(self.store.layout.inventories / record.id) or record

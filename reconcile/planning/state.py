@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cas import ABSENT, EMPTY, BlobState, Digest, Look
+from cas.inventory import Inventory
 
 from ..desired.lockfile import LockedBlob
 
@@ -29,6 +30,11 @@ class TreeKey:
     model: str  # name@version
     variant: str
     tree: str
+
+    @classmethod
+    def of(cls, record: Inventory) -> TreeKey:
+        """That of a tree on record."""
+        return cls(record.labels.get("model", ""), record.labels.get("variant", ""), record.tree)
 
     def __str__(self) -> str:
         return f"{self.model}#{self.variant}"

@@ -235,7 +235,7 @@ class Collector:
     # ---- eviction
 
     def _evict(self, root: TreeRoot) -> bool:
-        return self.remove_tree(root.record, _key(root), unless=lambda: self._is_used(root))
+        return self.remove_tree(root.record, root.key, unless=lambda: self._is_used(root))
 
     def _choose(self, known: Roots, goals: Goals) -> list[TreeRoot]:
         """The trees to evict, least recently used first."""
@@ -315,11 +315,6 @@ class _Paper:
 
 def _digests(root: TreeRoot) -> set[Digest]:
     return {placed.digest for placed in root.record.files.values()}
-
-
-def _key(root: TreeRoot) -> TreeKey:
-    labels = root.record.labels
-    return TreeKey(labels.get("model", ""), labels.get("variant", ""), root.record.tree)
 
 
 def _inodes_below(folder: Path) -> Counter[int]:

@@ -12,18 +12,21 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, unquote
 
-from cas import EMPTY, BlobStore, Digest, StoreStateError, leases, tree
+from cas import BlobStore, Digest, leases, tree
 from cas import inventory as inventories
-from cas.durable import UNFINISHED, seal, unseal, write_file
+from cas.durable import seal, unseal, write_file
 from cas.inventory import NEXT, Inventory
 
 from ..desired.selection import PINNED
+from ..planning.state import TreeKey
+from . import pins
+from .files import UNREADABLE, digests_of, files_in, unreadable
+from .pins import Pin
 
 _FORMAT = 1
 
@@ -76,29 +79,12 @@ class LockRoot:
             parent=(head["parent"][0], head["parent"][1]),
             trees=head["trees"],
             pinned=tuple(head["pinned"]),
-            digests=_digests(head["digests"]),
+            digests=digests_of(head["digests"]),
         )
 
     @property
     def standing(self) -> Standing:
         return _standing(Path(self.path), self.parent)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pin:
-    """What the user wants kept: one variant and the digests it had."""
-
-    model: str
-    variant: str
-    digests: frozenset[Digest]
-
-    @property
-    def name(self) -> str:
-        return f"{self.model}#{self.variant}"
-
-
-def _digests(hexes: str) -> frozenset[Digest]:
-    return frozenset(Digest.of_hex(hexes[at : at + 64]) for at in range(0, len(hexes), 64))
 
 
 def _standing(path: Path, parent: tuple[int, int]) -> Standing:
@@ -131,9 +117,12 @@ class TreeRoot:
         return not self.unfinished or time.time() - self.used_at > leases.UNFINISHED_S
 
     @property
+    def key(self) -> TreeKey:
+        return TreeKey.of(self.record)
+
+    @property
     def name(self) -> str:
-        labels = self.record.labels
-        return f"{labels.get('model', '?')}#{labels.get('variant', '?')}"
+        return str(self.key)
 
     @property
     def used_at(self) -> float:
@@ -223,7 +212,7 @@ def read(store: BlobStore) -> Roots:
     return Roots(
         locks=tuple(_read_locks(layout.roots)),
         trees=tuple(trees),
-        pins=tuple(_read_pins(layout.pins)),
+        pins=tuple(pins.read(layout.pins)),
         leased=tuple(record for _, record, _ in leases.standing(store)),
         inodes=inodes,
         proofs=proofs,
@@ -276,45 +265,14 @@ def _below_models(models: Path, recorded: set[str]) -> tuple[dict[str, int], fro
     return inodes, frozenset(proofs)
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, bytes]]:
-    try:
-        names = sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return
-    for name in names:
-        if not name.startswith(UNFINISHED):
-            try:
-                yield folder / name, (folder / name).read_bytes()
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise StoreStateError(f"root {folder / name} cannot be read: {error.strerror}") from error
-
-
-def _unreadable(path: Path, error: Exception) -> StoreStateError:
-    return StoreStateError(
-        f"root {path} cannot be read ({error}), so nothing may be deleted",
-        hint="use the modelstow that wrote it, or `modelstow gc --forget` it by the file's name",
-    )
-
-
 def _read_locks(folder: Path, *, but: str = "") -> Iterator[LockRoot]:
-    for path, raw in _files(folder):
+    for path, raw in files_in(folder):
         if path.name == but:
             continue
         try:
             yield LockRoot.decode(raw)
-        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-            raise _unreadable(path, error) from error
-
-
-def _read_pins(folder: Path) -> Iterator[Pin]:
-    for path, raw in _files(folder):
-        try:
-            head = json.loads(unseal(raw))
-            yield Pin(model=head["model"], variant=head["variant"], digests=_digests(head["digests"]))
-        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-            raise _unreadable(path, error) from error
+        except UNREADABLE as error:
+            raise unreadable(path, error) from error
 
 
 def read_lock_roots(store: BlobStore, *, but: Path | None = None) -> list[LockRoot]:
@@ -353,37 +311,6 @@ def epoch(store: BlobStore) -> str:
 def accept_loss(store: BlobStore) -> None:
     """Go on with what roots there are, after ``state/`` was lost."""
     write_file(store.layout.epoch, store.config.epoch.encode())
-
-
-def pin(store: BlobStore, model: str, variant: str, digests: Iterable[Digest]) -> bool:
-    """Pin a variant; False if it was."""
-    path = _pin_path(store, model, variant)
-    there = path.exists()
-    kept = "".join(digest.hex for digest in sorted(set(digests) - {EMPTY}))
-    head = {"model": model, "variant": variant, "digests": kept}
-    write_file(path, seal(json.dumps(head).encode()))
-    return not there
-
-
-def unpin(store: BlobStore, model: str, variant: str) -> bool:
-    """Take a pin away; False if there was none."""
-    try:
-        _pin_path(store, model, variant).unlink()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def pins(store: BlobStore) -> frozenset[str]:
-    """The pinned variants by name, without reading the pins."""
-    try:
-        return frozenset(unquote(name) for name in os.listdir(store.layout.pins) if not name.startswith(UNFINISHED))
-    except FileNotFoundError:
-        return frozenset()
-
-
-def _pin_path(store: BlobStore, model: str, variant: str) -> Path:
-    return store.layout.pins / quote(f"{model}#{variant}", safe="@")
 
 
 def forget(store: BlobStore, id_: str) -> bool:

@@ -21,7 +21,7 @@ from cas.inventory import Inventory, Placed
 from cas.linking import LinkKind
 from cas.scrub import Level
 from reconcile import ModelState, SourceUnavailableError
-from reconcile.retention import roots
+from reconcile.retention import pins, roots
 from reconcile.retention.collector import Collected, Goals
 
 DAY = 86_400
@@ -224,14 +224,14 @@ def test_a_pin_keeps_blobs_without_tree_or_lockfile(tmp_path: Path):
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     path = models.ensure("m")
     store = BlobStore.open(tmp_path / "root")
-    roots.pin(store, "m@1", "v", [Digest.of(b"a")])
+    pins.pin(store, "m@1", "v", [Digest.of(b"a")])
     shutil.rmtree(path)
 
     assert collect(models).blobs == []
     shutil.rmtree(tmp_path / "root/state")
     models.collect_garbage(state_lost=True)
     assert kept(tmp_path) == names(b"a")
-    assert roots.unpin(BlobStore.open(tmp_path / "root"), "m@1", "v")
+    assert pins.unpin(BlobStore.open(tmp_path / "root"), "m@1", "v")
     assert len(collect(models).blobs) == 1
 
 
@@ -365,7 +365,7 @@ def test_a_root_that_cannot_be_read_stops_gc_with_nothing_deleted(
     models.reconcile()
     store = BlobStore.open(tmp_path / "root")
     store.add_bytes(b"garbage")
-    roots.pin(store, "n@1", "v", [Digest.of(b"b")])
+    pins.pin(store, "n@1", "v", [Digest.of(b"b")])
     damage(sorted((tmp_path / "root" / folder).iterdir())[0])
     before = {p for p in (tmp_path / "root").rglob("*") if "locks" not in str(p)}
 
@@ -650,7 +650,7 @@ def test_pinned_trees_are_not_evicted(tmp_path: Path):
     from dataclasses import replace
 
     models = three(tmp_path)
-    roots.pin(BlobStore.open(tmp_path / "root"), "m1@1", "v", [Digest.of(b"a" * KB)])
+    pins.pin(BlobStore.open(tmp_path / "root"), "m1@1", "v", [Digest.of(b"a" * KB)])
     models.lock = replace(models.lock, models={**models.lock.models, "m2@1": replace(models.lock.models["m2@1"], pin=True)})
     models.reconcile()
     for number, key in enumerate(("m1", "m2", "m3")):
@@ -721,7 +721,7 @@ def test_goals_that_cannot_be_reached_are_told_by_what_is_missing(tmp_path: Path
     """Pinned trees stay, and the disk is full of what is not ours; a goal that is reached lacks nothing."""
     models = three(tmp_path)
     models.free_bytes = lambda: 10_000 - sum(path.stat().st_size for path in blobs_of(tmp_path / "root").values())
-    roots.pin(BlobStore.open(tmp_path / "root"), "m1@1", "v", [Digest.of(b"a" * KB)])
+    pins.pin(BlobStore.open(tmp_path / "root"), "m1@1", "v", [Digest.of(b"a" * KB)])
 
     reached = collect(models, goals=Goals(max_size=2 * KB, free=8_000))
     missed = collect(models, goals=Goals(max_size=100, free=9_500))
