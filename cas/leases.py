@@ -80,6 +80,11 @@ class Lease:
             self._fd = -1
 
     def _create(self) -> tuple[Path, int]:
+        while True:
+            with suppress(FileNotFoundError):  # taken for the leftover of a dead writer, before it was locked
+                return self._write()
+
+    def _write(self) -> tuple[Path, int]:
         folder = self._store.layout.leases
         path = folder / f"{secrets.token_hex(8)}{_SUFFIX}"
         beside = folder / f"{UNFINISHED}{secrets.token_hex(8)}"

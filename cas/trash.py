@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from . import inventory as inventories
@@ -54,8 +55,9 @@ def content(layout: Layout) -> Iterator[tuple[Path, Inventory, float]]:
                 record = inventories.read(path)
             except StoreStateError:  # it cannot be told whose what is: it stays, and does not stop gc
                 continue
-            if record is not None:
-                yield path, record, max(0.0, time.time() - path.stat().st_mtime)
+            with suppress(FileNotFoundError):  # another empties it too
+                if record is not None:
+                    yield path, record, max(0.0, time.time() - path.stat().st_mtime)
 
 
 def empty(layout: Layout, *, older_than_s: float = 0.0, tree: str | None = None) -> None:

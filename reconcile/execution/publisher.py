@@ -26,6 +26,8 @@ from ..planning.planner import Link, Remove, Replace, plan, same_choice
 from ..planning.state import Actual, ActualTree, Desired, DesiredTree, TreeKey
 from ..telemetry.events import Displaced, FileLinked, Note, Pruned, Sink, TreePublished, TreeRemoved
 
+_TRIES = 100  # to make a folder whose parents others remove
+
 
 @dataclass(slots=True, kw_only=True)
 class Publisher:
@@ -79,15 +81,13 @@ class Publisher:
         """Stage beside, swap, drain. False where folders cannot be exchanged here; then nothing has changed."""
         folder = self.store.layout.inventories
         old = inventories.read(folder / inventories.tree_id(wanted.key.tree))
-        self._make_parents(wanted.path)
         staging = tree.new_staging(wanted.path)
         try:
-            staging.mkdir()
+            self._make_folder(staging)
         except PermissionError:
             if wanted.path.is_dir():
                 return False  # we may write into an outside tree, not beside it
             raise
-        os.chmod(staging, self._tree_mode)
         files = {path: self._expected(digest, actual) for path, digest in wanted.files.items()}
         record = self._record(wanted, files, staging=staging)
         try:
@@ -123,10 +123,8 @@ class Publisher:
         folder = self.store.layout.inventories
         old = inventories.read(folder / inventories.tree_id(wanted.key.tree))
         before: Mapping[str, Placed] = old.files if old else {}
-        self._make_parents(wanted.path)
         if not wanted.path.is_dir():
-            wanted.path.mkdir()
-            os.chmod(wanted.path, self._tree_mode)
+            self._make_folder(wanted.path)
             fsync_folder(wanted.path.parent)
         expected = {path: self._expected(digest, actual) for path, digest in wanted.files.items()}
         inventories.announce(folder, self._record(wanted, expected))
@@ -332,6 +330,19 @@ class Publisher:
             staging_ino=os.stat(staging).st_ino if staging else 0,
             parent=(parent.st_dev, parent.st_ino),
         )
+
+    def _make_folder(self, path: Path) -> None:
+        """Make a folder for a tree, and those above it; who takes away the last tree of one may remove that meanwhile."""
+        for left in reversed(range(_TRIES)):
+            try:
+                self._make_parents(path)
+                path.mkdir()
+            except FileNotFoundError:
+                if not left:
+                    raise
+            else:
+                os.chmod(path, self._tree_mode)
+                return
 
     def _make_parents(self, path: Path) -> None:
         if path.is_relative_to(self.store.layout.models):
