@@ -85,7 +85,7 @@ def _manifest_commands(add: _Add) -> None:
     add_ = add("add", "add a model from a locator to models.toml")
     add_.add_argument("locator", metavar="LOCATOR", help="a folder, http(s)://, hf:// or s3://")
     add_.add_argument("--name", help="the model's name (default: from the locator)")
-    add_.add_argument("--model-version", default="1.0.0", metavar="VERSION", help="its version (1.0.0)")
+    add_.add_argument("--model-version", metavar="VERSION", help="its version (as the locator ends, or 1.0.0)")
     add_.add_argument("--variant", default=VARIANT, help=f"the variant's name ({VARIANT})")
     add_.add_argument("--include", action="append", default=[], metavar="GLOB", help="files to take; may be repeated")
     add_.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="files to leave; may be repeated")

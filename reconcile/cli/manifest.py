@@ -68,12 +68,15 @@ def run_add(session: Session) -> Answer:
     if "://" not in locator and not os.path.isabs(locator):  # typed here, read from the manifest's folder
         locator = os.path.relpath(os.path.abspath(locator), path.parent)
     document = _parse(path) if path.exists() else tomlkit.parse(_TEMPLATE)
-    name = args.name or _name_of(locator)
-    for kind, part in (("name", name), ("version", args.model_version), ("variant", args.variant)):
+    name, version = _named(locator)
+    name, version = args.name or name, args.model_version or version
+    if not name:
+        raise InvalidConfigError(f"{locator!r} gives the model no name", hint="choose one with --name")
+    for kind, part in (("name", name), ("version", version), ("variant", args.variant)):
         if what := name_problem(kind, part):
             raise InvalidConfigError(what, hint="choose another with --name, --model-version or --variant")
     models = document.setdefault("models", tomlkit.table(is_super_table=True))
-    key = _key_of(models, name, args.model_version)
+    key = _key_of(models, name, version)
     changed = True
     if key is not None:
         sources = models[key].setdefault("sources", tomlkit.array())
@@ -83,13 +86,13 @@ def run_add(session: Session) -> Answer:
         changed |= _add_variant(args, models[key].setdefault("variants", tomlkit.table(is_super_table=True)))
     else:
         taken = name in models
-        models[f"{name}@{args.model_version}" if taken else name] = _new_model(args, locator, versioned=not taken)
+        models[f"{name}@{version}" if taken else name] = _new_model(args, locator, "" if taken else version)
     text = tomlkit.dumps(document)
     manifests.parse(text.encode(), path)  # what is written can be read
     if changed:
         write_file(path, text.encode())
-    line = f"{name}@{args.model_version}: {locator}" + ("" if changed else " (was there)")
-    return Answer(document={"changed": changed, "model": f"{name}@{args.model_version}"}, lines=(line,))
+    line = f"{name}@{version}: {locator}" + ("" if changed else " (was there)")
+    return Answer(document={"changed": changed, "model": f"{name}@{version}"}, lines=(line,))
 
 
 def run_remove(session: Session) -> Answer:
@@ -159,12 +162,13 @@ def _checked(text: str) -> str:
     raise InvalidConfigError(f"there is no folder {locator}", hint=hint)
 
 
-def _name_of(locator: str) -> str:
-    last = re.sub(r"^[a-z0-9+]+://", "", locator).rstrip("/").rpartition("/")[2].partition("@")[0]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(last)).strip("-._").lower()
-    if not name:
-        raise InvalidConfigError(f"{locator!r} gives the model no name", hint="choose one with --name")
-    return name
+def _named(locator: str) -> tuple[str, str]:
+    """The name and the version that a locator suggests, as ``…/minilm/1.2.0`` does; no name where it has none."""
+    rest, _, last = re.sub(r"^[a-z0-9+]+://", "", locator).rstrip("/").rpartition("/")
+    version = "1.0.0"
+    if "/" in rest and re.fullmatch(r"v?[0-9]+(\.[0-9]+)+", last):
+        version, last = last.removeprefix("v"), rest.rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last.partition("@")[0]).strip("-._").lower(), version
 
 
 def _key_of(models: dict[str, dict[str, str]], name: str, version: str) -> str | None:
@@ -175,10 +179,10 @@ def _key_of(models: dict[str, dict[str, str]], name: str, version: str) -> str |
     return None
 
 
-def _new_model(args: argparse.Namespace, locator: str, *, versioned: bool) -> tomlkit.items.Table:
+def _new_model(args: argparse.Namespace, locator: str, version: str) -> tomlkit.items.Table:
     model = tomlkit.table()
-    if versioned:
-        model["version"] = args.model_version
+    if version:
+        model["version"] = version
     model["sources"] = [locator]
     model["variants"] = tomlkit.table(is_super_table=True)
     model["variants"][args.variant] = _new_variant(args)

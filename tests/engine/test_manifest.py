@@ -425,3 +425,20 @@ def test_add_of_a_known_model_adds_a_variant_too(cli):
     assert again["changed"] is False
     refused = cli.run("add", "src/a", "--name", "a", "--variant", "small", "--include", "*.bin")
     assert refused.code == 2 and "takes other files" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("locator", "model"),
+    [
+        ("https://host/models/minilm/1.2.0/", "minilm@1.2.0"),
+        ("hf://org/Mini_LM@v1.0", "mini_lm@1.0.0"),
+        ("s3://bucket/prefix/t2v/v2.1", "t2v@2.1"),
+        ("https://host/3.0", "3.0@1.0.0"),
+    ],
+)
+def test_add_takes_name_and_version_from_the_locator(cli, locator: str, model: str):
+    """As the recipes lay folders out; what is said with options wins."""
+    cli.ok("init")
+
+    assert cli.ok("add", locator, "--json").json["model"] == model
+    assert cli.ok("add", locator, "--name", "n", "--model-version", "9", "--json").json["model"] == "n@9"
