@@ -32,7 +32,8 @@ from .fetcher import Fetcher
 from .publisher import Publisher
 
 _GROW_S = 0.02  # how often another worker is thought of
-_BUSY = 0.7  # of one processor: Python runs one thread at a time
+_BUSY = 0.7  # of one processor: Python runs one thread at a time, and ...
+_BUSY_ALONE = 0.5  # ... where that is all the work, two lose much of what they gain to waiting for each other
 
 
 @dataclass(slots=True, kw_only=True)
@@ -286,7 +287,7 @@ class _Idleness:
         share, own_share = (worked - self._worked) / passed, (own - self._own) / passed
         alone = bool(self._clock) and worked - self._worked > 2 * (own - self._own)  # most of the work is another's
         self._at, self._worked, self._own = at, worked, own
-        return share < _BUSY or (alone and own_share < _BUSY / 2)
+        return share < (_BUSY_ALONE if self._one_works else _BUSY) or (alone and own_share < _BUSY_ALONE)
 
 
 def _ours(error: BaseException) -> ModelstowError | CasError:
