@@ -1,5 +1,6 @@
 """Small blobs come one after the other and are committed together."""
 
+import errno
 import os
 import resource
 import threading
@@ -16,6 +17,7 @@ from backends.base import replaced
 from backends.memory import MemorySource
 from cas import BlobStore, ChecksumError, Digest, NoSpaceError, Stopped, locks
 from cas.locks import Lock
+from cas.pieces import PIECE
 from reconcile.errors import SizeMismatchError, SourceUnavailableError
 from reconcile.execution.engine import Connections, Engine, Wanted
 from reconcile.execution.failures import FailureTable
@@ -404,3 +406,46 @@ def test_a_blob_whose_lock_cannot_be_written_to_stops_no_other(world: World, mon
 
     assert isinstance(outcomes.pop(Digest.of(FILES[1])), OSError)
     assert set(outcomes.values()) == {False} and world.there() == FILES[:3]
+
+
+def test_a_full_disk_in_the_middle_is_told_with_what_is_still_needed(world: World, monkeypatch: pytest.MonkeyPatch):
+    """What was fetched is kept, so that it is not needed once more."""
+    data = some_bytes(3 * PIECE, seed=5)
+    world.source.objects[locator_of(data)] = data
+    real = os.pwrite
+
+    def full(fd: int, part: bytes, offset: int) -> int:
+        if offset >= 2 * PIECE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, part, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        outcome = world.fetcher.obtain_all([wanted(data)])[Digest.of(data)]
+
+    assert isinstance(outcome, NoSpaceError) and outcome.details["bytes_needed"] == PIECE
+    assert world.store.held_in_partial(Digest.of(data), len(data)) == 2 * PIECE
+
+
+def test_who_looks_whether_a_commit_is_due_does_not_wait_for_one(world: World, monkeypatch: pytest.MonkeyPatch):
+    """A large blob's sync takes long, and who looks has signals to heed."""
+    begun, go_on = threading.Event(), threading.Event()
+    commit_all = world.store.commit_all
+
+    def slow(*about: Any, **options: Any) -> Any:
+        begun.set()
+        go_on.wait(30)
+        return commit_all(*about, **options)
+
+    monkeypatch.setattr(world.store, "commit_all", slow)
+    thread = threading.Thread(target=world.fetcher.obtain_all, args=(map(wanted, FILES[:2]),))
+    thread.start()
+    assert begun.wait(30)
+    world.time += 10.0
+
+    world.fetcher.commit_due()
+
+    assert thread.is_alive() and world.there() == []
+    go_on.set()
+    thread.join(30)
+    assert world.there() == FILES[:2]
