@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 from urllib.parse import quote
 
-from . import hubpath
 from .errors import TimedOut
 
 PATIENCE_S = 300.0
 """How long a small body may take, however it drips."""
+_HUB = "hf://"
 
 
 class Body:
@@ -141,15 +141,23 @@ class Wrapper:
 
 def join(folder: str, path: str) -> str:
     """The locator of a file below a folder's locator; quoted where locators are URLs."""
-    folder = hubpath.as_folder(folder.rstrip("/"))
+    folder = folder.rstrip("/")
+    if folder.startswith(_HUB):
+        from .hubpath import as_folder  # its grammar takes a millisecond to compile, which nobody else pays
+
+        folder = as_folder(folder)
     quoted = folder.startswith(("http://", "https://", "file://", "hf://"))
     return f"{folder}/{quote(path) if quoted else path}"
 
 
 def beginnings(source: str) -> tuple[str, ...]:
     """How the locators of a source's files begin, whatever revision they are pinned to."""
-    repository = hubpath.repository(source)
-    return (f"{repository}@", f"{repository}/") if repository else (join(source, ""),)
+    if source.startswith(_HUB):
+        from .hubpath import repository
+
+        if name := repository(source):
+            return f"{name}@", f"{name}/"
+    return (join(source, ""),)
 
 
 def read_all(source: Source, locator: str, *, at_most: int) -> bytes:

@@ -23,7 +23,7 @@ class FileSource:
 
     def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
         try:
-            fd = os.open(_path(locator), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
+            fd = os.open(path_of(locator), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
         except OSError as error:
             raise _translated(error, locator) from error
         found = os.fstat(fd)
@@ -67,12 +67,12 @@ class FileSource:
 
     def size(self, locator: str) -> int | None:
         try:
-            return os.stat(_path(locator)).st_size
+            return os.stat(path_of(locator)).st_size
         except OSError as error:
             raise _translated(error, locator) from error
 
     def listing(self, locator: str) -> Listing:
-        root, lost = _path(locator), "a relative source is relative to models.toml"
+        root, lost = path_of(locator), "a relative source is relative to models.toml"
         try:
             is_folder = stat.S_ISDIR(os.stat(root).st_mode)
         except OSError as error:
@@ -93,13 +93,14 @@ class FileSource:
         return Listing(locator=locator, files=tuple(files))
 
     def origin(self, locator: str) -> str:
-        return os.path.dirname(_path(locator))
+        return os.path.dirname(path_of(locator))
 
     def put(self, locator: str, size: int, read: Reader, sending: Sending) -> int:
-        return place.put(_path(locator), size, read, sending, locator)
+        return place.put(path_of(locator), size, read, sending, locator)
 
 
-def _path(locator: str) -> str:
+def path_of(locator: str) -> str:
+    """The path that a locator names. Raises SourceError."""
     if not locator.startswith("file://"):
         return locator
     parts = urlsplit(locator)

@@ -32,7 +32,7 @@ METADATA_TIMEOUT_S = 0.5
 _CONNECTIONS = 64
 _HEADS = 32  # at once, while listing
 _PAGES = 10_000
-_LOCATOR = re.compile(r"s3://(?P<bucket>[^/?#@]+)(?:/(?P<key>.*?))?(?:\?versionId=(?P<version>[^?&/]+))?", re.DOTALL)
+_LOCATOR = re.compile(r"[sS]3://(?P<bucket>[^/?#@]+)(?:/(?P<key>.*?))?(?:\?versionId=(?P<version>[^?&/]+))?", re.DOTALL)
 
 _MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound"}
 _THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "ServiceUnavailable"}

@@ -28,9 +28,8 @@ PIECE = 8 << 20
 
 _MAGIC = b"MSTOWPT1"
 _MOST_PIECES = 1 << 22  # 32 TiB in one file
-_HEADER = struct.Struct(
-    "<8sIIQ32sQqQ48x"
-)  # magic, piece bytes, state, blob bytes, sha256; inode, mtime_ns and size of an adopted file, 0 so far
+# Magic, piece bytes, state, blob bytes, sha256; then inode, mtime in ns and size of an adopted file, 0 so far.
+_HEADER = struct.Struct("<8sIIQ32sQqQ48x")
 _HEADER_BYTES = 128 + 8  # header and its check
 _SLOT = struct.Struct("<16sII")
 _SLOT_BYTES = 32

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
+from cas import CasError
 from cas.durable import write_file
 from cas.layout import Layout
 
@@ -101,7 +103,8 @@ def lock(
         )
     except BaseException:
         if write:
-            depot.keep()  # what was named need not be fetched again
+            with suppress(CasError, OSError):  # this is not what went wrong
+                depot.keep()  # what was named need not be fetched again
         raise
     fresh = found.format().encode()
     changed = fresh != text

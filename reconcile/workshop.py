@@ -9,6 +9,8 @@ from pathlib import Path
 from threading import Event
 
 from backends import Registry
+from backends.file import path_of
+from backends.registry import scheme_of
 from cas import BlobStore, kernel, locks
 from cas import inventory as inventories
 from cas.inventory import Inventory
@@ -16,7 +18,7 @@ from cas.linking import Placer
 
 from .config import Settings
 from .desired import selection
-from .desired.lockfile import Lockfile
+from .desired.lockfile import Lockfile, absolute
 from .errors import ApplyError, InvalidConfigError
 from .exchange.push import Push, Pushed
 from .execution.engine import Connections, Engine
@@ -33,7 +35,7 @@ from .retention.roots import LockRoot
 from .retention.space import Preflight
 from .scope import other_locks
 from .sources import toll
-from .telemetry.events import BytesArrived, Sink
+from .telemetry.events import BytesArrived, Sink, Warned
 from .telemetry.events import Event as Happening
 from .telemetry.recorder import Recorder
 from .telemetry.report import Report
@@ -66,6 +68,8 @@ class Workshop:
 
         Raises NoSpaceError, InvalidConfigError, Stopped, OSError: what concerns all of it.
         """
+        if work.missing:
+            self._warn_of_lost_mirrors()
         meter = _Meter(progress, self.emit)
         recorder = Recorder(meter)
         error: ApplyError | None = None
@@ -75,6 +79,18 @@ class Workshop:
             error, changed = failed, failed.changed
         meter.finish()
         return changed, recorder.report(), error
+
+    def _warn_of_lost_mirrors(self) -> None:
+        """A mistyped folder would only ever be a mirror that holds nothing."""
+        for mirror in self.settings.mirrors:
+            place = absolute(mirror, self._base)
+            if scheme_of(place) in ("", "file") and not os.path.isdir(path_of(place)):
+                self.emit(Warned(text=f"there is no mirror at {path_of(place)}"))
+
+    @property
+    def _base(self) -> Path:
+        """What relative locators are relative to."""
+        return (self.settings.manifest or self.settings.lockfile or Path.cwd()).parent
 
     def collector(self, *, exclusive: bool = False) -> Collector:
         """The garbage collector of this store; *exclusive*: nobody else uses it."""
@@ -107,10 +123,9 @@ class Workshop:
     def _executor(self, recorder: Recorder, meter: _Meter) -> Executor:
         store = self.settings.open_store()
         stop = Event()
-        base = (self.settings.manifest or self.settings.lockfile or Path.cwd()).parent
         engine = Engine(
             registry=self.registry,
-            base=base,
+            base=self._base,
             failures=self.failures,
             lies=Lies(store.layout.lies),
             emit=recorder,

@@ -26,7 +26,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _hint(message: str) -> str:
     """What was probably meant; empty where nobody can tell."""
-    if match := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message, re.DOTALL):
+    if match := re.search(r"argument COMMAND: invalid choice: '([^']*)' \(choose from (.*)\)", message, re.DOTALL):
         import difflib
 
         near = difflib.get_close_matches(match[1], re.findall(r"'?([\w-]+)'?", match[2]), n=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -116,24 +116,28 @@ def _totals(store: BlobStore, known: Roots, standing: list[TreeRoot], sizes: Map
     placed = [placed for root in standing for placed in root.record.files.values()]
     copies = sum(sizes.get(p.digest, 0) for p in placed if p.kind is LinkKind.COPY)
     live, at = known.live(store), store.layout
-    quarantine = _aside(store, at.quarantine)
+    quarantine, partials, trash = _aside(store, (at.quarantine, at.partials, at.trash))
     totals = {
         "logical": sum(sizes.get(p.digest, 0) for p in placed),
-        "physical": sum(sizes.values()) + copies + quarantine + _aside(store, at.partials) + _aside(store, at.trash),
+        "physical": sum(sizes.values()) + copies + partials + trash + quarantine,
         "reclaimable": sum(bytes_ for digest, bytes_ in sizes.items() if digest not in live),
     }
     return totals | ({"quarantine": quarantine} if quarantine else {})
 
 
-def _aside(store: BlobStore, folder: Path) -> int:
-    """Bytes of unfinished, displaced or damaged files, or of what is on its way out, that no blob shares."""
-    blobs = {entry.inode() for _, entry in store.blobs()}
-    bytes_ = {}
-    for path in (tree.scan(folder) or tree.Scan()).files:
-        with suppress(FileNotFoundError):
-            found = os.lstat(folder / path)
-            bytes_[found.st_ino] = min(found.st_size, found.st_blocks * 512)
-    return sum(count for ino, count in bytes_.items() if ino not in blobs)
+def _aside(store: BlobStore, folders: Iterable[Path]) -> list[int]:
+    """Of each folder, the bytes that neither a blob nor a folder before it shares."""
+    seen, sums = {entry.inode() for _, entry in store.blobs()}, []
+    for folder in folders:
+        bytes_ = {}
+        for path, ino in (tree.scan(folder) or tree.Scan()).files.items():
+            with suppress(FileNotFoundError):
+                if ino not in seen:
+                    found = os.lstat(folder / path)
+                    bytes_[ino] = min(found.st_size, found.st_blocks * 512)
+        seen |= bytes_.keys()
+        sums.append(sum(bytes_.values()))
+    return sums
 
 
 # ---- which

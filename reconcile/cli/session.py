@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from backends.switches import is_on
 
 from .. import config
 from ..config import Settings
 from ..desired import lockfile as lockfiles
-from ..desired.lockfile import Lockfile, absolute
+from ..desired.lockfile import Lockfile
 from ..ensurer import ModelEnsurer
 from ..errors import InvalidConfigError, LockfileMissingError, LockfileStaleError
 
@@ -92,17 +91,8 @@ class Session:
             )
         ensurer = ModelEnsurer.open(settings=settings, events=events or self.tell)
         mirrors = (*settings.mirrors, *self._read_manifest(ensurer.lock))
-        for mirror in mirrors:
-            self._look_at(mirror, ensurer.settings)
         ensurer.settings = replace(ensurer.settings, mirrors=mirrors)
         return ensurer
-
-    def _look_at(self, mirror: str, settings: Settings) -> None:
-        """A mistyped folder would only ever be a mirror that holds nothing."""
-        base = (settings.manifest or settings.lockfile or Path.cwd()).parent
-        path = absolute(mirror, base).removeprefix("file://")
-        if "://" not in path and not os.path.isdir(unquote(path) if mirror.startswith("file://") else path):
-            self._warn(f"there is no mirror at {path}")
 
     def ensurer_with_or_without_lock(self) -> ModelEnsurer:
         """For commands about the store as it stands: a lockfile is used where there is one."""

@@ -14,16 +14,13 @@ from cas.pieces import piece_hash, source_key
 from ..desired.lockfile import absolute
 from ..telemetry.events import BytesArrived
 from .engine import STOPPED, Engine, Wanted
-from .intake import STUMBLES, Intake, senseless
+from .intake import FIRST_STEP, STUMBLES, Intake, senseless
 from .lane import WrongSize
-
-MOST = 1 << 16
-"""Bytes: what comes within one read."""
 
 
 def suits(engine: Engine, wanted: Wanted) -> bool:
     """Whether there is nothing to choose, and nothing is known against the source."""
-    few = 0 < wanted.size <= MOST
+    few = 0 < wanted.size <= FIRST_STEP  # what comes within one read
     return few and len(wanted.urls) == 1 and not engine.failures.any and not engine.lies.of(wanted.digest)
 
 

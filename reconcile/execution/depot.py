@@ -43,6 +43,7 @@ class Depot:
     def pull_all(self, locators: Iterable[str]) -> dict[str, tuple[Digest, int]]:
         """The name and the size in bytes of each, several at once. Raises SourceError, OSError, Stopped."""
         wanted = list(locators)
+        self._store()  # once, before several threads would
 
         def one(locator: str) -> None:
             self.pulled[locator] = self._pull(locator)
@@ -64,7 +65,8 @@ class Depot:
             return
         store = self._store()
         digests = [digest for digest, size in self.pulled.values() if size]
-        lease = leases.take(store, doing="lock", digests=digests, stop=self.outer)
+        stop = self.engine.stop if self.engine.stop.is_set() else self.outer  # whoever interrupts waits for no lock
+        lease = leases.take(store, doing="lock", digests=digests, stop=stop)
         for locator, (digest, size) in list(self.pulled.items()):
             # A sweep may have run between the pull and the lease.
             if size and store.look(digest, size).state is not BlobState.INTACT and not self.engine.stop.is_set():

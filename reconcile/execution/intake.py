@@ -9,7 +9,7 @@ from backends import Body, Misbehaved, TimedOut
 from .retry import RetryPolicy
 
 MOST_STEP = 1 << 20
-_FIRST_STEP, _LEAST_STEP = 1 << 16, 1 << 14
+FIRST_STEP, _LEAST_STEP = 1 << 16, 1 << 14
 _QUICK_S, _SLOW_S = 0.005, 0.1  # a large read returns when its buffer is full: it should take neither less nor more
 
 STUMBLES = (ValueError, KeyError, TypeError, AttributeError)
@@ -25,7 +25,7 @@ class Intake:
 
     def __init__(self, body: Body, locator: str, policy: RetryPolicy, clock: Callable[[], float]) -> None:
         self._body, self._locator, self._policy, self._clock = body, locator, policy, clock
-        self._step = _FIRST_STEP
+        self._step = FIRST_STEP
         self._began, self._bytes = clock(), 0  # of the window in which the rate is looked at
 
     def read(self, view: memoryview) -> int:

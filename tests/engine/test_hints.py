@@ -157,6 +157,11 @@ def test_a_mistyped_command_line_says_what_was_probably_meant(argv: tuple[str, .
     assert ran.code == 2 and words in (ran.json["error"]["hint"] if ran.out else ran.err), ran
 
 
+def test_a_bad_choice_of_an_option_is_not_taken_for_a_command(cli: Cli):
+    """The hint is about what is wrong."""
+    assert "see `modelstow status --help`" in cli.run("status", "--progress", "jsn").err
+
+
 def test_a_wrong_address_is_told_from_a_server_that_lists_nothing(cli: Cli):
     """A typo in a path is the commonest mistake of all."""
     with Origin({"m/a.bin": b"a"}, listing="none") as origin:
@@ -175,7 +180,7 @@ def test_a_mirror_that_is_not_there_is_told_once(cli: Cli):
     cli.ok("lock")
     (cli.folder / "mirror").mkdir()
 
-    told = cli.ok("ensure", "m", MODELSTOW_MIRRORS="mirror mirro").err
+    told = cli.ok("ensure", "m", "--force", MODELSTOW_MIRRORS="mirror mirro").err
 
     assert told.count("there is no mirror at") == 1 and f"warning: there is no mirror at {cli.folder}/mirro\n" in told
 

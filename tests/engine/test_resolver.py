@@ -554,26 +554,19 @@ def test_another_source_is_listed_before_one_that_failed_for_a_moment_is_asked_a
 def test_models_may_extend_variants_of_each_other(cli):
     """Only a variant that needs itself has no end."""
     put(cli, FILES)
-    (cli.folder / "models.toml").write_text(
-        """schema = 1
-[models.a]
+    tables = "".join(
+        f"""[models.{name}]
 version = "1"
 sources = ["src"]
-[models.a.variants.base]
+[models.{name}.variants.base]
 include = ["*.json"]
-[models.a.variants.more]
-extends = ["b@1#base"]
-include = ["*.json"]
-[models.b]
-version = "1"
-sources = ["src"]
-[models.b.variants.base]
-include = ["*.json"]
-[models.b.variants.more]
-extends = ["a@1#base"]
+[models.{name}.variants.more]
+extends = ["{other}@1#base"]
 include = ["*.json"]
 """
+        for name, other in ("ab", "ba")
     )
+    (cli.folder / "models.toml").write_text(f"schema = 1\n{tables}")
 
     cli.ok("lock")
     assert "unchanged" in cli.ok("lock").out

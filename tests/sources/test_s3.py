@@ -435,3 +435,8 @@ def test_bodies_are_read_by_the_fast_way(origin: Origin):
 
     assert callable(answer["Body"]._raw_stream._fp.readinto)
     answer["Body"].close()
+
+
+def test_a_bucket_is_named_in_any_case_of_the_scheme():
+    """As it may be typed behind `push`; the registry knows it so too."""
+    assert module._parts("S3://bucket/a/key") == module._parts("s3://bucket/a/key") == ("bucket", "a/key", "")
