@@ -1,6 +1,5 @@
 """Bytes in flight: turns a locator and a range into bytes, and says what went wrong. Knows no digest and no store."""
 
-from .base import Body, Listed, Listing, Source, beginnings, join, read_all
 from .errors import (
     Denied,
     EndedEarly,
@@ -16,6 +15,7 @@ from .errors import (
     redact,
 )
 from .registry import Registry, open_source
+from .source import Body, Listed, Listing, Source, beginnings, join, read_all
 
 __all__ = [
     "Body",

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Event, Thread
 
-from .base import Body, Source, join
 from .errors import NotFound, SourceError
+from .source import Body, Source, join
 
 TEN = b"0123456789"
 BIG = bytes(range(251)) * 8_000  # two megabytes that are nowhere alike

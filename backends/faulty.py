@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from threading import Lock
 
-from .base import Body, Source, Wrapper, replaced
 from .errors import SourceError, Unreachable
+from .source import Body, Source, Wrapper, replaced
 
 
 class FaultySource(Wrapper):

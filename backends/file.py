@@ -9,9 +9,9 @@ import time
 from threading import Lock
 from urllib.parse import unquote, urlsplit
 
-from . import place
-from .base import Body, Listed, Listing, Reader, Sending
+from . import file_upload
 from .errors import Denied, NotFound, SourceError, Unreachable
+from .source import Body, Listed, Listing, Reader, Sending
 
 _SETTLED_S = 2.0  # a file that was written to later may be written to again without another time
 
@@ -96,7 +96,7 @@ class FileSource:
         return os.path.dirname(path_of(locator))
 
     def put(self, locator: str, size: int, read: Reader, sending: Sending) -> int:
-        return place.put(path_of(locator), size, read, sending, locator)
+        return file_upload.put(path_of(locator), size, read, sending, locator)
 
 
 def path_of(locator: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .base import Body, Listed, Listing
 from .errors import NotFound
+from .source import Body, Listed, Listing
 
 
 class MemorySource:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from threading import Lock
 
-from .base import Source
 from .errors import Offline, SourceError
+from .source import Source
 
 
 def _file() -> Source:
@@ -16,19 +16,19 @@ def _file() -> Source:
 
 
 def _http() -> Source:
-    from .http import HttpSource  # requests takes 70 ms to import; a command without a transfer does not pay it
+    from .http.client import HttpSource  # requests takes 70 ms to import; a command without a transfer does not pay it
 
     return HttpSource()
 
 
 def _hub() -> Source:
-    from .hub import HubSource
+    from .hf.hub import HubSource
 
     return HubSource()
 
 
 def _s3() -> Source:
-    from .s3 import S3Source
+    from .s3.client import S3Source
 
     return S3Source()
 

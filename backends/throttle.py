@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from threading import Lock
 
-from .base import Body, Source, Wrapper, replaced
+from .source import Body, Source, Wrapper, replaced
 
 _SLICE_S = 0.05  # how much of a second's budget may be taken at once, so that a cap is smooth
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from reconcile.cli.text import table
-from reconcile.config import parse_size
+from modelstow.reconcile.cli.output import table
+from modelstow.reconcile.settings import parse_size
 
 from .measure import GIB, CommandFailed, Options, Row, absent
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GIB = 1 << 30
-CLI = (sys.executable, "-m", "reconcile")
+CLI = (sys.executable, "-m", "modelstow")
 _WATCH = Path(__file__).with_name("watch.py")
 
 

@@ -124,7 +124,7 @@ def _start_up(options: Options) -> list[Row]:
 
 def _imports(world: World) -> frozenset[str]:
     """The top-level names that a no-op imports."""
-    argv = [sys.executable, "-X", "importtime", "-m", "reconcile", "reconcile", "--json"]
+    argv = [sys.executable, "-X", "importtime", "-m", "modelstow", "reconcile", "--json"]
     done = subprocess.run(argv, cwd=world.folder, env=world.env, capture_output=True, text=True, check=True)
     names = (line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:"))
     return frozenset(name.partition(".")[0] for name in names)

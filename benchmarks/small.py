@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cas import Digest
+from modelstow.cas import Digest
 
 from . import fakehub, peers
 from .measure import CLI, Contender, Options, Row, absent, contest, rows, tool

@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from cas import BlobStore, Digest
-from reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile
+from modelstow.cas import BlobStore, Digest
+from modelstow.reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile
 
 from .measure import environment
 

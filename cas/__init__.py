@@ -13,7 +13,7 @@ from .errors import (
     StoreStateError,
 )
 from .layout import Layout
-from .linking import LinkKind, LinkMode
+from .links import LinkKind, LinkMode
 from .look import ABSENT, BlobState, Look
 from .store import BlobStore
 

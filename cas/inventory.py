@@ -17,7 +17,7 @@ import xxhash
 from .digest import Digest
 from .durable import UNFINISHED, fsync_folder, seal, unseal, write_file
 from .errors import StoreStateError
-from .linking import LinkKind
+from .links import LinkKind
 
 NEXT = ".next"
 _FORMAT = 1

@@ -9,7 +9,7 @@ import secrets
 from pathlib import Path
 from threading import Lock as Mutex
 
-from . import kernel
+from . import syscalls
 from .digest import Digest
 from .durable import write_all
 from .layout import TABLE_FROM, Layout
@@ -78,7 +78,7 @@ class Partial:
             if self._journaled:
                 self.table.write_slot(self._table_fd, index)
         start, stop = piece_range(index, self.size)
-        kernel.start_writeback(self.fd, start, stop - start)
+        syscalls.start_writeback(self.fd, start, stop - start)
 
     def forget(self, indexes: list[int]) -> None:
         """Strike pieces off the record; they are to be fetched again, and the proof starts anew."""

@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from . import linking
+from . import links
 from .digest import Digest
 from .durable import fsync_folder
 from .inventory import Placed
-from .linking import LinkKind, Placer
+from .links import LinkKind, Placer
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _STAGING = ".modelstow"
@@ -107,10 +107,10 @@ def populate(
             try:
                 placed = []
                 if replace:
-                    linking.drop_unfinished(fd)
+                    links.drop_unfinished(fd)
                 for name, path, item in rows:
                     say = target(path, item.digest) if target else ""
-                    how = linking.replace if replace else Placer.place
+                    how = links.replace if replace else Placer.place
                     kind = how(placer, blob(item.digest), item.digest, item.size, fd, name, target=say)
                     linked = kind is LinkKind.HARDLINK and item.ino
                     ino = item.ino if linked else os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino
@@ -217,9 +217,9 @@ def publish(staging: Path, live: Path) -> bool:
     if not stat.S_ISDIR(there.st_mode):
         raise OSError(errno.ENOTDIR, "not a folder", str(live))
     os.chmod(staging, stat.S_IMODE(there.st_mode))
-    from . import kernel
+    from . import syscalls
 
-    kernel.exchange(str(staging), str(live))
+    syscalls.exchange(str(staging), str(live))
     fsync_folder(live.parent)
     return True
 

@@ -145,7 +145,7 @@ class World:
 
 
 def _argv(args: tuple[str, ...]) -> list[str]:
-    return [sys.executable, "-m", "reconcile", *args]
+    return [sys.executable, "-m", "modelstow", *args]
 
 
 # ---- talk

@@ -10,38 +10,36 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from backends import Registry, Source
-from backends.registry import FACTORIES
-from cas import BlobStore
-from cas import inventory as inventories
-from cas.inventory import Inventory
-from cas.scrub import Level
+from modelstow.backends import Registry, Source
+from modelstow.backends.registry import FACTORIES
+from modelstow.cas import BlobStore
+from modelstow.cas import inventory as inventories
+from modelstow.cas.inventory import Inventory
+from modelstow.cas.scrub import Level
 
-from . import config
-from .config import Settings
 from .desired import lockfile as lockfiles
-from .desired import selection
 from .desired.lockfile import Lockfile
-from .desired.selection import Chosen
+from .desired.selectors import Chosen, choose, every
+from .desired_state import Choice, Scope
 from .errors import ApplyError, LockfileMissingError, ModelstowError
-from .execution.failures import FailureTable, SourceFailure
-from .outcome import IntegrityReport, Outcome, TreeOutcome
+from .events.report import Report
 from .planning.observer import free_bytes, observe
 from .planning.planner import Plan, needing, plan, status
 from .planning.state import Actual, Desired, ModelState, TreeKey, VariantStatus
+from .results import IntegrityReport, Outcome, TreeOutcome
 from .retention import roots
 from .retention.roots import LockRoot
-from .scope import Choice, Scope
+from .settings import Settings, from_environment
 from .sources import registry_of, targets_of
-from .telemetry.report import Report
+from .transfer.source_health import FailureTable, SourceFailure
 
 if TYPE_CHECKING:  # what writes and reads content is loaded when there is something to do: start-up is performance
-    from .exchange.push import Pushed
-    from .execution.retry import RetryPolicy
-    from .planning.auditor import Audit
+    from .events.events import Sink
+    from .interop.push import Pushed
+    from .planning.verifier import Audit
     from .retention.collector import Collected, Goals
-    from .telemetry.events import Sink
-    from .workshop import Progress, Workshop
+    from .runtime import Progress, Workshop
+    from .transfer.retry import RetryPolicy
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -77,7 +75,7 @@ class ModelEnsurer:
         Raises LockfileMissingError, LockfileInvalidError, SchemaVersionError, InvalidConfigError, OSError.
         """
         if settings is None:
-            settings = config.from_environment(os.environ, root=_absolute(root), lockfile=_absolute(lockfile))
+            settings = from_environment(os.environ, root=_absolute(root), lockfile=_absolute(lockfile))
         path = settings.lockfile or Path(os.path.abspath("models.lock"))
         try:
             lock, text = lockfiles.read(path)
@@ -96,11 +94,11 @@ class ModelEnsurer:
 
     def local_path(self, model: str, variant: str | None = None) -> Path:
         """Where a variant's tree is or will be; depends on nothing but ROOT and the selector. Raises as ``status``."""
-        return self.settings.root / selection.choose(self.lock, model, variant).tree
+        return self.settings.root / choose(self.lock, model, variant).tree
 
     def desired(self, selectors: Iterable[str] | None = None, *, choice: Choice = Choice()) -> Desired:
         """What is wanted of these variants (default: of all). Raises the errors of selectors."""
-        chosen = selection.every(self.lock) if selectors is None else self._chosen(selectors)
+        chosen = every(self.lock) if selectors is None else self._chosen(selectors)
         return self._scope.desired(chosen, choice)
 
     def observe(self, desired: Desired | None = None) -> Actual:
@@ -123,7 +121,7 @@ class ModelEnsurer:
 
     def status(self, model: str, variant: str | None = None) -> VariantStatus:
         """How one variant stands: by stat, without locks or network. Raises the errors of selectors, OSError."""
-        return self.statuses([str(selection.choose(self.lock, model, variant))])[0]
+        return self.statuses([str(choose(self.lock, model, variant))])[0]
 
     def statuses(self, selectors: Iterable[str] | None = None) -> list[VariantStatus]:
         """How variants stand (default: all)."""
@@ -153,7 +151,7 @@ class ModelEnsurer:
         Raises the errors of selectors before anything is touched; ChecksumError, SizeMismatchError,
         SourceUnavailableError and its kin, NoSpaceError, LockTimeoutError, OSError.
         """
-        chosen = selection.choose(self.lock, model, variant)
+        chosen = choose(self.lock, model, variant)
         choice = Choice(into=_absolute(into), with_=frozenset(with_), without=frozenset(without))
         outcome = self.ensure_all([str(chosen)], force=force_redownload, choice=choice, progress=progress_callback)
         if outcome.error is not None:
@@ -194,14 +192,14 @@ class ModelEnsurer:
 
     def verify_integrity(self, model: str, variant: str | None = None, *, level: Level = Level.FULL) -> IntegrityReport:
         """Read one variant's content. Raises the errors of selectors, OSError; bad content is in the report."""
-        desired = self.desired([str(selection.choose(self.lock, model, variant))])
+        desired = self.desired([str(choose(self.lock, model, variant))])
         tree = desired.trees[0]
         store = BlobStore.looking_at(self.settings.root)
         if not observe(store, desired).trees[tree.key].exists:
             return IntegrityReport.absent(tree)
-        from .planning import auditor
+        from .planning import verifier
 
-        found = auditor.audit(store, desired, level)
+        found = verifier.audit(store, desired, level)
         return IntegrityReport.of(tree, {path for fault in found.faults for path in fault.paths})
 
     def verify(
@@ -211,14 +209,14 @@ class ModelEnsurer:
 
         The outcome is the repair's; None where none was needed or asked.
         """
-        from .planning import auditor
-        from .telemetry.task import Task
+        from .events.progress import Task
+        from .planning import verifier
 
         store = BlobStore.looking_at(self.settings.root)
         desired = self.desired(selectors) if selectors is not None else self._scope.registered(store)
         also = {} if selectors is not None else {d: self._scope.size_of(store, d) for d, _ in store.blobs()}
         with Task("verifying", self.events) as task:
-            found = auditor.audit(store, desired, level, also=also, on_total=task.begin, on_bytes=task.advance)
+            found = verifier.audit(store, desired, level, also=also, on_total=task.begin, on_bytes=task.advance)
         if not repair or not found.faults:
             return found, None
         orphans = frozenset(f.digest for f in found.faults if f.kind == "corrupt") & self.lock.blobs.keys()
@@ -258,16 +256,16 @@ class ModelEnsurer:
         *done* is filled on the way, and so tells what was published before an error. Raises the errors of selectors,
         InvalidConfigError, IntegrityError, SourceError, Stopped, OSError.
         """
-        sizes = self._scope.blobs(selection.every(self.lock) if selectors is None else self._chosen(selectors))
+        sizes = self._scope.blobs(every(self.lock) if selectors is None else self._chosen(selectors))
         return self._workshop().push(url, compress=compress, dry_run=dry_run, done=done).run(sizes)
 
     @contextmanager
     def lease(self, model: str, variant: str | None = None) -> Iterator[Path]:
         """Ensure a variant and keep it from eviction and garbage collection while the block runs."""
-        from cas import leases
+        from modelstow.cas import leases
 
         self.ensure(model, variant)
-        desired = self.desired([str(selection.choose(self.lock, model, variant))])
+        desired = self.desired([str(choose(self.lock, model, variant))])
         digests = frozenset(desired.trees[0].files.values())
         held = leases.take(self.settings.open_store(), doing=f"using {desired.trees[0].key}", digests=digests)
         try:
@@ -283,12 +281,12 @@ class ModelEnsurer:
         return Scope(settings=self.settings, lock=self.lock)
 
     def _chosen(self, selectors: Iterable[str]) -> list[Chosen]:
-        return list(dict.fromkeys(selection.choose(self.lock, text) for text in selectors))
+        return list(dict.fromkeys(choose(self.lock, text) for text in selectors))
 
     def _hand_over(self, heirs: Mapping[str, LockRoot]) -> None:
         if not heirs:
             return
-        from .workshop import take_over
+        from .runtime import take_over
 
         for id_, heir in heirs.items():
             take_over(self.settings.open_store(), id_, heir)
@@ -297,7 +295,7 @@ class ModelEnsurer:
         """Put the lockfile on record if it is not, as it is."""
         root, store = self._scope.lock_root(self.lock_text), BlobStore.looking_at(self.settings.root)
         if any(store.layout.leases.glob("*")):  # what `lock` had pulled is kept by the lockfile now
-            from cas import leases
+            from modelstow.cas import leases
 
             leases.drop_superseded(store, root.digests)
         if roots.read_lock_root(store, Path(root.path)) == root and roots.epoch(store) == store.config.epoch:
@@ -332,8 +330,8 @@ class ModelEnsurer:
             yield TreeOutcome(model=model, variant=variant, path=tree.path, state=state, changed=tree.key in changed)
 
     def _workshop(self) -> Workshop:
-        from .execution.retry import RetryPolicy
-        from .workshop import Workshop
+        from .runtime import Workshop
+        from .transfer.retry import RetryPolicy
 
         return Workshop(
             settings=self.settings,

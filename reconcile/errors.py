@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cas import CasError, ChecksumError, LockTimeoutError, NoSpaceError, SizeMismatchError
-from cas.errors import FULL
+from modelstow.cas import CasError, ChecksumError, LockTimeoutError, NoSpaceError, SizeMismatchError
+from modelstow.cas.errors import FULL
 
 _MOST_LINES = 20  # of a message; details have every failure
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends import Source
-from backends.memory import MemorySource
-from cas import Digest
-from reconcile import ModelEnsurer
-from reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile
-from reconcile.execution.retry import Backoff, RetryPolicy
+from modelstow import ModelEnsurer
+from modelstow.backends import Source
+from modelstow.backends.memory import MemorySource
+from modelstow.cas import Digest
+from modelstow.reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile
+from modelstow.reconcile.transfer.retry import Backoff, RetryPolicy
 
 IMPATIENT = RetryPolicy(transient=Backoff(attempts=3), rate_limit=Backoff(attempts=3), retry_after_cap_s=0.0)
 """Retries without a pause, so that no test sleeps."""
@@ -74,7 +74,7 @@ def ensurer_of(folder: Path, lock: Lockfile, source: Source | None = None, **mor
     sources: dict[str, Source] = more.pop("sources", {})
     if source is not None:
         sources = {"mem": source, **sources}
-    from backends.registry import FACTORIES
+    from modelstow.backends.registry import FACTORIES
 
     factories = {**FACTORIES, **{scheme: (lambda made=made: made) for scheme, made in sources.items()}}
     more.setdefault("retry", IMPATIENT)
@@ -138,7 +138,7 @@ class Cli:
         return {**keep, "MODELSTOW_ROOT": str(self.root), "HOME": str(self.folder), "COLUMNS": "120", **more}
 
     def argv(self, *args: str | Path) -> list[str]:
-        return [sys.executable, "-m", "reconcile", *map(str, args)]
+        return [sys.executable, "-m", "modelstow", *map(str, args)]
 
     def run(self, *args: str | Path, timeout: float = 120, **environ: str) -> Ran:
         """Run a command to its end."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from builders import IMPATIENT, Cli, ensurer_of, lock_of, memory, some_bytes, write_lock
 
-from backends import Registry
-from cas import BlobStore, Digest
-from cas.codec import PackIndex, pack
-from cas.pieces import PIECE, piece_count, piece_range
-from reconcile.exchange.push import Push
+from modelstow.backends import Registry
+from modelstow.cas import BlobStore, Digest
+from modelstow.cas.compressed import PackIndex, pack
+from modelstow.cas.pieces import PIECE, piece_count, piece_range
+from modelstow.reconcile.interop.push import Push
 
 CONFIG = b'{"hidden_size": 384}'
 _EXPONENTS = bytes(b"\x3c\x3d\xbc\xbd"[byte & 3] for byte in range(256))

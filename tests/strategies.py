@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from cas import Digest
-from reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile
+from modelstow.cas import Digest
+from modelstow.reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile
 
 # ---- lockfiles
 

@@ -33,11 +33,12 @@ IMPORTERS = {
 # Within reconcile, arrows run one way.
 LAYERS = {
     "desired": {"errors", "desired"},
-    "planning": {"errors", "desired", "mirrors", "planning"},
-    "telemetry": {"errors", "telemetry"},
-    "retention": {"errors", "desired", "planning", "retention", "telemetry"},
-    "execution": {"errors", "desired", "mirrors", "planning", "telemetry", "execution"},
-    "exchange": {"errors", "desired", "mirrors", "planning", "telemetry", "execution", "exchange"},
+    "planning": {"errors", "desired", "planning"},
+    "events": {"errors", "events"},
+    "retention": {"errors", "desired", "planning", "retention", "events"},
+    "transfer": {"errors", "desired", "events", "transfer"},
+    "checkout": {"errors", "desired", "planning", "events", "checkout"},
+    "interop": {"errors", "desired", "events", "transfer", "interop"},
 }
 
 
@@ -49,7 +50,7 @@ def imports(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            module = ".".join(filter(None, (base, node.module or "")))
+            module = ".".join(filter(None, (base, (node.module or "").removeprefix("modelstow."))))
             yield module
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
@@ -122,7 +123,7 @@ def test_every_module_and_public_class_says_what_it_is(path: Path):
 
 def test_a_command_without_work_loads_neither_sources_nor_bars_nor_locks(tmp_path: Path):
     """Start-up is part of performance: what is not needed is not imported."""
-    heavy = "requests boto3 rich portalocker pathspec tomlkit zstandard reconcile.workshop"
+    heavy = "requests boto3 rich portalocker pathspec tomlkit zstandard modelstow.reconcile.runtime"
     (tmp_path / "src.txt").write_text("x")
     row = f'files = [{{path = "src.txt", size = 1, sha256 = "{hashlib.sha256(b"x").hexdigest()}"}}]'
     table = 'schema = 1\n[models.m]\nversion = "1"\nsources = ["."]\n[models.m.variants.v]\n'
@@ -130,11 +131,11 @@ def test_a_command_without_work_loads_neither_sources_nor_bars_nor_locks(tmp_pat
     environ = {**os.environ, "MODELSTOW_ROOT": str(tmp_path / "root"), "PYTHONPATH": str(HERE)}
     for command in ("lock", "reconcile"):
         subprocess.run(
-            [sys.executable, "-m", "reconcile", command], cwd=tmp_path, env=environ, check=True, capture_output=True
+            [sys.executable, "-m", "modelstow", command], cwd=tmp_path, env=environ, check=True, capture_output=True
         )
     code = (
         "import os, sys\n"
-        "from reconcile.cli.main import main\n"
+        "from modelstow.reconcile.cli.main import main\n"
         "sys.stdout = open(os.devnull, 'w')\n"
         "code = main(['reconcile'])\n"
         f"sys.stderr.write(repr((code, [name for name in {heavy.split()} if name in sys.modules])))\n"
@@ -149,10 +150,10 @@ def test_a_command_without_work_loads_neither_sources_nor_bars_nor_locks(tmp_pat
 
 def test_the_version_is_told_without_the_machinery():
     """Neither classes are made nor settings read for it."""
-    heavy = "dataclasses inspect cas backends reconcile.config"
+    heavy = "dataclasses inspect modelstow.cas modelstow.backends modelstow.reconcile.settings"
     code = (
         "import os, sys\n"
-        "from reconcile.cli.main import main\n"
+        "from modelstow.reconcile.cli.main import main\n"
         "sys.stdout = open(os.devnull, 'w')\n"
         "code = main(['--version'])\n"
         f"sys.stderr.write(repr((code, [name for name in {heavy.split()} if name in sys.modules])))\n"

@@ -19,11 +19,11 @@ import pytest
 from builders import Cli, lock_of, tree_of, write_lock
 from hub import Hub
 
-from backends.registry import FACTORIES
-from reconcile import __version__
-from reconcile.cli import arguments
-from reconcile.desired import manifest as manifests
-from reconcile.errors import EXIT_CODES, InvalidConfigError
+from modelstow import __version__
+from modelstow.backends.registry import FACTORIES
+from modelstow.reconcile.cli import parser
+from modelstow.reconcile.desired import manifest as manifests
+from modelstow.reconcile.errors import EXIT_CODES, InvalidConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -97,7 +97,7 @@ def play(cli: Cli, shown: Iterable[Shown], **more: str) -> Played:
     shims = cli.folder.parent / "shims"
     shims.mkdir(exist_ok=True)
     shim = shims / "modelstow"
-    shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m reconcile "$@"\n')
+    shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m modelstow "$@"\n')
     shim.chmod(0o755)
     environ = cli.environ(PATH=f"{shims}{os.pathsep}{os.environ['PATH']}", LC_ALL="C")
     del environ["MODELSTOW_ROOT"]
@@ -238,8 +238,8 @@ def command_lines() -> list[str]:
 
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:
-    parser = arguments.parser(__version__)
-    action = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    grammar = parser.build_parser(__version__)
+    action = next(a for a in grammar._actions if isinstance(a, argparse._SubParsersAction))
     return dict(action.choices)
 
 
@@ -250,7 +250,7 @@ def test_every_command_line_that_is_shown_parses() -> None:
     for line in lines:
         words = shlex.split(re.sub(r"\s([0-9]?>|#).*", "", line))  # a # within a word begins no comment
         try:
-            arguments.parser(__version__).parse_args(words)
+            parser.build_parser(__version__).parse_args(words)
         except InvalidConfigError as error:
             wrong.append(f"{line}: {error}")
     assert not wrong

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from cas import BlobState, BlobStore, Digest, NoSpaceError
-from cas.partial import read_fully
-from cas.pieces import PIECE, piece_count, piece_range
-from cas.scrub import Level, Subject, scrub
+from modelstow.cas import BlobState, BlobStore, Digest, NoSpaceError
+from modelstow.cas.partial import read_fully
+from modelstow.cas.pieces import PIECE, piece_count, piece_range
+from modelstow.cas.scrub import Level, Subject, scrub
 
-from .. import config
+from .. import settings
 from ..errors import IntegrityError, InvalidConfigError
-from ..retention.space import disk
+from ..retention.preflight import disk
+from .output import count, size, table
 from .session import Answer, Session
-from .text import count, size, table
 
 _READ = "read"
 _SAID = {
@@ -49,8 +49,8 @@ class Measured:
 
 def run_bench(session: Session) -> Answer:
     """Measure in a folder beside the store, which is removed whatever happens."""
-    total = config.parse_size(session.args.size, "--size")
-    repeats = config.parse_count(session.args.repeats, "--repeats")
+    total = settings.parse_size(session.args.size, "--size")
+    repeats = settings.parse_count(session.args.repeats, "--repeats")
     if total == 0:
         raise InvalidConfigError("--size 0 leaves nothing to read", hint="e.g. --size 1GiB")
     here = disk(session.settings.root)

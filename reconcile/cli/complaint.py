@@ -28,7 +28,7 @@ def tell(error: BaseException, *, as_event: bool = False) -> str:
 
 
 def _facts(error: BaseException) -> tuple[str, str, str, Mapping[str, Any]]:
-    from backends import SourceError
+    from modelstow.backends import SourceError
 
     from ..errors import as_ours
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cas import BlobStore, CasError, Digest, LinkMode, locks
-from cas.linking import LinkKind, Placer
+from modelstow.cas import BlobStore, CasError, Digest, LinkMode, locks
+from modelstow.cas.links import LinkKind, Placer
 
 from ..errors import ModelstowError
-from ..retention.space import disk
+from ..retention.preflight import disk
+from .output import size
 from .session import Answer, Session
-from .text import size
 
 _PACKAGES = ("cas", "backends", "reconcile")
 
@@ -127,11 +127,11 @@ def _links(folder: Path) -> Check:
 
 
 def _exchange(folder: Path) -> None:
-    from cas import kernel
+    from modelstow.cas import syscalls
 
     for name in ("a", "b"):
         (folder / name).mkdir()
-    kernel.exchange(str(folder / "a"), str(folder / "b"))
+    syscalls.exchange(str(folder / "a"), str(folder / "b"))
 
 
 def _try(name: str, action: Callable[[], None], otherwise: str) -> Check:

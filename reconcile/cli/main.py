@@ -14,18 +14,19 @@ from itertools import pairwise
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from .. import __version__
-from . import arguments
+from modelstow import __version__
+
+from . import parser
 
 if TYPE_CHECKING:
     from .session import Answer, Session
 
 _WHERE = {
     "manifest": ("init", "add", "remove", "lock"),
-    "disk": ("plan", "reconcile", "ensure", "status", "verify"),
-    "keeping": ("gc", "evict", "pin", "unpin"),
-    "exchange": ("push",),
-    "looking": ("ls", "du", "which", "diff"),
+    "sync": ("plan", "reconcile", "ensure", "status", "verify"),
+    "retention": ("gc", "evict", "pin", "unpin"),
+    "mirror": ("push",),
+    "inspect": ("ls", "du", "which", "diff"),
     "doctor": ("doctor",),
     "bench": ("bench",),
 }
@@ -91,7 +92,7 @@ class _Form(NamedTuple):
 
 def _run(argv: Sequence[str], environ: Mapping[str, str], form: _Form) -> int:
     try:
-        args = arguments.parser(__version__).parse_args(argv)
+        args = parser.build_parser(__version__).parse_args(argv)
     except SystemExit as ended:  # --help, --version
         return ended.code if isinstance(ended.code, int) else 0
     except Exception as error:

@@ -11,19 +11,19 @@ from typing import Any
 import tomlkit
 import tomlkit.exceptions
 
-from backends import redact
-from cas import BlobStore
-from cas.durable import write_file
+from modelstow.backends import redact
+from modelstow.cas import BlobStore
+from modelstow.cas.durable import write_file
 
-from .. import locker
+from .. import resolution
 from ..desired import manifest as manifests
 from ..desired.locators import EXAMPLES, source_flaw, tidied
-from ..desired.names import name_problem
+from ..desired.validation import name_problem
 from ..errors import InvalidConfigError, ManifestValidationError, ModelNotFoundError, Problem, listing
-from .arguments import VARIANT as _VARIANT
+from .output import count, size
+from .parser import VARIANT as _VARIANT
 from .progress import shown
 from .session import Answer, Session
-from .text import count, size
 
 _TEMPLATE = """\
 # Models of this project. `modelstow lock` pins them to models.lock; `modelstow reconcile` makes the disk equal it.
@@ -96,7 +96,7 @@ def run_add(session: Session) -> Answer:
 
 
 def run_remove(session: Session) -> Answer:
-    path = locker.find_manifest(session.settings)
+    path = resolution.find_manifest(session.settings)
     document = _parse(path)
     models = document.get("models", {})
     keys = {f"{key.partition('@')[0]}@{key.partition('@')[2] or models[key].get('version', '')}": key for key in models}
@@ -118,11 +118,11 @@ def run_remove(session: Session) -> Answer:
 def run_lock(session: Session) -> Answer:
     args = session.args
     if args.check and args.upgrade is None:
-        stale = locker.is_stale(session.settings)
-        found = locker.locked_as_it_is(session.settings)
+        stale = resolution.is_stale(session.settings)
+        found = resolution.locked_as_it_is(session.settings)
     else:
         with shown(session) as sink:
-            found = locker.lock(session.settings, upgrade=args.upgrade, write=not args.check, emit=sink)
+            found = resolution.lock(session.settings, upgrade=args.upgrade, write=not args.check, emit=sink)
         stale = args.check and found.changed
     document = {
         "lock": str(found.path),

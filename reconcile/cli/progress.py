@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .output import size
 from .session import Session, event_row
-from .text import size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from ..telemetry.events import Event, Sink
+    from ..events.events import Event, Sink
 
 _SMALL = 1 << 20  # bytes of a blob that gets no bar of its own, where there is one for all
 
@@ -46,7 +46,7 @@ def _logged(session: Session) -> Iterator[Sink]:
     if not path:
         yield lambda event: None
         return
-    from ..telemetry.events import BytesArrived, TaskAdvanced
+    from ..events.events import BytesArrived, TaskAdvanced
 
     with open(path, "a", encoding="utf-8") as file:
 
@@ -85,7 +85,7 @@ class _Bars:
         self._all: TaskID | None = None
 
     def __call__(self, event: Event) -> None:
-        from ..telemetry.events import (
+        from ..events.events import (
             BlobFailed,
             BlobFetched,
             BlobReused,

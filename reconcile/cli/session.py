@@ -11,17 +11,17 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backends.switches import is_on
+from modelstow.backends.switches import is_on
 
-from .. import config
-from ..config import Settings
+from .. import settings
 from ..desired import lockfile as lockfiles
 from ..desired.lockfile import Lockfile
 from ..ensurer import ModelEnsurer
 from ..errors import InvalidConfigError, LockfileMissingError, LockfileStaleError
+from ..settings import Settings
 
 if TYPE_CHECKING:
-    from ..telemetry.events import Event, Sink
+    from ..events.events import Event, Sink
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,15 +54,15 @@ class Session:
             "manifest": manifest,
             "locked": args.locked or None,
             "offline": args.offline or None,
-            "link_mode": config.parse_link_mode(mode) if mode else None,
+            "link_mode": settings.parse_link_mode(mode) if mode else None,
             "strict_links": getattr(args, "strict_links", False) or None,
-            "connections": config.parse_count(args.connections, "--connections") if args.connections else None,
-            "limit_rate": config.parse_size(args.limit_rate, "--limit-rate") if args.limit_rate else None,
-            "lock_timeout_s": config.parse_seconds(args.lock_timeout, "--lock-timeout") if args.lock_timeout else None,
+            "connections": settings.parse_count(args.connections, "--connections") if args.connections else None,
+            "limit_rate": settings.parse_size(args.limit_rate, "--limit-rate") if args.limit_rate else None,
+            "lock_timeout_s": settings.parse_seconds(args.lock_timeout, "--lock-timeout") if args.lock_timeout else None,
         }
         if given["limit_rate"] == 0:
             raise InvalidConfigError("--limit-rate 0 would never end", hint="leave it out for no limit")
-        return config.from_environment(self.environ, **given)
+        return settings.from_environment(self.environ, **given)
 
     def _files(self) -> tuple[Path | None, Path | None]:
         """Lockfile and manifest: as said, else side by side, else here or in a folder above."""
@@ -144,21 +144,21 @@ class Session:
     def say(self, text: str) -> None:
         """Talk to people; programs are told a note."""
         if self.speaks_json:
-            from ..telemetry.events import Note
+            from ..events.events import Note
 
             self.tell(Note(text=text))
         elif not self.quiet:
             print(text, file=sys.stderr)
 
     def _warn(self, text: str) -> None:
-        from ..telemetry.events import Warned
+        from ..events.events import Warned
 
         if not self.quiet:
             self.tell(Warned(text=text))
 
     def tell(self, event: Event) -> None:
         """Talk about what happens."""
-        from ..telemetry.events import Note, SourceFailed, Waiting, Warned
+        from ..events.events import Note, SourceFailed, Waiting, Warned
 
         if self.speaks_json:
             print(event_row(event), file=sys.stderr, flush=True)

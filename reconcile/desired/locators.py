@@ -63,8 +63,8 @@ def source_flaw(locator: str) -> Flaw | None:
 
 
 def _hub_flaw(locator: str) -> Flaw | None:
-    from backends import SourceError
-    from backends.hubpath import HubPath
+    from modelstow.backends import SourceError
+    from modelstow.backends.hf.locator import HubPath
 
     try:
         HubPath.parse(tidied(locator))

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
-from cas import Digest
+from modelstow.cas import Digest
 
 from ..errors import LockfileInvalidError, Problem, SchemaVersionError
-from . import names
+from . import validation
 from .locators import locator_flaw
 
 LOCK_VERSION = 1
@@ -281,14 +281,14 @@ def _models(table: Mapping[str, object], known: Mapping[str, Digest], problems: 
     for key, value in table.items():
         place = f"models[{key[:80]!a}]"
         try:
-            names.ModelId.parse(key)
+            validation.ModelId.parse(key)
         except ValueError as error:
             problems.append(Problem(place, str(error)))
         if not isinstance(value, dict):
             problems.append(Problem(place, f"expected an object, got {_shown(value)}"))
             continue
         models[key] = _model(value, place, known, problems)
-    problems += [Problem(f"models[{key!a}]", what) for key, what in names.collisions(table)]
+    problems += [Problem(f"models[{key!a}]", what) for key, what in validation.collisions(table)]
     return models
 
 
@@ -296,13 +296,13 @@ def _model(value: Mapping[str, object], place: str, known: Mapping[str, Digest],
     variants = {}
     for name, variant in _table(value, "variants", f"{place}.variants", problems).items():
         inner = f"{place}.variants[{name[:80]!a}]"
-        if what := names.name_problem("variant", name):
+        if what := validation.name_problem("variant", name):
             problems.append(Problem(inner, what))
         if isinstance(variant, dict):
             variants[name] = _variant(variant, inner, known, problems)
         else:
             problems.append(Problem(inner, f"expected an object, got {_shown(variant)}"))
-    problems += [Problem(f"{place}.variants[{name!a}]", what) for name, what in names.collisions(variants)]
+    problems += [Problem(f"{place}.variants[{name!a}]", what) for name, what in validation.collisions(variants)]
     default, entry, pin = value.get("default"), value.get("entry", ""), value.get("pin", False)
     if default is not None and (not isinstance(default, str) or default not in variants):
         problems.append(Problem(f"{place}.default", f"{_shown(default)} is not one of its variants"))
@@ -325,7 +325,7 @@ def _variant(
             digest = _file_digest(text, f"{place}.files[{path[:80]!a}]", known, problems)
         if digest is not None:
             files[path] = digest
-    names.check_paths(f"{place}.files", raw_files, problems)
+    validation.check_paths(f"{place}.files", raw_files, problems)
     components: dict[str, tuple[str, ...]] = {}
     raw_components = value.get("components", {})
     if not isinstance(raw_components, dict):
@@ -333,7 +333,7 @@ def _variant(
         raw_components = {}
     for name, paths in raw_components.items():
         inner = f"{place}.components[{name[:80]!a}]"
-        if what := names.name_problem("variant", name):
+        if what := validation.name_problem("variant", name):
             problems.append(Problem(inner, what))
         if not isinstance(paths, list) or not all(isinstance(path, str) and path in raw_files for path in paths):
             problems.append(Problem(inner, "expected a list of paths of this variant's files"))

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cas import Digest
+from modelstow.cas import Digest
 
 from ..errors import ManifestValidationError, Problem, SchemaVersionError
-from . import names
+from . import validation
 from .locators import source_flaw, tidied
 from .lockfile import MOST_SIZE
 
@@ -50,7 +50,7 @@ class Variant:
 class Model:
     """One ``name@version`` as wanted. ``entry`` is the digest of the table's meaning."""
 
-    id: names.ModelId
+    id: validation.ModelId
     key: str  # as the manifest writes it: with the version or without
     sources: tuple[str, ...]
     variants: Mapping[str, Variant]
@@ -189,7 +189,7 @@ def _manifest(top: _Table, path: Path) -> Manifest:
         if str(model.id) in models:
             models_table.wrong(key, f"{model.id} is defined twice")
         models[str(model.id)] = model
-    for key, what in names.collisions(models):
+    for key, what in validation.collisions(models):
         models_table.wrong(models[key].key, what)
     top.done("schema, models, mirrors, policy")
     _check_extends(models, models_table)
@@ -206,7 +206,7 @@ def _model(key: str, table: _Table) -> Model | None:
     elif at and version != in_key:
         table.wrong("version", f"{version!r} is not the version in the key, {in_key!r}")
     for kind, part in (("name", name), ("version", version)):
-        if what := names.name_problem(kind, part):
+        if what := validation.name_problem(kind, part):
             table.problems.append(Problem(table.place, what))
     sources = tuple(tidied(source) for source in table.texts("sources"))
     for number, source in enumerate(sources):
@@ -215,7 +215,7 @@ def _model(key: str, table: _Table) -> Model | None:
     default, pin = table.text("default"), table.flag("pin")
     variants_table = table.table("variants")
     variants = {variant: _variant(variant, inner, bool(sources)) for variant, inner in variants_table.tables()}
-    for variant, what in names.collisions(variants):
+    for variant, what in validation.collisions(variants):
         variants_table.wrong(variant, what)
     if not variants:
         table.wrong("variants", f"is missing; write [models.{json.dumps(key)}.variants.NAME]")
@@ -230,12 +230,12 @@ def _model(key: str, table: _Table) -> Model | None:
         "pin": pin,
         "variants": {variant: _meaning(value) for variant, value in variants.items()},
     }
-    id_ = names.ModelId(name, version)
+    id_ = validation.ModelId(name, version)
     return Model(id=id_, key=key, sources=sources, variants=variants, default=default, pin=pin, entry=_digest(meaning))
 
 
 def _variant(name: str, table: _Table, has_sources: bool) -> Variant:
-    if what := names.name_problem("variant", name):
+    if what := validation.name_problem("variant", name):
         table.problems.append(Problem(table.place, what))
     files = tuple(_files(table))
     extends = table.texts("extends")
@@ -245,7 +245,7 @@ def _variant(name: str, table: _Table, has_sources: bool) -> Variant:
     rename_table = table.table("rename")
     rename = {key: rename_table.text(key) or "" for key in list(rename_table._values)}
     for source_path, path in rename.items():
-        for what in names.path_problems(path):
+        for what in validation.path_problems(path):
             rename_table.wrong(source_path, what)
     for key, patterns in (("include", include), ("exclude", exclude)):
         _check_globs(table, key, patterns)
@@ -258,7 +258,7 @@ def _variant(name: str, table: _Table, has_sources: bool) -> Variant:
     components_table = table.table("components")
     components = {key: components_table.texts(key) for key in list(components_table._values)}
     for key, patterns in components.items():
-        if what := names.name_problem("variant", key):
+        if what := validation.name_problem("variant", key):
             components_table.wrong(key, what)
         _check_globs(components_table, key, patterns)
     optional = table.texts("optional")
@@ -296,19 +296,19 @@ def _files(table: _Table) -> Iterable[ListedFile]:
         if size is not None and not 0 <= size <= MOST_SIZE:
             inner.wrong("size", f"expected a whole number from 0 to 2^53, got {_shown(size)}")
             size = None
-        for what in names.path_problems(path) if path is not None else ():
+        for what in validation.path_problems(path) if path is not None else ():
             inner.wrong("path", what)
-        for what in names.path_problems(source_path) if source_path is not None and source_path != path else ():
+        for what in validation.path_problems(source_path) if source_path is not None and source_path != path else ():
             inner.wrong("from", what)
         digest = _digest_of(inner, sha256)
         if path is None or source_path is None or size is None or digest is None:
             continue
-        if (first := paths.setdefault(names.folded(path), number)) != number:
+        if (first := paths.setdefault(validation.folded(path), number)) != number:
             inner.wrong("path", f"is the same file as files[{first}].path")
         yield ListedFile(path=path, source_path=source_path, size=size, digest=digest)
-    for path, what in names.collisions(row["path"] for row in rows if _has_path(row)):
+    for path, what in validation.collisions(row["path"] for row in rows if _has_path(row)):
         if "folder" in what:
-            table.wrong(f"files[{paths[names.folded(path)]}].path", what)
+            table.wrong(f"files[{paths[validation.folded(path)]}].path", what)
 
 
 def _digest_of(row: _Table, sha256: str | None) -> Digest | None:

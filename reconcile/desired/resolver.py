@@ -15,11 +15,11 @@ from typing import Protocol
 
 from pathspec import GitIgnoreSpec
 
-from backends import Denied, Listed, Listing, Offline, Registry, SourceError, beginnings, join
-from cas import Digest
+from modelstow.backends import Denied, Listed, Listing, Offline, Registry, SourceError, beginnings, join
+from modelstow.cas import Digest
 
 from ..errors import AuthError, ManifestValidationError, Problem, SourceUnavailableError
-from . import names
+from . import validation
 from .lockfile import MOST_SIZE, LockedBlob, LockedModel, LockedVariant, Lockfile, absolute
 from .manifest import Manifest, Model, Variant
 
@@ -56,7 +56,7 @@ def resolve(
     *,
     registry: Registry,
     depot: Depot,
-    upgrade: Callable[[names.ModelId], bool] = lambda id_: False,
+    upgrade: Callable[[validation.ModelId], bool] = lambda id_: False,
     patiently: Patiently = lambda ask: ask(),
 ) -> Lockfile:
     """The lockfile for *manifest*. *upgrade* says which models are listed anew although nothing changed; *patiently* asks
@@ -81,7 +81,7 @@ class _Resolver:
         previous: Lockfile | None,
         registry: Registry,
         depot: Depot,
-        upgrade: Callable[[names.ModelId], bool],
+        upgrade: Callable[[validation.ModelId], bool],
         patiently: Patiently,
     ) -> None:
         self._manifest, self._previous = manifest, previous
@@ -169,7 +169,7 @@ class _Resolver:
             files[listed.path] = _File(listed.digest, listed.size, urls)
         if variant.include:
             files |= self._chosen(model, variant, place)
-        names.check_paths(f"{place}.files", files, self.problems)
+        validation.check_paths(f"{place}.files", files, self.problems)
         if not files:
             self.problems.append(Problem(place, "has no files"))
         return files
@@ -294,7 +294,7 @@ def _select(files: Iterable[Listed], variant: Variant, place: str, problems: lis
 
 
 def _problems_of(listed: Listed) -> Iterator[str]:
-    yield from names.path_problems(listed.path)
+    yield from validation.path_problems(listed.path)
     if listed.size is not None and not 0 <= listed.size <= MOST_SIZE:
         yield f"the source lists {listed.path[:80]!a} with the size {listed.size}"
     if listed.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", listed.sha256):
@@ -309,6 +309,6 @@ def _matching(files: Iterable[str], globs: Iterable[str]) -> tuple[str, ...]:
 def _shards(raw: bytes) -> set[str] | None:
     try:
         weights = json.loads(raw)["weight_map"]
-        return {shard for shard in weights.values() if isinstance(shard, str) and not any(names.path_problems(shard))}
+        return {shard for shard in weights.values() if isinstance(shard, str) and not any(validation.path_problems(shard))}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -13,12 +13,12 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from cas import ABSENT, EMPTY, BlobState, BlobStore, Digest, Look
-from cas import inventory as inventories
-from cas.inventory import Inventory, Placed
-from cas.linking import LinkKind
-from cas.locks import Holder
-from cas.tree import Scan, scan
+from modelstow.cas import ABSENT, EMPTY, BlobState, BlobStore, Digest, Look
+from modelstow.cas import inventory as inventories
+from modelstow.cas.inventory import Inventory, Placed
+from modelstow.cas.links import LinkKind
+from modelstow.cas.locks import Holder
+from modelstow.cas.tree import Scan, scan
 
 from .state import NO_TREE, Actual, ActualTree, Desired, DesiredTree, Foreign, TreeKey
 

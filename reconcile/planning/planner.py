@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
-from cas import EMPTY, BlobState, Digest
+from modelstow.cas import EMPTY, BlobState, Digest
 
-from ..mirrors import mirrored
+from ..desired.mirrors import mirrored
 from .state import NO_TREE, Actual, ActualTree, Desired, DesiredTree, ModelState, TreeKey, VariantStatus
 
 

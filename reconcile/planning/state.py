@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cas import ABSENT, EMPTY, BlobState, Digest, Look
-from cas.inventory import Inventory
+from modelstow.cas import ABSENT, EMPTY, BlobState, Digest, Look
+from modelstow.cas.inventory import Inventory
 
 from ..desired.lockfile import LockedBlob
 

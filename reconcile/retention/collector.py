@@ -18,8 +18,20 @@ from pathlib import Path
 from threading import Event
 from typing import Protocol
 
-from cas import EMPTY, BlobStore, Digest, LockTimeoutError, StoreStateError, inventory, leases, locks, sweep, trash, tree
-from cas.locks import Holder
+from modelstow.cas import (
+    EMPTY,
+    BlobStore,
+    Digest,
+    LockTimeoutError,
+    StoreStateError,
+    inventory,
+    leases,
+    locks,
+    sweep,
+    trash,
+    tree,
+)
+from modelstow.cas.locks import Holder
 
 from ..planning.state import TreeKey
 from . import roots

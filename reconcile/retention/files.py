@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cas import Digest, StoreStateError
-from cas.durable import UNFINISHED
+from modelstow.cas import Digest, StoreStateError
+from modelstow.cas.durable import UNFINISHED
 
 UNREADABLE = (ValueError, KeyError, TypeError, IndexError, RecursionError)
 """What decoding one may raise."""

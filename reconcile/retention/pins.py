@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from cas import EMPTY, BlobStore, Digest
-from cas.durable import UNFINISHED, seal, unseal, write_file
+from modelstow.cas import EMPTY, BlobStore, Digest
+from modelstow.cas.durable import UNFINISHED, seal, unseal, write_file
 
 from .files import UNREADABLE, digests_of, files_in, unreadable
 

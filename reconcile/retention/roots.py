@@ -17,12 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cas import BlobStore, Digest, leases, tree
-from cas import inventory as inventories
-from cas.durable import seal, unseal, write_file
-from cas.inventory import NEXT, Inventory
+from modelstow.cas import BlobStore, Digest, leases, tree
+from modelstow.cas import inventory as inventories
+from modelstow.cas.durable import seal, unseal, write_file
+from modelstow.cas.inventory import NEXT, Inventory
 
-from ..desired.selection import PINNED
+from ..desired.selectors import PINNED
 from ..planning.state import TreeKey
 from . import pins
 from .files import UNREADABLE, digests_of, files_in, unreadable

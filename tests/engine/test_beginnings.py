@@ -7,8 +7,8 @@ import pytest
 from builders import ensurer_of, lock_of, some_bytes, tree_of
 from origin import Fault, Origin
 
-from cas.pieces import PIECE
-from reconcile.desired.lockfile import Lockfile
+from modelstow.cas.pieces import PIECE
+from modelstow.reconcile.desired.lockfile import Lockfile
 
 SIZE = 2 * PIECE + 3_000_000
 MODEL = some_bytes(SIZE, seed=5)

@@ -14,14 +14,14 @@ import pytest
 from builders import Cli, manifest_of, some_bytes
 from origin import Fault, Origin, gate_of
 
-from cas import BlobStore, Digest, Stopped, locks
-from cas.layout import Layout
-from reconcile.config import Settings
-from reconcile.execution.depot import Depot
-from reconcile.execution.engine import Engine
-from reconcile.execution.failures import FailureTable
-from reconcile.execution.lies import Lies
-from reconcile.sources import registry_of
+from modelstow.cas import BlobStore, Digest, Stopped, locks
+from modelstow.cas.layout import Layout
+from modelstow.reconcile.settings import Settings
+from modelstow.reconcile.sources import registry_of
+from modelstow.reconcile.transfer.context import Engine
+from modelstow.reconcile.transfer.lies import Lies
+from modelstow.reconcile.transfer.source_health import FailureTable
+from modelstow.reconcile.transfer.unpinned import Depot
 
 DATA = some_bytes(6 << 20, 1)
 HALF = 3 << 20

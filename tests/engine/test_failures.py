@@ -1,6 +1,6 @@
 """Sources that failed lately are asked last, for a while."""
 
-from reconcile.execution.failures import FailureTable
+from modelstow.reconcile.transfer.source_health import FailureTable
 
 
 def test_a_source_that_was_given_up_long_ago_has_all_its_attempts_again():

@@ -10,13 +10,13 @@ import pytest
 from builders import Cli, ensurer_of, lock_of, write_lock
 from origin import Fault, Origin
 
-from backends import Misbehaved, NotFound, NotListable, Registry, SourceError
-from backends.file import FileSource
-from backends.http import HttpSource
-from backends.hub import HubSource
-from cas import Digest
-from reconcile import SourceUnavailableError
-from reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile
+from modelstow import SourceUnavailableError
+from modelstow.backends import Misbehaved, NotFound, NotListable, Registry, SourceError
+from modelstow.backends.file import FileSource
+from modelstow.backends.hf.hub import HubSource
+from modelstow.backends.http.client import HttpSource
+from modelstow.cas import Digest
+from modelstow.reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile
 
 
 def manifest(cli: Cli, *sources: str) -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from backends import Body, TimedOut
-from reconcile.execution.intake import MOST_STEP, Intake
-from reconcile.execution.retry import RetryPolicy
+from modelstow.backends import Body, TimedOut
+from modelstow.reconcile.transfer.intake import MOST_STEP, Intake
+from modelstow.reconcile.transfer.retry import RetryPolicy
 
 
 class Drip:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cas import Digest
-from cas.durable import seal
-from reconcile.execution.lies import Lies
+from modelstow.cas import Digest
+from modelstow.cas.durable import seal
+from modelstow.reconcile.transfer.lies import Lies
 
 ONE, TWO = Digest.of(b"one"), Digest.of(b"two")
 WEEK_S = 7 * 86_400.0

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import DIGESTS, lockfiles
 
-from cas import Digest
-from reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile, parse, read
-from reconcile.errors import LockfileInvalidError, SchemaVersionError
+from modelstow.cas import Digest
+from modelstow.reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile, parse, read
+from modelstow.reconcile.errors import LockfileInvalidError, SchemaVersionError
 
 TOP = ["lock_version", "manifest", "models", "blobs"]
 

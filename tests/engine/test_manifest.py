@@ -7,11 +7,16 @@ from pathlib import Path
 import pytest
 from builders import Cli
 
-from cas import Digest
-from reconcile.desired import manifest
-from reconcile.desired.lockfile import parse as parse_lock
-from reconcile.desired.selection import choose
-from reconcile.errors import InvalidModelIdError, ManifestValidationError, ModelNotFoundError, VariantNotFoundError
+from modelstow.cas import Digest
+from modelstow.reconcile.desired import manifest
+from modelstow.reconcile.desired.lockfile import parse as parse_lock
+from modelstow.reconcile.desired.selectors import choose
+from modelstow.reconcile.errors import (
+    InvalidModelIdError,
+    ManifestValidationError,
+    ModelNotFoundError,
+    VariantNotFoundError,
+)
 
 HEX = Digest.of(b"x").hex
 ROW = f'{{ path = "a", size = 1, sha256 = "{HEX}" }}'

@@ -18,16 +18,16 @@ from mirror import CONFIG, FILES, NOISE, filled, name_of, packed, weights
 from origin import Fault, Origin, RawServer, gate_of
 from s3servers import settings
 
-from backends import Body, TimedOut
-from backends.memory import MemorySource
-from cas import ChecksumError, Digest, Stopped
-from cas.codec import index_bytes
-from cas.pieces import PIECE
-from reconcile import ModelEnsurer
-from reconcile.errors import SourceUnavailableError
-from reconcile.execution.packed import Packed
-from reconcile.execution.retry import RetryPolicy
-from reconcile.telemetry.events import BlobFetched, Event, SourceFailed
+from modelstow import ModelEnsurer
+from modelstow.backends import Body, TimedOut
+from modelstow.backends.memory import MemorySource
+from modelstow.cas import ChecksumError, Digest, Stopped
+from modelstow.cas.compressed import index_bytes
+from modelstow.cas.pieces import PIECE
+from modelstow.reconcile.errors import SourceUnavailableError
+from modelstow.reconcile.events.events import BlobFetched, Event, SourceFailed
+from modelstow.reconcile.transfer.compressed import Packed
+from modelstow.reconcile.transfer.retry import RetryPolicy
 
 LARGE = weights(3 * PIECE + 1001, seed=3)
 PACK = name_of(LARGE, ".pzst")

@@ -5,8 +5,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconcile.config import Settings
-from reconcile.execution.pace import Pace
+from modelstow.reconcile.settings import Settings
+from modelstow.reconcile.transfer.concurrency import Pace
 
 MB = 1_000_000
 

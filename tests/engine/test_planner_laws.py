@@ -6,10 +6,10 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cas import BlobState, Digest, Look
-from reconcile.desired.lockfile import LockedBlob
-from reconcile.planning.planner import Fetch, Link, Plan, Remove, Replace, plan, status
-from reconcile.planning.state import Actual, ActualTree, Desired, DesiredTree, Foreign, ModelState, TreeKey
+from modelstow.cas import BlobState, Digest, Look
+from modelstow.reconcile.desired.lockfile import LockedBlob
+from modelstow.reconcile.planning.planner import Fetch, Link, Plan, Remove, Replace, plan, status
+from modelstow.reconcile.planning.state import Actual, ActualTree, Desired, DesiredTree, Foreign, ModelState, TreeKey
 
 SIZE = 7
 DIGESTS = [Digest.of(bytes([n])) for n in range(5)]

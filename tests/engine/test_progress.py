@@ -12,11 +12,11 @@ from builders import Cli, manifest_of, some_bytes
 from origin import Origin
 from rich.progress import Progress
 
-from cas import Digest
-from reconcile.cli import arguments
-from reconcile.cli.progress import shown
-from reconcile.cli.session import Session
-from reconcile.telemetry.events import (
+from modelstow.cas import Digest
+from modelstow.reconcile.cli import parser
+from modelstow.reconcile.cli.progress import shown
+from modelstow.reconcile.cli.session import Session
+from modelstow.reconcile.events.events import (
     BlobFetched,
     BlobReused,
     BytesArrived,
@@ -72,7 +72,7 @@ def opened() -> Iterator[Screen]:
             super().__init__(*columns, **options)
             made.append(self)
 
-    session = Session(arguments.parser("").parse_args(["reconcile", "--root", "nowhere"]), environ={})
+    session = Session(parser.build_parser("").parse_args(["reconcile", "--root", "nowhere"]), environ={})
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(Terminal()) as terminal:
         patch.setattr("rich.progress.Progress", Kept)
         with shown(session) as tell:

@@ -19,16 +19,16 @@ from mirror import CONFIG, FILES, NOISE, WEIGHTS, filled, name_of, names_in, pac
 from origin import Origin
 from s3servers import SECRET, rclone, settings, use
 
-from backends import Denied, Full, Registry, Unreachable
-from backends.base import Reader, Sending
-from backends.file import FileSource
-from cas import BlobStore, Digest, Stopped
-from cas.pieces import PIECE, TableState, read_table
-from reconcile import ModelEnsurer
-from reconcile.config import Settings
-from reconcile.errors import IntegrityError, ModelNotFoundError
-from reconcile.exchange.push import Pushed, _Blob, _Damaged
-from reconcile.sources import toll
+from modelstow import ModelEnsurer
+from modelstow.backends import Denied, Full, Registry, Unreachable
+from modelstow.backends.file import FileSource
+from modelstow.backends.source import Reader, Sending
+from modelstow.cas import BlobStore, Digest, Stopped
+from modelstow.cas.pieces import PIECE, TableState, read_table
+from modelstow.reconcile.errors import IntegrityError, ModelNotFoundError
+from modelstow.reconcile.interop.push import Pushed, _Blob, _Damaged
+from modelstow.reconcile.settings import Settings
+from modelstow.reconcile.sources import toll
 
 TABLES = {name_of(data, ".pieces") for data in (WEIGHTS, NOISE)}
 PLAIN = TABLES | {name_of(data) for data in FILES.values()}

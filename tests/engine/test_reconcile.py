@@ -19,10 +19,10 @@ from builders import (
     write_lock,
 )
 
-from backends.memory import MemorySource
-from cas import BlobStore, Digest, NoSpaceError
-from cas.scrub import Level
-from reconcile import Choice, InvalidConfigError, ModelEnsurer, ModelState
+from modelstow import Choice, InvalidConfigError, ModelEnsurer, ModelState
+from modelstow.backends.memory import MemorySource
+from modelstow.cas import BlobStore, Digest, NoSpaceError
+from modelstow.cas.scrub import Level
 
 BIG = some_bytes(20_000_000, 1)
 HALF = some_bytes(9_000_000, 2)

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 from builders import some_bytes
 
-from backends import Body, Registry, Throttled, Unreachable
-from backends.base import replaced
-from backends.memory import MemorySource
-from cas import BlobStore, ChecksumError, Digest, NoSpaceError, Stopped, locks
-from cas.locks import Lock
-from cas.pieces import PIECE
-from reconcile.errors import SizeMismatchError, SourceUnavailableError
-from reconcile.execution.engine import Connections, Engine, Wanted
-from reconcile.execution.failures import FailureTable
-from reconcile.execution.fetcher import Fetcher
-from reconcile.execution.lies import Lies
-from reconcile.execution.retry import Backoff, RetryPolicy
-from reconcile.telemetry.events import BlobFailed, BlobFetched, Event, Note, Waiting
+from modelstow.backends import Body, Registry, Throttled, Unreachable
+from modelstow.backends.memory import MemorySource
+from modelstow.backends.source import replaced
+from modelstow.cas import BlobStore, ChecksumError, Digest, NoSpaceError, Stopped, locks
+from modelstow.cas.locks import Lock
+from modelstow.cas.pieces import PIECE
+from modelstow.reconcile.errors import SizeMismatchError, SourceUnavailableError
+from modelstow.reconcile.events.events import BlobFailed, BlobFetched, Event, Note, Waiting
+from modelstow.reconcile.transfer.context import Connections, Engine, Wanted
+from modelstow.reconcile.transfer.fetcher import Fetcher
+from modelstow.reconcile.transfer.lies import Lies
+from modelstow.reconcile.transfer.retry import Backoff, RetryPolicy
+from modelstow.reconcile.transfer.source_health import FailureTable
 
 FILES = [some_bytes(1000 + n, seed=n) for n in range(30)]
 

@@ -8,10 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import Reply, Sim, crowds
 
-from cas.pieces import PIECE, piece_count
-from reconcile.execution.retry import Backoff, Fact, Kind, RetryPolicy
-from reconcile.execution.steps import Ask, GiveUp, Idle, Prove, Wait
-from reconcile.execution.transfer import EARLIER, Transfer
+from modelstow.cas.pieces import PIECE, piece_count
+from modelstow.reconcile.transfer.retry import Backoff, Fact, Kind, RetryPolicy
+from modelstow.reconcile.transfer.scheduler import EARLIER, Transfer
+from modelstow.reconcile.transfer.steps import Ask, GiveUp, Idle, Prove, Wait
 
 CUT = Fact(code="SOURCE_UNAVAILABLE", what="cut", kind=Kind.TRANSIENT)
 GONE = Fact(code="INCOMPLETE_DOWNLOAD", what="HTTP 404")

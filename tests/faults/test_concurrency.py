@@ -10,8 +10,8 @@ from pathlib import Path
 from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, memory, some_bytes, tree_of, write_lock
 from origin import Origin
 
-from reconcile import ModelEnsurer
-from reconcile.retention.collector import Goals
+from modelstow import ModelEnsurer
+from modelstow.reconcile.retention.collector import Goals
 
 FILES = {f"part-{n}.bin": some_bytes(1_500_000, n) for n in range(4)} | {"config.json": b"{}", "vocab.txt": b"a b"}
 SMALL = {"config.json": b"{}", "part-0.bin": FILES["part-0.bin"], "adapter.bin": some_bytes(100_000, 50)}

@@ -65,7 +65,7 @@ def lock_with(cli: Cli, models: dict[str, dict[str, dict[str, bytes]]]) -> None:
     lock = lock_of(models)
     from dataclasses import replace
 
-    from cas import Digest
+    from modelstow.cas import Digest
 
     where = {
         Digest.of(data): f"src/{key}/{variant}/{path}"
@@ -164,7 +164,7 @@ def kill_after(cli: Cli, command: tuple[str, ...], seconds: float) -> bool:
 def assert_nothing_lies(cli: Cli, story: Story) -> None:
     """Every visible blob equals its name; every visible tree is one of the whole ones."""
     for name, path in blobs_of(cli.root).items():
-        from cas import Digest
+        from modelstow.cas import Digest
 
         data = path.read_bytes()
         if data != HURT["model.bin"]:  # the damage was done before, through a hardlink

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, memory, some_bytes, tree_of, write_lock
 
-from backends import Body
-from backends.memory import MemorySource
-from cas import Digest, LinkMode, tree
-from reconcile import ModelState
+from modelstow import ModelState
+from modelstow.backends import Body
+from modelstow.backends.memory import MemorySource
+from modelstow.cas import Digest, LinkMode, tree
 
 OLD = {"config.json": b"{}", "model.bin": b"old weights"}
 NEW = {"config.json": b"{}", "model.bin": b"new weights!"}
@@ -64,8 +64,8 @@ def test_a_wrong_file_at_hand_does_not_cost_what_was_fetched(tmp_path: Path):
     data = some_bytes(20_000_000, 5)
     digest = Digest.of(data)
     models = ensurer_of(tmp_path, lock_of({"m@1": {"v": {"w": data}}}), memory({"w": data}))
-    from cas import BlobStore
-    from cas.pieces import piece_hash
+    from modelstow.cas import BlobStore
+    from modelstow.cas.pieces import piece_hash
 
     store = BlobStore.open(tmp_path / "root")
     partial = store.partial(digest, len(data))
@@ -87,7 +87,7 @@ def test_opening_a_file_while_gc_asks_whether_it_is_used_ends_nobody(tmp_path: P
     victim.write_bytes(b"x")
     code = (
         "import os, sys, threading\n"
-        "from cas import kernel\n"
+        "from modelstow.cas import syscalls\n"
         "stop = False\n"
         "def opens():\n"
         "    while not stop:\n"
@@ -186,7 +186,7 @@ def test_pruned_files_are_named(cli: Cli):
 
 def test_a_forged_size_in_a_piece_table_is_no_table(tmp_path: Path):
     """It would ask for a slot for every piece of four exabytes."""
-    from cas.pieces import PieceTable, TableState
+    from modelstow.cas.pieces import PieceTable, TableState
 
     digest = Digest.of(b"x")
     forged = PieceTable(digest, 1, state=TableState.PROVEN)
@@ -197,7 +197,7 @@ def test_a_forged_size_in_a_piece_table_is_no_table(tmp_path: Path):
 
 def test_pruning_does_not_reach_through_a_folder_that_became_a_symlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Swapped between looking and removing, the folder leads out of the tree: nothing there is touched (L11)."""
-    from reconcile import Choice
+    from modelstow import Choice
 
     models = ensurer_of(tmp_path, lock_of({"m@1": {"v": OLD}}), memory(OLD))
     path = models.ensure("m")

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import TOML_LINES, almost_lockfiles, json_values, lockfiles, toml_texts
 
-from backends import Listed, Listing, Registry
-from backends.hub import HubSource
-from cas import Digest
-from reconcile.desired import lockfile, manifest
-from reconcile.desired.resolver import resolve
-from reconcile.errors import LockfileInvalidError, ManifestValidationError, ModelstowError, SchemaVersionError
+from modelstow.backends import Listed, Listing, Registry
+from modelstow.backends.hf.hub import HubSource
+from modelstow.cas import Digest
+from modelstow.reconcile.desired import lockfile, manifest
+from modelstow.reconcile.desired.resolver import resolve
+from modelstow.reconcile.errors import LockfileInvalidError, ManifestValidationError, ModelstowError, SchemaVersionError
 
 DIGEST = str(Digest.of(b"x"))
 HEX = DIGEST.removeprefix("sha256:")

@@ -10,10 +10,10 @@ from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, tree_of,
 from origin import Origin, gate_of
 from worlds import PATIENCE_S, Ear, WatchedSource, at_once, hear, locked, opened, put, served, talking
 
-from backends import Source
-from backends.conformance import SourceContract
-from backends.memory import MemorySource
-from reconcile import ModelState
+from modelstow import ModelState
+from modelstow.backends import Source
+from modelstow.backends.conformance import SourceContract
+from modelstow.backends.memory import MemorySource
 
 MIB = 1 << 20
 CONFIG = b"x" * 1024

@@ -13,11 +13,7 @@ import pytest
 from builders import assert_sound, blobs_of, ensurer_of, leftovers, lock_of, tree_of
 from worlds import PATIENCE_S, Disk, WatchedSource, damage, locked, put, served, snapshot
 
-from backends.faulty import FaultySource
-from backends.memory import MemorySource
-from cas import BlobStore, Digest, inventory, locks
-from cas.scrub import Level
-from reconcile import (
+from modelstow import (
     ChecksumError,
     IncompleteDownloadError,
     LockTimeoutError,
@@ -28,10 +24,14 @@ from reconcile import (
     SizeMismatchError,
     SourceUnavailableError,
 )
-from reconcile.config import Settings
-from reconcile.execution.failures import FailureTable
-from reconcile.retention.collector import Collector
-from reconcile.telemetry.events import Event, TaskAdvanced
+from modelstow.backends.faulty import FaultySource
+from modelstow.backends.memory import MemorySource
+from modelstow.cas import BlobStore, Digest, inventory, locks
+from modelstow.cas.scrub import Level
+from modelstow.reconcile.events.events import Event, TaskAdvanced
+from modelstow.reconcile.retention.collector import Collector
+from modelstow.reconcile.settings import Settings
+from modelstow.reconcile.transfer.source_health import FailureTable
 
 FILES = {"model.bin": b"x" * 1000, "config.json": b"x" * 100}
 FP32 = {"model.bin": b"x" * 2000, "config.json": b"x" * 100}

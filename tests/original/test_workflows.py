@@ -23,14 +23,14 @@ from worlds import (
     talking,
 )
 
-from backends.faulty import FaultySource
-from backends.memory import MemorySource
-from cas import Digest, inventory
-from reconcile import ModelEnsurer, ModelState, NoSpaceError
-from reconcile.config import Settings
-from reconcile.retention.collector import Goals
-from reconcile.telemetry.events import BlobFailed, BlobFetched, FetchStarted, SourceFailed
-from reconcile.telemetry.recorder import Recorder
+from modelstow import ModelEnsurer, ModelState, NoSpaceError
+from modelstow.backends.faulty import FaultySource
+from modelstow.backends.memory import MemorySource
+from modelstow.cas import Digest, inventory
+from modelstow.reconcile.events.events import BlobFailed, BlobFetched, FetchStarted, SourceFailed
+from modelstow.reconcile.events.recorder import Recorder
+from modelstow.reconcile.retention.collector import Goals
+from modelstow.reconcile.settings import Settings
 
 MIB = 1 << 20
 KEY = "test-model@1.0.0"

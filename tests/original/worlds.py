@@ -17,10 +17,10 @@ from typing import Any
 
 from builders import Ran, lock_of
 
-from backends import Body, Listing, Source, TimedOut, Unreachable
-from cas import Digest
-from reconcile.desired.lockfile import Lockfile
-from reconcile.telemetry.events import Event, Waiting
+from modelstow.backends import Body, Listing, Source, TimedOut, Unreachable
+from modelstow.cas import Digest
+from modelstow.reconcile.desired.lockfile import Lockfile
+from modelstow.reconcile.events.events import Event, Waiting
 
 PATIENCE_S = 30.0
 """How long a test waits for what must happen, before it fails."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from origin import Fault, Origin
 
-from backends import Denied, NotFound, Source, SourceError, Throttled, Unreachable
-from backends.conformance import TEN
+from modelstow.backends import Denied, NotFound, Source, SourceError, Throttled, Unreachable
+from modelstow.backends.conformance import TEN
 
 Meaning = tuple[int, type[SourceError], bool]
 """A status, the error that it becomes, and whether asking again can help."""

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from origin import Fault, Origin
 
-from backends import Misbehaved, read_all
-from backends.addresses import NotAllowed, Reach, check, reach_of, resolve
-from backends.http import HttpSource
+from modelstow.backends import Misbehaved, read_all
+from modelstow.backends.http.address_policy import NotAllowed, Reach, check, reach_of, resolve
+from modelstow.backends.http.client import HttpSource
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ WORLD = """
 import json, sys
 sys.path[:0] = [{tests!r}, {here!r}]
 from origin import Fault, Origin
-from backends import SourceError, read_all
-from backends.http import HttpSource
+from modelstow.backends import SourceError, read_all
+from modelstow.backends.http.client import HttpSource
 rows = {{}}
 servers = {{name: Origin({{"x": name.encode()}}, address=address) for name, address in {addresses!r}.items()}}
 for server in servers.values():

@@ -10,10 +10,10 @@ from contextlib import suppress
 import pytest
 from origin import RawServer
 
-from backends import Denied, NotFound, SourceError
-from backends.base import read_body
-from backends.conformance import TEN
-from backends.http import HttpSource
+from modelstow.backends import Denied, NotFound, SourceError
+from modelstow.backends.conformance import TEN
+from modelstow.backends.http.client import HttpSource
+from modelstow.backends.source import read_body
 
 STATUS = b"HTTP/1.1 206 Partial Content\r\n"
 RANGE = b"Content-Range: bytes 0-9/10\r\n"
@@ -228,7 +228,7 @@ def test_an_interrupt_leaves_no_half_answer_behind(monkeypatch: pytest.MonkeyPat
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("backends.brief._parsed", interrupted)
+            patch.setattr("modelstow.backends.http.fast_response._parsed", interrupted)
             ten_of(source, server)
         assert ten_of(source, server) == TEN
 

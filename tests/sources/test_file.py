@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from backends import Denied, NotFound, Source, SourceError
-from backends.conformance import SourceContract
-from backends.file import FileSource
+from modelstow.backends import Denied, NotFound, Source, SourceError
+from modelstow.backends.conformance import SourceContract
+from modelstow.backends.file import FileSource
 
 _NOBODY = 65534
 

@@ -11,8 +11,8 @@ from contextlib import suppress
 import pytest
 from origin import Origin, RawServer, gate_of
 
-from backends import Misbehaved, SourceError, TimedOut, Unreachable
-from backends.http import HttpSource
+from modelstow.backends import Misbehaved, SourceError, TimedOut, Unreachable
+from modelstow.backends.http.client import HttpSource
 
 OK = b"HTTP/1.1 200 OK\r\n"
 SECRET = "canary"

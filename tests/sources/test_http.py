@@ -12,9 +12,9 @@ import requests
 from answers import MEANINGS, Meaning, assert_simply_ends, refusal_of, status_of
 from origin import Fault, Origin, RawServer, gate_of
 
-from backends import Misbehaved, NotFound, NotListable, Source, SourceError, Throttled, Unreachable, read_all
-from backends.conformance import BIG, TEN, SourceContract
-from backends.http import HttpSource
+from modelstow.backends import Misbehaved, NotFound, NotListable, Source, SourceError, Throttled, Unreachable, read_all
+from modelstow.backends.conformance import BIG, TEN, SourceContract
+from modelstow.backends.http.client import HttpSource
 
 
 @pytest.fixture
@@ -293,7 +293,7 @@ def test_bodies_are_read_by_the_fast_way(origin: Origin):
 
 def test_the_environment_names_proxies_by_host():
     """Lower case wins, NO_PROXY exempts a domain and what is below it, ALL_PROXY serves where there is no other."""
-    from backends.credentials import proxy
+    from modelstow.backends.environment import proxy
 
     environ = {"HTTPS_PROXY": "http://big:1", "https_proxy": "http://small:1", "NO_PROXY": "corp.example,.local"}
 

@@ -14,7 +14,7 @@ from builders import IMPATIENT, Cli, ensurer_of, lock_of, manifest_of, some_byte
 from hub import CANARY, Hub, address_of, authorization
 from origin import Fault
 
-from backends import (
+from modelstow.backends import (
     Denied,
     Misbehaved,
     NotFound,
@@ -28,9 +28,9 @@ from backends import (
     open_source,
     redact,
 )
-from backends import hub as hub_source
-from backends.conformance import SourceContract
-from backends.hub import HubPath, HubSource, find_token
+from modelstow.backends.conformance import SourceContract
+from modelstow.backends.hf import hub as hub_source
+from modelstow.backends.hf.hub import HubPath, HubSource, find_token
 
 TOKEN = "hf_canary"
 WEIGHTS = some_bytes(300_000, 1)

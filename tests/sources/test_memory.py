@@ -1,8 +1,8 @@
 """The memory source keeps the contract."""
 
-from backends import Source
-from backends.conformance import SourceContract
-from backends.memory import MemorySource
+from modelstow.backends import Source
+from modelstow.backends.conformance import SourceContract
+from modelstow.backends.memory import MemorySource
 
 
 class TestMemory(SourceContract):

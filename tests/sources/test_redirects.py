@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from origin import Fault, Origin, RawServer
 
-from backends import Denied, Misbehaved, NotFound, SourceError, Throttled, redact
-from backends.http import HttpSource
-from backends.redirects import REMEMBER_S, check
+from modelstow.backends import Denied, Misbehaved, NotFound, SourceError, Throttled, redact
+from modelstow.backends.http.client import HttpSource
+from modelstow.backends.http.redirects import REMEMBER_S, check
 
 TEN = b"0123456789"
 

@@ -16,10 +16,10 @@ from builders import Cli, blobs_of, manifest_of, tree_of
 from origin import Fault, Origin, gate_of
 from s3servers import SECRET, settings, use
 
-from backends import Denied, Misbehaved, NotFound, Source, SourceError, Throttled, TimedOut, Unreachable
-from backends import s3 as module
-from backends.conformance import TEN, SourceContract
-from backends.s3 import S3Source
+from modelstow.backends import Denied, Misbehaved, NotFound, Source, SourceError, Throttled, TimedOut, Unreachable
+from modelstow.backends.conformance import TEN, SourceContract
+from modelstow.backends.s3 import client as module
+from modelstow.backends.s3.client import S3Source
 
 
 @pytest.fixture

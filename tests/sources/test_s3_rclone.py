@@ -9,12 +9,12 @@ import pytest
 from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, manifest_of, some_bytes, tree_of, write_lock
 from s3servers import KEY, SECRET, rclone, settings, use
 
-from backends import Denied, SourceError
-from backends.conformance import TEN, SourceContract
-from backends.faulty import FaultySource
-from backends.s3 import S3Source
-from cas.pieces import PIECE
-from reconcile.execution.retry import Backoff, RetryPolicy
+from modelstow.backends import Denied, SourceError
+from modelstow.backends.conformance import TEN, SourceContract
+from modelstow.backends.faulty import FaultySource
+from modelstow.backends.s3.client import S3Source
+from modelstow.cas.pieces import PIECE
+from modelstow.reconcile.transfer.retry import Backoff, RetryPolicy
 
 _FILES = {"config.json": b'{"layers": 2}', "model.bin": some_bytes(3 * PIECE + 1000)}
 

@@ -12,9 +12,9 @@ import pytest
 from builders import Cli, manifest_of
 from s3servers import SECRET, moto_with_auth, settings, use
 
-from backends import Denied
-from backends.conformance import TEN
-from backends.s3 import S3Source
+from modelstow.backends import Denied
+from modelstow.backends.conformance import TEN
+from modelstow.backends.s3.client import S3Source
 
 _FILES = (
     'files = [{ path = "ten", size = 10, sha256 = "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882" }]'

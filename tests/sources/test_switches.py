@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from backends import Offline
-from backends.hub import HubSource
-from backends.s3 import _make
-from backends.switches import is_on
-from reconcile import config
+from modelstow.backends import Offline
+from modelstow.backends.hf.hub import HubSource
+from modelstow.backends.s3.client import _make
+from modelstow.backends.switches import is_on
+from modelstow.reconcile import settings
 
 YES = ("1", "true", "Yes", "on", " ON ", "y", "2", "please")
 NO = ("", "0", "false", "No", "off", " Off ")
@@ -22,7 +22,7 @@ def test_a_switch_means_the_same_to_all_who_read_it(text: str, on: bool, tmp_pat
     environ = {"HF_HUB_OFFLINE": text, "HF_ENDPOINT": "http://127.0.0.1:9"}
 
     assert is_on({"ANY": text}, "ANY") is on
-    assert config.from_environment(environ, root=tmp_path).offline is on
+    assert settings.from_environment(environ, root=tmp_path).offline is on
     try:
         HubSource(environ)._parse("hf://org/name/config.json")
     except Offline:

@@ -15,9 +15,9 @@ import pytest
 from origin import Fault, Origin, gate_of
 from s3servers import settings, use
 
-from backends import Misbehaved, SourceError, Unreachable, read_all
-from backends.http import HttpSource
-from backends.s3 import S3Source
+from modelstow.backends import Misbehaved, SourceError, Unreachable, read_all
+from modelstow.backends.http.client import HttpSource
+from modelstow.backends.s3.client import S3Source
 
 if shutil.which("openssl") is None:
     pytest.skip("needs the openssl program to make certificates", allow_module_level=True)

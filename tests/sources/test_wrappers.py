@@ -2,11 +2,11 @@
 
 import pytest
 
-from backends import Source, Unreachable
-from backends.conformance import TEN, SourceContract
-from backends.faulty import FaultySource
-from backends.memory import MemorySource
-from backends.throttle import RateBudget, ThrottledSource
+from modelstow.backends import Source, Unreachable
+from modelstow.backends.conformance import TEN, SourceContract
+from modelstow.backends.faulty import FaultySource
+from modelstow.backends.memory import MemorySource
+from modelstow.backends.throttle import RateBudget, ThrottledSource
 
 
 def memory() -> MemorySource:

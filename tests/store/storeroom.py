@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from builders import some_bytes
 
-from cas import BlobStore, Digest
-from cas.partial import Partial
-from cas.pieces import PIECE, piece_hash, piece_range
+from modelstow.cas import BlobStore, Digest
+from modelstow.cas.partial import Partial
+from modelstow.cas.pieces import PIECE, piece_hash, piece_range
 
 SMALL = b"a few bytes"
 MIDDLE = some_bytes((1 << 20) + 1000, 11)

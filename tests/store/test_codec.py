@@ -17,9 +17,9 @@ from builders import some_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cas import Digest
-from cas.codec import PackIndex, index_bytes, pack, unpack
-from cas.pieces import PIECE, piece_count, piece_range
+from modelstow.cas import Digest
+from modelstow.cas.compressed import PackIndex, index_bytes, pack, unpack
+from modelstow.cas.pieces import PIECE, piece_count, piece_range
 
 SIZE = 2 * PIECE + 5
 DATA = (some_bytes(1 << 16) * (SIZE // (1 << 16) + 1))[:SIZE]
@@ -178,7 +178,7 @@ def test_a_few_kilobytes_that_hold_gigabytes_cost_no_memory(window: int | None):
     code = f"""
 import resource, sys
 sys.path[:0] = {sys.path!r}
-from cas.codec import unpack
+from modelstow.cas.compressed import unpack
 from test_codec import PIECE, SIZE, frame_of, rle
 bomb = frame_of(rle(1 << 17) * 30_000 + rle(1, last=True), claims=PIECE, window={window})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from storeroom import partial_with, put, store_at
 
-from cas import BlobState, BlobStore, ChecksumError, Digest, LockTimeoutError
-from cas.partial import Partial
+from modelstow.cas import BlobState, BlobStore, ChecksumError, Digest, LockTimeoutError
+from modelstow.cas.partial import Partial
 
 DATA = [b"blob %d" % n for n in range(40)]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cas import EMPTY, Digest
+from modelstow.cas import EMPTY, Digest
 
 contents = st.binary(max_size=40)
 

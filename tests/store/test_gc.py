@@ -14,15 +14,15 @@ import pytest
 from builders import Cli, assert_sound, blobs_of, ensurer_of, lock_of, memory, some_bytes, tree_of, write_lock
 from storeroom import age, flip, partial_with, root_only, umask
 
-from backends.memory import MemorySource
-from cas import BlobStore, Digest, LinkMode, NoSpaceError, StoreFormatError, StoreStateError, leases
-from cas import inventory as inventories
-from cas.inventory import Inventory, Placed
-from cas.linking import LinkKind
-from cas.scrub import Level
-from reconcile import ModelState, SourceUnavailableError
-from reconcile.retention import pins, roots
-from reconcile.retention.collector import Collected, Goals
+from modelstow import ModelState, SourceUnavailableError
+from modelstow.backends.memory import MemorySource
+from modelstow.cas import BlobStore, Digest, LinkMode, NoSpaceError, StoreFormatError, StoreStateError, leases
+from modelstow.cas import inventory as inventories
+from modelstow.cas.inventory import Inventory, Placed
+from modelstow.cas.links import LinkKind
+from modelstow.cas.scrub import Level
+from modelstow.reconcile.retention import pins, roots
+from modelstow.reconcile.retention.collector import Collected, Goals
 
 DAY = 86_400
 KB = 1_000

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cas import Digest, LinkKind, StoreStateError
-from cas import inventory as inventories
-from cas.durable import seal
-from cas.inventory import NEXT, Inventory, Placed
+from modelstow.cas import Digest, LinkKind, StoreStateError
+from modelstow.cas import inventory as inventories
+from modelstow.cas.durable import seal
+from modelstow.cas.inventory import NEXT, Inventory, Placed
 
 placed = st.builds(
     Placed,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from storeroom import SMALL, store_at
 
-from cas import BlobStore, Digest, Layout, StoreFormatError
-from cas.layout import StoreConfig
+from modelstow.cas import BlobStore, Digest, Layout, StoreFormatError
+from modelstow.cas.layout import StoreConfig
 
 
 def write_config(tmp_path: Path, **changes: object) -> str:

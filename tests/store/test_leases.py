@@ -11,7 +11,7 @@ from threading import Event, Thread
 import pytest
 from storeroom import age, store_at
 
-from cas import BlobStore, Digest, LockTimeoutError, StoreStateError, leases, locks
+from modelstow.cas import BlobStore, Digest, LockTimeoutError, StoreStateError, leases, locks
 
 ONE, TWO = Digest.of(b"one"), Digest.of(b"two")
 DAY = 86_400
@@ -19,7 +19,7 @@ DAY = 86_400
 _HOLD = """
 import sys
 from pathlib import Path
-from cas import BlobStore, Digest, leases
+from modelstow.cas import BlobStore, Digest, leases
 lease = leases.take(BlobStore.open(Path(sys.argv[1])), doing="fetching", digests=[Digest.parse(sys.argv[2])])
 print("held", flush=True)
 sys.stdin.read()

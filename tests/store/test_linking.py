@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from storeroom import MIDDLE, SMALL, mounted, root_only, store_at, umask
 
-from cas import EMPTY, Digest, LinkError, LinkKind, LinkMode
-from cas import linking as links
-from cas.linking import Placer
+from modelstow.cas import EMPTY, Digest, LinkError, LinkKind, LinkMode, links
+from modelstow.cas.links import Placer
 
 DIGEST = Digest.of(MIDDLE)
 

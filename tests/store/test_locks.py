@@ -15,12 +15,12 @@ from threading import Event
 
 import pytest
 
-from cas import LockTimeoutError, Stopped, locks
+from modelstow.cas import LockTimeoutError, Stopped, locks
 
 _HOLD = """
 import sys
 from pathlib import Path
-from cas import locks
+from modelstow.cas import locks
 lock = locks.acquire(Path(sys.argv[1]), doing="holding", shared=sys.argv[2] == "shared")
 print("held", flush=True)
 sys.stdin.read()

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from storeroom import flip, in_memory
 
-from backends.memory import MemorySource
-from cas import BlobStore, Digest, leases
-from cas.pieces import piece_hash, piece_range
-from cas.scrub import Level
-from reconcile import Choice, ModelState
-from reconcile.retention.collector import Goals
+from modelstow import Choice, ModelState
+from modelstow.backends.memory import MemorySource
+from modelstow.cas import BlobStore, Digest, leases
+from modelstow.cas.pieces import piece_hash, piece_range
+from modelstow.cas.scrub import Level
+from modelstow.reconcile.retention.collector import Goals
 
 OVER_A_TABLE = some_bytes((1 << 20) + 77, 21)
 OVER_A_PIECE = some_bytes((8 << 20) + 99, 22)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from storeroom import BIG, MIDDLE, SMALL, flip, partial_with, put, store_at
 
-from cas import ChecksumError, Digest
-from cas.pieces import PIECE, TableState, read_table
+from modelstow.cas import ChecksumError, Digest
+from modelstow.cas.pieces import PIECE, TableState, read_table
 
 DIGEST = Digest.of(BIG)
 
@@ -343,7 +343,7 @@ def test_a_partial_that_cannot_be_opened_leaves_no_descriptor(tmp_path: Path, mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr("cas.partial.write_all", full)
+        patch.setattr("modelstow.cas.partial.write_all", full)
         reopened(store)
 
     assert len(os.listdir("/proc/self/fd")) == before

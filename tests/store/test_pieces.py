@@ -7,8 +7,8 @@ from builders import some_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cas import Digest
-from cas.pieces import (
+from modelstow.cas import Digest
+from modelstow.cas.pieces import (
     PIECE,
     PieceTable,
     Slot,

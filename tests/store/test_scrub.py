@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from storeroom import BIG, MIDDLE, SMALL, flip, store_at
 
-from cas import BlobStore, Digest
-from cas import scrub as scrubs
-from cas.durable import write_file
-from cas.pieces import PIECE, PieceTable, Slot, TableState, piece_count, piece_hash, piece_range, proven_table
-from cas.scrub import Level, Subject, Verdict, scrub
+from modelstow.cas import BlobStore, Digest
+from modelstow.cas import scrub as scrubs
+from modelstow.cas.durable import write_file
+from modelstow.cas.pieces import PIECE, PieceTable, Slot, TableState, piece_count, piece_hash, piece_range, proven_table
+from modelstow.cas.scrub import Level, Subject, Verdict, scrub
 
 DIGEST = Digest.of(BIG)
 both = pytest.mark.parametrize("level", [Level.FAST, Level.FULL])

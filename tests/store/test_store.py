@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from storeroom import BIG, MIDDLE, SMALL, flip, mounted, partial_with, put, root_only, store_at, umask
 
-from cas import EMPTY, BlobState, BlobStore, ChecksumError, Digest
-from cas.pieces import proven_table
+from modelstow.cas import EMPTY, BlobState, BlobStore, ChecksumError, Digest
+from modelstow.cas.pieces import proven_table
 
 DIGEST = Digest.of(BIG)
 

@@ -9,10 +9,10 @@ from threading import Event, Thread
 import pytest
 from storeroom import MIDDLE, SMALL, age, store_at, umask
 
-from cas import EMPTY, BlobStore, Digest, LinkKind, LinkMode, trash, tree
-from cas.inventory import Inventory, Placed
-from cas.linking import Placer
-from cas.tree import Item, Quarantine
+from modelstow.cas import EMPTY, BlobStore, Digest, LinkKind, LinkMode, trash, tree
+from modelstow.cas.inventory import Inventory, Placed
+from modelstow.cas.links import Placer
+from modelstow.cas.tree import Item, Quarantine
 
 CONTENT = {"a": SMALL, "deep/er/b": MIDDLE, "deep/c": SMALL, "deep/empty": b""}
 

@@ -1,0 +1,1 @@
+"""``hf://``: the repositories of a model hub."""

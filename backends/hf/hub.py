@@ -1,0 +1,209 @@
+"""``hf://…``: the repositories of a model hub, by the hub's web API.
+
+A listing is pinned to the commit that the revision is just now. Files that the hub keeps as LFS are listed with their
+sha256; of the others it tells only git's own digest, which is none of the content.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from .. import environment
+from ..errors import Denied, Misbehaved, NotFound, NotListable, Offline, SourceError, redact
+from ..http.client import HttpSource
+from ..source import Body, Listed, Listing
+from ..switches import is_on
+from .locator import HubPath
+
+_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
+_LISTING_BYTES = 256 << 20  # of all its pages
+_PAGES = 10_000
+_NO_HUB = "check that HF_ENDPOINT is the address of a hub, or unset it"
+
+
+class HubSource:
+    """Repositories of one hub: the one that ``HF_ENDPOINT`` names, or huggingface.co. The token goes to it alone.
+
+    The hub redirects to signed addresses. Ranges go straight to the last one for five minutes; one that is refused is
+    asked for anew.
+    """
+
+    network = True
+
+    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+        """Raises SourceError where ``HF_ENDPOINT`` is no address."""
+        self._environ = os.environ if environ is None else environ
+        self._endpoint = _endpoint(self._environ.get("HF_ENDPOINT", ""))
+        self._host = environment.origin(self._endpoint)
+        self._http = HttpSource(self._environ, token=self._token)
+
+    def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
+        where = self._parse(locator)
+        with self._explained(where, locator):
+            try:
+                return self._http.open(f"{self._endpoint}/{where.content}", start=start, stop=stop)
+            except NotFound as error:
+                if error.reason != "RevisionNotFound" or not _COMMIT.match(where.revision):
+                    raise
+                # The branch was rewritten, and the commit that was locked with it. Its files are mostly there still,
+                # and whether these are the bytes that are meant, the reader's digest decides.
+                main = replace(where, revision="main")
+                return self._http.open(f"{self._endpoint}/{main.content}", start=start, stop=stop)
+
+    def size(self, locator: str) -> int | None:
+        # By GET, since what the hub redirects to may be signed for nothing else.
+        body = self.open(locator, start=0, stop=1)
+        body.close()
+        return body.total
+
+    def listing(self, locator: str) -> Listing:
+        where = self._parse(locator)
+        with self._explained(where, locator):
+            pinned = replace(where, revision=self._commit(where, locator))
+            return Listing(locator=str(pinned), files=tuple(self._files(pinned, locator)))
+
+    def origin(self, locator: str) -> str:
+        return self._endpoint
+
+    def _parse(self, locator: str) -> HubPath:
+        if is_on(self._environ, "HF_HUB_OFFLINE"):
+            raise Offline("not asked, because of HF_HUB_OFFLINE", locator=locator, hint="unset HF_HUB_OFFLINE")
+        return HubPath.parse(locator)
+
+    def _token(self, url: str) -> str | None:
+        return find_token(self._environ) if environment.origin(url) == self._host else None
+
+    # ---- listing
+
+    def _commit(self, where: HubPath, locator: str) -> str:
+        url = f"{self._endpoint}/{where.api}/revision/{quote(where.revision, safe='')}"
+        answer, _, _ = self._page(url, _LISTING_BYTES, locator)
+        commit = answer.get("sha") if isinstance(answer, dict) else None
+        if not isinstance(commit, str) or not _COMMIT.match(commit):
+            raise Misbehaved("the hub's answer names no commit", locator=locator, hint=_NO_HUB)
+        return commit
+
+    def _files(self, pinned: HubPath, locator: str) -> Iterator[Listed]:
+        folder = f"/{quote(pinned.path, safe='')}" if pinned.path else ""
+        url = f"{self._endpoint}/{pinned.api}/tree/{pinned.revision}{folder}?recursive=true&expand=false"
+        left = _LISTING_BYTES
+        for _ in range(_PAGES):
+            rows, length, url = self._page(url, left, locator)
+            left -= length
+            if not isinstance(rows, list):
+                raise Misbehaved("the hub's answer is no listing", locator=locator, hint=_NO_HUB)
+            for row in rows:
+                if (listed := _listed(row, pinned.path, locator)) is not None:
+                    yield listed
+            if not url:
+                return
+            if _origin_of(url) != self._host:
+                raise Misbehaved(f"the hub continues its listing at another address, {redact(url)}", locator=locator)
+        what, hint = f"the listing has more than {_PAGES:,} pages", "name a folder of the repository"
+        raise NotListable(what, locator=locator, hint=hint)
+
+    def _page(self, url: str, at_most: int, locator: str) -> tuple[Any, int, str]:
+        """One answer of the API, its length in bytes and the address of the page behind it."""
+        try:
+            raw, behind = self._http.page(url, at_most=at_most)
+            return json.loads(raw), len(raw), behind
+        except (ValueError, RecursionError) as error:
+            raise Misbehaved("the hub's answer is too long, or no JSON", locator=locator, hint=_NO_HUB) from error
+
+    # ---- refusals
+
+    @contextmanager
+    def _explained(self, where: HubPath, locator: str) -> Iterator[None]:
+        """Refusals in words of the hub, and of the locator that was asked for."""
+        try:
+            yield
+        except SourceError as error:
+            page, has_token = f"{self._endpoint}/{where.page}", find_token(self._environ) is not None
+            what, hint = _explanation(error, where, page, has_token=has_token)
+            raise type(error)(
+                what,
+                locator=locator,
+                hint=hint,
+                retry_after=error.retry_after,
+                reason=error.reason,
+                status=error.status,
+            ) from error
+
+
+def find_token(environ: Mapping[str, str]) -> str | None:
+    """The token of ``HF_TOKEN``, else of the file that ``hf auth login`` writes; None where there is none."""
+    home = environ.get("HOME", "")
+    cache = environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
+    folder = environ.get("HF_HOME") or f"{cache}/huggingface"
+    path = environ.get("HF_TOKEN_PATH") or f"{folder}/token"
+    text = environ.get("HF_TOKEN") or environ.get("HUGGING_FACE_HUB_TOKEN") or ""
+    if not text.strip():
+        try:
+            text = Path(home + path[1:] if path.startswith("~/") else path).read_text(errors="replace")
+        except OSError:
+            return None
+    return "".join(text.split()) or None
+
+
+def _endpoint(text: str) -> str:
+    endpoint = text.strip().rstrip("/") or "https://huggingface.co"
+    scheme, host, _ = _origin_of(endpoint)
+    if scheme not in ("http", "https") or not host or re.search(r"[@?#\s]", endpoint):
+        hint = "write it as https://hub.example.org, and what logs in into HF_TOKEN"
+        raise SourceError("HF_ENDPOINT is not the address of a hub", locator=redact(endpoint), hint=hint)
+    return endpoint
+
+
+def _origin_of(url: str) -> tuple[str, str, int]:
+    try:
+        return environment.origin(url)
+    except ValueError:  # a port that is none
+        return "", "", 0
+
+
+def _listed(row: Any, folder: str, locator: str) -> Listed | None:
+    """One row of the hub's tree; None for what is no file. Whether names, sizes and digests are good, who locks decides."""
+    if not isinstance(row, dict):
+        raise Misbehaved("the hub's answer is no listing", locator=locator)
+    if row.get("type") != "file":
+        return None
+    path, lfs = row.get("path"), row.get("lfs")
+    size, sha256 = (lfs.get("size"), lfs.get("oid")) if isinstance(lfs, dict) else (row.get("size"), None)
+    if not isinstance(path, str) or type(size) is not int or (lfs is not None and not isinstance(sha256, str)):
+        what = f"the hub lists {path[:80]!a}" if isinstance(path, str) else "the hub lists a file without a path"
+        raise Misbehaved(f"{what}, and what it tells of size and sha256 makes no sense", locator=locator)
+    below = f"{folder}/" if folder else ""
+    if not path.startswith(below):
+        raise Misbehaved(f"the hub lists {path[:80]!a}, which is not below {folder[:80]!a}", locator=locator)
+    return Listed(path=path.removeprefix(below), size=size, sha256=sha256)
+
+
+def _explanation(error: SourceError, where: HubPath, page: str, *, has_token: bool) -> tuple[str, str]:
+    """What was refused, and what to do."""
+    if error.reason == "GatedRepo":
+        hint = f"request access at {page}, then set HF_TOKEN" + (" to a token that has it" if has_token else "")
+        return f"{where.name} is gated ({error.what})", hint
+    if isinstance(error, Denied) and error.status != 401:
+        hint = f"look at {page} for the reason, and check what the token (HF_TOKEN, or that of `hf auth login`) may read"
+        return f"the hub refuses ({error.what})", hint
+    if isinstance(error, Denied) and not has_token:
+        hint = "check the name; for a private repository set HF_TOKEN or run `hf auth login`"
+        return f"{where.name} is private, or there is no such repository ({error.what})", hint
+    if isinstance(error, Denied):
+        hint = "check the name, and that the token (HF_TOKEN, or that of `hf auth login`) is valid and may read it"
+        return f"the token may not read {where.name}, or there is no such repository ({error.what})", hint
+    if error.reason == "RepoNotFound":
+        return f"the hub has no {where.name}, or none that it shows to this token", f"check the name, or look at {page}"
+    if error.reason == "RevisionNotFound":
+        return f"{where.name} has no revision {where.revision!r}", f"look for branches and tags at {page}"
+    if error.reason == "EntryNotFound":
+        return f"{where.name} has no such file or folder at {where.revision}", ""
+    return error.what, error.hint

@@ -1,0 +1,309 @@
+"""``http://`` and ``https://``: ranges, redirects followed by ourselves, errors told apart."""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.client import HTTPException, IncompleteRead, LineTooLong, RemoteDisconnected
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+
+from .. import environment
+from ..errors import Denied, Misbehaved, NotFound, SourceError, Throttled, TimedOut, Unreachable
+from ..source import Body, Listing, read_body
+from . import address_policy, connection, fast_response, index, redirects
+from .address_policy import NotAllowed, Reach
+from .redirects import Landing, Landings
+from .response import body_of, discard, is_range_answer, parse_retry_after, release, version_of
+
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 60.0
+HEAD_TIMEOUT_S = 60.0
+"""For the whole head of one answer, however its bytes are spread."""
+_REDIRECTS = 5
+_HEADERS = {"User-Agent": "modelstow", "Accept": "*/*", "Accept-Encoding": "identity"}
+_FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is asked of a locator, wherever it leads. *briefly*: so few bytes that they should be read at once."""
+
+    method: str = "GET"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    briefly: bool = False
+
+    @classmethod
+    def of(cls, start: int, stop: int | None) -> _Request:
+        """Bytes ``[start, stop)``, None being the end."""
+        if not start and stop is None:
+            return cls()
+        last = "" if stop is None else stop - 1
+        return cls("GET", {"Range": f"bytes={start}-{last}"}, stop is not None and stop - start <= fast_response.MOST)
+
+    @property
+    def ranged(self) -> bool:
+        return bool(self.headers)
+
+
+class HttpSource:
+    """Any web server. Bytes are asked for as they are (``identity``), because a range of a compressed form is no range.
+
+    Connections are shared by all threads; nothing is retried here, but that a remembered redirect which no longer holds is
+    followed anew. Where redirects may lead: ``addresses``.
+    """
+
+    network = True
+
+    def __init__(
+        self,
+        environ: Mapping[str, str] | None = None,
+        *,
+        token: Callable[[str], str | None] = lambda url: None,
+        head_timeout_s: float = HEAD_TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """*token* gives the bearer token for a URL, asked anew for every hop of a redirect; *clock* ages redirects."""
+        self._environ = dict(os.environ) if environ is None else environ  # which looks up faster
+        self._token = token
+        self._landings = Landings(clock)
+        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
+        self._webs = {reach: connection.Web(reach, head_timeout_s=head_timeout_s, timeout=timeout) for reach in Reach}
+
+    def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
+        asked = _Request.of(start, stop)
+        response = self._ask_remembered(locator, asked, start) if asked.ranged else None
+        if response is None:
+            response = self._ask(asked, locator)
+        if asked.ranged and not _answers(response, start):
+            # 416, several parts, another range: the server and we differ about the object. Ask for all of it; the
+            # reader compares the length.
+            release(response)
+            response = self._ask(_Request(), locator)
+        return _body(response, locator, ranged=not asked.ranged or "Content-Range" in response.headers)
+
+    def size(self, locator: str) -> int | None:
+        response = self._ask(_Request("HEAD"), locator)
+        release(response)
+        if (length := _length(response)) is not None:
+            return length
+        body = self.open(locator, start=0, stop=1)
+        body.close()
+        return body.total
+
+    def listing(self, locator: str) -> Listing:
+        return index.listing(self, locator)
+
+    def origin(self, locator: str) -> str:
+        parts = urlsplit(locator)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+    # ---- asking
+
+    def _ask(self, asked: _Request, locator: str) -> urllib3.BaseHTTPResponse:
+        """One answer with a body to read, after redirects. Raises SourceError for every other status."""
+        redirects.check(locator)
+        landing = Landing(locator, Reach.ANY)
+        for _ in range(_REDIRECTS + 1):
+            response = self._send(asked, landing, locator)
+            if response.status not in (301, 302, 303, 307, 308):
+                _check_answer(response, locator, landing.url, ranged=asked.ranged)
+                if asked.method == "GET" and landing.url != locator:
+                    self._landings.remember(locator, landing)
+                return response
+            discard(response)
+            url = redirects.follow(landing.url, response.headers.get("Location"), locator)
+            landing = Landing(url, self._reach(url, locator))
+        raise Misbehaved(f"more than {_REDIRECTS} redirects", locator=locator)
+
+    def page(self, url: str, *, at_most: int) -> tuple[bytes, str]:
+        """A small answer whole, and the address of the page behind it by its ``Link`` header; empty at the last.
+
+        Raises SourceError, ValueError where it is longer than *at_most* bytes.
+        """
+        response = self._ask(_Request(), url)
+        links = requests.utils.parse_header_links(response.headers.get("Link", ""))
+        behind = next((link["url"] for link in links if link.get("rel") == "next"), "")
+        data = read_body(_body(response, url, ranged=True), at_most=at_most, locator=url)
+        return data, behind and urljoin(response.url or url, behind)
+
+    def _ask_remembered(self, locator: str, asked: _Request, start: int) -> urllib3.BaseHTTPResponse | None:
+        """The answer of where the locator led last; None if nowhere, or if that no longer gives what is asked.
+
+        So a signed address that expired is renewed, and a thousand ranges of a file cost its hub one request.
+        """
+        landing = self._landings.find(locator)
+        if landing is None:
+            return None
+        try:
+            response = self._send(asked, landing, locator)
+            if response.status in (200, 206) and _answers(response, start):
+                _check_answer(response, locator, landing.url, ranged=True)
+                return response
+            discard(response)
+        except SourceError:
+            pass
+        self._landings.drop(locator, landing)
+        return None
+
+    def _send(self, asked: _Request, landing: Landing, locator: str) -> urllib3.BaseHTTPResponse:
+        """One request and the head of its answer, whatever it is. Credentials are looked up for the very host asked."""
+        url = landing.url
+        bundle = environment.ca_bundle(self._environ)
+        if isinstance(bundle, str) and not os.path.exists(bundle):
+            hint = "let REQUESTS_CA_BUNDLE name a file of certificates, or unset it"
+            raise SourceError("the file of certificates to trust is not there", locator=locator, hint=hint)
+        try:
+            raw = self._webs[landing.reach].ask(
+                asked.method,
+                url,
+                {**_HEADERS, **asked.headers, **self._authorization(url, locator)},
+                proxy=environment.proxy(url, self._environ),
+                verify=bundle,
+                briefly=asked.briefly and url == locator,  # a signed address may be good for one question
+            )
+        except NotAllowed as error:
+            raise _led_astray(error, locator) from None
+        except _FAILURES as error:
+            # The library's own text may hold the URL with its query, also where a traceback is printed: only the kind
+            # of failure is passed on.
+            raise _translated(error, locator) from None
+        raw.url = url
+        return raw
+
+    def _authorization(self, url: str, locator: str) -> dict[str, str]:
+        if token := self._token(url):
+            return {"Authorization": f"Bearer {token}"}
+        login = environment.netrc_auth(url, self._environ, locator=locator)
+        return {"Authorization": urllib3.util.make_headers(basic_auth=":".join(login))["authorization"]} if login else {}
+
+    def _reach(self, url: str, locator: str) -> Reach:
+        """How far the connection for *url*, a redirect of *locator*, may reach."""
+        if environment.origin(url) == environment.origin(locator):
+            return Reach.ANY
+        try:
+            allowed = address_policy.reach_of(self._addresses(locator))
+            if environment.proxy(url, self._environ):
+                # The proxy resolves names and connects; what a name means there we cannot know, what a number means we can.
+                address_policy.check(urlsplit(url).hostname or "", self._addresses(url), allowed)
+        except NotAllowed as error:
+            raise _led_astray(error, locator) from None
+        except _FAILURES as error:
+            raise _translated(error, locator) from None
+        return allowed
+
+    def _addresses(self, url: str) -> tuple[str, ...]:
+        _, host, port = environment.origin(url)
+        return address_policy.resolve(host, port, literal=bool(environment.proxy(url, self._environ)))
+
+
+def _answers(response: urllib3.BaseHTTPResponse, start: int) -> bool:
+    return is_range_answer(response.status, response.headers.get("Content-Range"), start)
+
+
+def _body(response: urllib3.BaseHTTPResponse, locator: str, *, ranged: bool) -> Body:
+    headers, length = response.headers, _length(response)
+    version = version_of(headers.get("ETag", ""), headers.get("Last-Modified", ""), headers.get("Date", ""))
+    where = headers.get("Content-Range")
+    return body_of(response, where, length, lambda error: _translated(error, locator), ranged=ranged, version=version)
+
+
+def _length(response: urllib3.BaseHTTPResponse) -> int | None:
+    text = response.headers.get("Content-Length", "")
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
+
+def _check_answer(response: urllib3.BaseHTTPResponse, locator: str, url: str, *, ranged: bool) -> None:
+    """Whether there is a body to read. *url* is who answers, in the end. Raises SourceError."""
+    status = response.status
+    if status in (200, 206):
+        encodings = [response.headers.get("Content-Encoding", ""), response.headers.get("Transfer-Encoding", "")]
+        odd = [text for text in encodings if text.strip().lower() not in ("", "identity", "chunked")]
+        if odd:
+            release(response)
+            # Whatever a server writes may hold what a terminal obeys.
+            raise Misbehaved(
+                f"the server encodes the body as {re.sub('[^A-Za-z0-9, -]', '', odd[0])[:20]}", locator=locator
+            )
+        return
+    if status == 416 and ranged:
+        return
+    retry_after = parse_retry_after(response.headers.get("Retry-After", ""))
+    discard(response)
+    error = _refusal(status, locator, url, retry_after)
+    error.reason = response.headers.get("X-Error-Code", "")
+    error.status = status
+    raise error
+
+
+def _refusal(status: int, locator: str, url: str, retry_after: float | None) -> SourceError:
+    what = f"HTTP {status}"
+    with suppress(ValueError):  # not the server's own phrase
+        what += f" {HTTPStatus(status).phrase}"
+    hint = "put a login for this host into ~/.netrc, or check the one there"
+    if environment.origin(url) != environment.origin(locator):
+        what += f" from {urlsplit(url).netloc}, where it redirects to"
+        hint = (
+            f"the redirect's target refused, not {urlsplit(locator).netloc}; if it goes on, tell those who run the source"
+        )
+    if status in (404, 410):
+        return NotFound(what, locator=locator)
+    if status in (401, 403, 407):
+        return Denied(what, locator=locator, hint=hint)
+    if status in (429, 503):
+        return Throttled(what, locator=locator, retry_after=retry_after)
+    if status == 408 or status >= 500:
+        return Unreachable(what, locator=locator, retry_after=retry_after)
+    return SourceError(what, locator=locator, hint=hint if url != locator else "")
+
+
+def _led_astray(error: NotAllowed, locator: str) -> Misbehaved:
+    hint = "redirects lead into a private network only from there; name the address itself as the source if it is meant"
+    return Misbehaved(f"redirected to an address that is not allowed ({error})", locator=locator, hint=hint)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _translated(error: Exception, locator: str) -> SourceError:
+    """What a failure of the library means. Nothing of its text is kept."""
+    for cause in _chain(error):
+        if isinstance(cause, urllib3.exceptions.NewConnectionError):  # by its class a timeout, by its meaning none
+            break
+        if isinstance(cause, (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)):
+            return TimedOut("the server did not answer in time", locator=locator)
+        if isinstance(cause, urllib3.exceptions.SSLError) and (what := _mistrust(cause)):
+            return Misbehaved(what, locator=locator, hint="REQUESTS_CA_BUNDLE names a file of certificates to trust")
+        if isinstance(cause, RemoteDisconnected | IncompleteRead | ConnectionError):
+            break
+        if isinstance(cause, LineTooLong) or type(cause) is HTTPException:  # of the latter http.client has no other
+            return Misbehaved("the answer's head is too large", locator=locator)
+        if isinstance(cause, urllib3.exceptions.InvalidHeader | requests.exceptions.InvalidHeader):
+            return Misbehaved("the answer contradicts itself about its length", locator=locator)
+    bad_url = (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema)
+    if isinstance(error, bad_url) or (isinstance(error, ValueError) and not isinstance(error, OSError)):
+        return Misbehaved("the address cannot be asked", locator=locator)
+    *_, root = _chain(error)
+    return Unreachable(f"connection failed ({getattr(root, 'strerror', None) or type(root).__name__})", locator=locator)
+
+
+def _mistrust(error: urllib3.exceptions.SSLError) -> str:
+    """What TLS has against the server; empty where the connection just broke."""
+    for cause in _chain(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"the server's certificate is not valid ({cause.verify_message})"
+        if isinstance(cause, ssl.SSLError):
+            broke = isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError)
+            return "" if broke else f"TLS failed ({cause.reason or type(cause).__name__})"
+    return ""

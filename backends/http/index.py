@@ -1,0 +1,117 @@
+"""What is below a URL, by a SHA256SUMS file in it or by the server's own index page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from html.parser import HTMLParser
+from urllib.parse import unquote, urldefrag, urljoin
+
+from ..errors import Denied, NotFound, NotListable, SourceError
+from ..source import Listed, Listing, Source, join, read_all
+
+_LISTING_BYTES = 64 << 20
+_PAGES = 10_000
+_LIST = "list the variant's `files` with path, size and sha256 in models.toml"
+_SUMS_HINT = f"write it anew in that folder, e.g. with `sha256sum * > SHA256SUMS`, or {_LIST}"
+_SUMS_LINE = re.compile(r"\\?([0-9A-Fa-f]{64}) [ *](.+)\Z")
+_INDEX_TITLE = re.compile(r"\s*(Index of|Directory listing for)\b")  # nginx and Apache; Python's http.server
+
+
+def listing(source: Source, locator: str) -> Listing:
+    """Every file below *locator*; links out of it are not followed. Raises NotListable and what reading raises."""
+    folder = locator.rstrip("/") + "/"
+    try:
+        text = read_all(source, folder + "SHA256SUMS", at_most=_LISTING_BYTES).decode("utf-8")
+    except (NotFound, Denied) as error:
+        # Static servers on object stores answer 403 for what is not there.
+        files = tuple(_index(source, folder, because=error))
+    except ValueError as error:
+        raise NotListable(f"SHA256SUMS is unreadable ({error})", locator=locator, hint=_SUMS_HINT) from error
+    else:
+        files = _sums(source, folder, text)
+    return Listing(locator=locator, files=files)
+
+
+def _sums(source: Source, folder: str, text: str) -> tuple[Listed, ...]:
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _SUMS_LINE.match(line)
+        if match is None:
+            what = f"SHA256SUMS line {number} is not '<64 hex>  <path>'"
+            raise NotListable(what, locator=folder, hint=_SUMS_HINT)
+        rows.append((match[2].removeprefix("./"), match[1].lower()))
+    with ThreadPoolExecutor(8) as pool:
+        sizes = list(pool.map(lambda row: source.size(join(folder, row[0])), rows))
+    return tuple(Listed(path=p, size=n, sha256=h) for (p, h), n in zip(rows, sizes, strict=True))
+
+
+def _index(source: Source, folder: str, *, because: SourceError) -> Iterator[Listed]:
+    waiting, seen = [folder], {folder}
+    while waiting:
+        page = waiting.pop()
+        if len(seen) > _PAGES:
+            raise NotListable(f"more than {_PAGES} index pages", locator=folder, hint=f"name a folder below it, or {_LIST}")
+        for url in _links(source, page, folder, because):
+            if url.endswith("/"):
+                if url not in seen:
+                    seen.add(url)
+                    waiting.append(url)
+            else:
+                yield Listed(path=unquote(url[len(folder) :]))
+
+
+def _links(source: Source, page: str, folder: str, because: SourceError) -> list[str]:
+    no_index = NotListable(
+        "the server has neither SHA256SUMS nor an index page",
+        locator=folder,
+        hint=_LIST,
+    )
+    try:
+        html = read_all(source, page, at_most=_LISTING_BYTES).decode("utf-8", "replace")
+    except (NotFound, Denied, ValueError) as error:
+        if page == folder and isinstance(error, NotFound) and isinstance(because, NotFound):
+            hint = f"check the address; if it is right, and that server shows no folders, {_LIST}"
+            raise NotListable(f"nothing is at this address ({error.what})", locator=folder, hint=hint) from error
+        if isinstance(because, Denied) and isinstance(error, Denied):
+            raise error from because  # not a missing listing: we may not look
+        raise no_index from error
+    parser = _Links()
+    parser.feed(html)
+    if not _INDEX_TITLE.match(parser.title):
+        raise no_index
+    links = []
+    for href in parser.hrefs:
+        try:
+            url, fragment = urldefrag(urljoin(page, href))
+        except ValueError:  # a link that is no URL leads nowhere
+            continue
+        below = url.startswith(page) and url != page and not fragment
+        if below and "?" not in url:
+            links.append(url)
+    return sorted(set(links))
+
+
+class _Links(HTMLParser):
+    """The title and the links of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hrefs: list[str] = []
+        self.title = ""
+        self._in_title = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._in_title = tag == "title"
+        if tag == "a":
+            self.hrefs += [value for name, value in attrs if name == "href" and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_title = self._in_title and tag != "title"
+
+    def handle_data(self, data: str) -> None:
+        if self._in_title:
+            self.title += data

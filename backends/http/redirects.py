@@ -1,0 +1,93 @@
+"""Redirects: which are followed, and for how long the last target of one is remembered."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+from urllib.parse import quote, urljoin, urlsplit
+
+from ..environment import origin
+from ..errors import Misbehaved, SourceError
+from .address_policy import Reach
+
+REMEMBER_S = 300.0
+_MOST = 1024  # targets remembered at once
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+(%[0-9A-Za-z.%_~-]+)?\]|[^\s\\@/?#:\[\]]+)(:[0-9]{1,5})?\Z")
+_RESERVED = "!#$%&'()*+,/:;=?@[]~"
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """Where a locator leads, and how far its redirects may reach. The URL may be signed: it is kept here, shown nowhere."""
+
+    url: str
+    reach: Reach
+
+
+class Landings:
+    """Last targets of locators that were redirected, for ``REMEMBER_S`` seconds. Safe for threads."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._mutex = clock, Lock()
+        self._known: OrderedDict[str, tuple[float, Landing]] = OrderedDict()
+
+    def find(self, locator: str) -> Landing | None:
+        with self._mutex:
+            at, landing = self._known.get(locator, (0.0, None))
+            return landing if landing is not None and self._clock() - at < REMEMBER_S else None
+
+    def remember(self, locator: str, landing: Landing) -> None:
+        with self._mutex:
+            self._known[locator] = self._clock(), landing
+            self._known.move_to_end(locator)
+            while len(self._known) > _MOST:
+                self._known.popitem(last=False)
+
+    def drop(self, locator: str, landing: Landing) -> None:
+        """Forget *landing*, unless another thread has found a newer one by now."""
+        with self._mutex:
+            if self._known.get(locator, (0.0, None))[1] == landing:
+                del self._known[locator]
+
+
+def check(locator: str) -> None:
+    """Whether a locator can be asked as it stands. Raises SourceError."""
+    try:
+        authority = urlsplit(locator).netloc
+        origin(locator)
+    except ValueError:  # its text may quote a part of a password
+        raise Misbehaved("not a URL that can be asked", locator=locator) from None
+    if "@" in authority:
+        hint = "put them into ~/.netrc and the locator without them"
+        raise SourceError("a URL holds no credentials", locator=locator, hint=hint)
+    if _CONTROL.search(locator) or not _AUTHORITY.match(authority):
+        raise Misbehaved("not a URL that can be asked", locator=locator)
+
+
+def follow(url: str, location: str | None, locator: str) -> str:
+    """The address that an answer of *url* redirects to. Raises Misbehaved where it must not be followed."""
+    if not location:
+        raise Misbehaved("redirected without saying where", locator=locator)
+    if _CONTROL.search(location):
+        raise Misbehaved("redirected to an address with control characters", locator=locator)
+    try:
+        # http.client reads header bytes as latin-1; what servers send there without asking is UTF-8.
+        target = urljoin(url, quote(location.encode("latin-1"), safe=_RESERVED))
+        parts = urlsplit(target)
+        scheme, host, _ = origin(target)
+    except ValueError:
+        raise Misbehaved("redirected to what is no URL", locator=locator) from None
+    if scheme not in ("http", "https") or not host:
+        raise Misbehaved(f"redirected to a {scheme[:20] or 'nameless'} address", locator=locator)
+    if url.lower().startswith("https:") and scheme == "http":
+        raise Misbehaved("redirected from https to http", locator=locator)
+    if "@" in parts.netloc:
+        raise Misbehaved("redirected to an address with credentials in it", locator=locator)
+    if not _AUTHORITY.match(parts.netloc) or ("%" in host and ":" not in host):
+        raise Misbehaved("redirected to a host that cannot be", locator=locator)
+    return target

@@ -1,0 +1,1 @@
+"""``s3://``: the objects of a bucket."""

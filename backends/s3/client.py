@@ -1,0 +1,306 @@
+"""``s3://bucket/prefix``: any S3, by boto3 and its own chain of credentials, profiles, endpoints and regions.
+
+A locator is written as the `aws s3` command writes it: what follows the bucket is the key as it is, nothing is quoted. The
+version id that a listing found stands behind it as ``?versionId=…``: what was locked stays what is fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
+
+from ..errors import Denied, Misbehaved, NotFound, NotListable, SourceError, Throttled, TimedOut, Unreachable
+from ..http.response import BROKEN, body_of, is_range_answer, parse_retry_after, span_of
+from ..source import Body, Listed, Listing, Reader, Sending
+from ..switches import is_on
+from .multipart import Upload
+
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 60.0
+METADATA_TIMEOUT_S = 0.5
+"""How long to look for the credentials of a cloud instance, where nothing else gave any and nobody set another time."""
+_CONNECTIONS = 64
+_HEADS = 32  # at once, while listing
+_PAGES = 10_000
+_LOCATOR = re.compile(r"[sS]3://(?P<bucket>[^/?#@]+)(?:/(?P<key>.*?))?(?:\?versionId=(?P<version>[^?&/]+))?", re.DOTALL)
+
+_MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound"}
+_THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "ServiceUnavailable"}
+_EXPIRED = "log in again, or renew AWS_SESSION_TOKEN: the session is over"
+_DENIED = {  # what S3 refuses with a status other than 401 or 403 too
+    "AccessDenied": "they may not read this: s3:GetObject is needed, and s3:ListBucket to lock",
+    "AllAccessDisabled": "",
+    "AuthorizationHeaderMalformed": "check AWS_DEFAULT_REGION",
+    "CredentialsNotSupported": "",
+    "ExpiredToken": _EXPIRED,
+    "InvalidAccessKeyId": "this server does not know AWS_ACCESS_KEY_ID; check it and the endpoint",
+    "InvalidClientTokenId": "AWS_ACCESS_KEY_ID is not known; check it and the endpoint",
+    "InvalidSecurity": "",
+    "InvalidToken": _EXPIRED,
+    "RequestExpired": "set this machine's clock",
+    "RequestTimeTooSkewed": "set this machine's clock",
+    "SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY does not fit AWS_ACCESS_KEY_ID",
+    "TokenRefreshRequired": _EXPIRED,
+}
+_CREDENTIALS_HINT = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+
+
+class _OutOfRange(SourceError):
+    """A range begins behind the end of the object."""
+
+
+class S3Source:
+    """Objects of buckets. Botocore's retries are off: retrying is decided in one place, and not here.
+
+    Where no credentials are found, requests are not signed: a public bucket answers them, any other refuses them. The
+    environment and the profiles are read once, when the first locator is asked for.
+    """
+
+    network = True
+    page = 1000
+    """Keys asked for at once in a listing; S3 gives no more."""
+
+    def __init__(self) -> None:
+        self._made: BaseClient | None = None
+        self._unsigned = ""  # why requests are not signed, where they are not
+        self._mutex = Lock()
+
+    def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
+        asked = bool(start or stop)
+        arguments = _arguments(locator)
+        try:
+            span = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if asked else {}
+            answer = self._ask("get_object", locator, arguments | span)
+            status = answer["ResponseMetadata"]["HTTPStatusCode"]
+            if asked and not is_range_answer(status, answer.get("ContentRange"), start):
+                answer["Body"].close()
+                raise _OutOfRange("another range was sent", locator=locator)
+        except _OutOfRange:
+            # The server and we differ about the object. Ask for all of it; the reader compares the length.
+            answer = self._ask("get_object", locator, arguments)
+        return self._body(answer, locator, asked=asked)
+
+    def size(self, locator: str) -> int | None:
+        try:
+            size: int | None = self._ask("head_object", locator, _arguments(locator)).get("ContentLength")
+            return size
+        except SourceError as error:
+            if error.transient or isinstance(error, NotFound):
+                raise
+        # An answer to HEAD has no body, so a refusal cannot say why; one to GET can.
+        body = self.open(locator)
+        body.close()
+        return body.total
+
+    def listing(self, locator: str) -> Listing:
+        bucket, key, _ = _parts(locator)
+        prefix = key.rstrip("/") + "/" if key else ""  # t2v/ is not t2v-other
+        keys = list(self._keys(bucket, prefix, locator))
+        if not keys:
+            raise NotFound("no object is below it", locator=locator, hint="check the bucket, the prefix and the endpoint")
+        with ThreadPoolExecutor(_HEADS) as pool:
+            files = tuple(pool.map(lambda row: self._listed(bucket, prefix, *row), keys))
+        return Listing(locator=locator, files=files)
+
+    def origin(self, locator: str) -> str:
+        return f"s3://{_parts(locator)[0]}"
+
+    def put(self, locator: str, size: int, read: Reader, sending: Sending) -> int:
+        bucket, key, _ = _parts(locator)
+        return Upload(partial(self._ask, locator=locator), bucket, key, read, sending).put(size)
+
+    # ---- listing
+
+    def _keys(self, bucket: str, prefix: str, locator: str) -> Iterator[tuple[str, int | None]]:
+        token = ""
+        for _ in range(_PAGES):
+            more = {"ContinuationToken": token} if token else {}
+            page = self._ask("list_objects_v2", locator, {"Bucket": bucket, "Prefix": prefix, "MaxKeys": self.page, **more})
+            for row in page.get("Contents", ()):
+                key = row.get("Key", "")
+                if key.startswith(prefix) and not key.endswith("/"):  # consoles make a key like that for a folder
+                    yield key, row.get("Size")
+            if not page.get("IsTruncated"):
+                return
+            before, token = token, page.get("NextContinuationToken", "")
+            if token in ("", before):
+                raise Misbehaved("the listing says that it goes on, and not where", locator=locator)
+        raise NotListable(f"more than {_PAGES} pages", locator=locator, hint="name a longer prefix")
+
+    def _listed(self, bucket: str, prefix: str, key: str, size: int | None) -> Listed:
+        """A row with the sha256 that S3 keeps, where it keeps one of the whole object, and the version.
+
+        A page of keys tells neither, so each object is asked for both. What that saves is the object's whole download.
+        """
+        locator = f"s3://{bucket}/{key}"
+        try:
+            head = self._ask("head_object", locator, {"Bucket": bucket, "Key": key, "ChecksumMode": "ENABLED"})
+        except SourceError as error:
+            if error.transient:
+                raise
+            head = {}  # perhaps nobody wants this one; who does will be told by GET, and better
+        version = head.get("VersionId", "null")
+        suffix = "" if version == "null" else f"?versionId={quote(version, safe='')}"
+        size = head.get("ContentLength", size)  # of the very version whose checksum it is
+        return Listed(path=key[len(prefix) :], size=size, sha256=_sha256(head), suffix=suffix)
+
+    # ---- asking
+
+    def _body(self, answer: Mapping[str, Any], locator: str, *, asked: bool) -> Body:
+        # The stored bytes are the object, whatever Content-Encoding its owner gave it: nothing is decoded. Beneath
+        # botocore's stream, which would add a check of the length, is urllib3's response.
+        raw = getattr(answer["Body"], "_raw_stream", answer["Body"])
+        where, length = answer.get("ContentRange"), answer.get("ContentLength")
+        ranged = not asked or span_of(where) is not None
+        version = str(answer.get("VersionId", "null"))
+        version = version if version != "null" else str(answer.get("ETag", ""))
+        return body_of(raw, where, length, lambda error: self._translated(error, locator), ranged=ranged, version=version)
+
+    def _ask(self, operation: str, locator: str, arguments: Mapping[str, Any]) -> Any:
+        try:
+            return getattr(self._client(), operation)(**arguments)
+        except Exception as error:
+            raise self._translated(error, locator) from error
+
+    def _client(self) -> BaseClient:
+        with self._mutex:
+            if self._made is None:
+                self._made, self._unsigned = _make()
+            return self._made
+
+    def _translated(self, error: Exception, locator: str) -> SourceError:
+        from botocore.exceptions import ClientError
+
+        if isinstance(error, ClientError):
+            return _refused(error.response, locator, self._unsigned)
+        return _failed(error, locator)
+
+
+def _session() -> Any:
+    """boto3's session, which does not wait long for an instance's metadata."""
+    import boto3.session  # with a client a quarter of a second; only who has an s3:// pays it
+    import botocore.session
+    from botocore.configprovider import ConstantProvider
+
+    inner = botocore.session.get_session()
+    if inner.get_config_variable("metadata_service_timeout") == 1:  # the default, twice waited for; an instance takes ms
+        patience = ConstantProvider(METADATA_TIMEOUT_S)
+        inner.get_component("config_store").set_config_provider("metadata_service_timeout", patience)
+    return boto3.session.Session(botocore_session=inner)
+
+
+def _make() -> tuple[BaseClient, str]:
+    """A client, and why it does not sign, where it does not. Endpoints and addressing styles are boto3's to find."""
+    session = _session()
+    unsigned = ""
+    if is_on(os.environ, "AWS_NO_SIGN_REQUEST"):
+        unsigned = "AWS_NO_SIGN_REQUEST is set, and this is not public"
+    elif session.get_credentials() is None:
+        unsigned = f"there are no credentials; {_CREDENTIALS_HINT}"
+
+    import botocore
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        max_pool_connections=_CONNECTIONS,
+        signature_version=botocore.UNSIGNED if unsigned else None,
+        response_checksum_validation="when_required",  # the lock's digest decides
+        request_checksum_calculation="when_required",  # older servers refuse the trailers that it needs
+    )
+    region = session.region_name or os.environ.get("AWS_REGION") or "us-east-1"
+    return session.client("s3", config=config, region_name=region), unsigned
+
+
+def _parts(locator: str) -> tuple[str, str, str]:
+    """Bucket, key and version id of a locator."""
+    match = _LOCATOR.fullmatch(locator)
+    if match is None:
+        raise SourceError("an s3:// locator names a bucket", locator=locator, hint="write s3://bucket/prefix")
+    return match["bucket"], match["key"] or "", unquote(match["version"] or "")
+
+
+def _arguments(locator: str) -> dict[str, Any]:
+    bucket, key, version = _parts(locator)
+    return {"Bucket": bucket, "Key": key} | ({"VersionId": version} if version else {})
+
+
+def _sha256(head: Mapping[str, Any]) -> str | None:
+    """The content's sha256 as hex. The checksum of a multipart upload is of its parts' checksums: no use."""
+    text, kind = head.get("ChecksumSHA256", ""), head.get("ChecksumType")
+    if kind is None:  # servers from before there were types: an upload in parts has -<parts> in its ETag
+        kind = "COMPOSITE" if "-" in head.get("ETag", "-") else "FULL_OBJECT"
+    if kind != "FULL_OBJECT" or not re.fullmatch("[A-Za-z0-9+/]{43}=", text):
+        return None
+    return base64.b64decode(text).hex()
+
+
+def _refused(response: Mapping[str, Any], locator: str, unsigned: str) -> SourceError:
+    """What an answer that is an error means."""
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    code = re.sub(r"[^\w.-]", "", str(response.get("Error", {}).get("Code", "")))[:60] or str(status)
+    after = parse_retry_after(response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", ""))
+    if code == "InvalidObjectState":
+        return SourceError("the object is archived", locator=locator, hint="restore it from its storage class first")
+    # Some servers find a request without a signature malformed rather than forbidden.
+    if code in _DENIED or status in (401, 403, 407) or (unsigned and status == 400):
+        hint = unsigned or f"check the credentials ({_DENIED.get(code) or _CREDENTIALS_HINT})"
+        return Denied(f"S3 refused ({code})" + ", asked without credentials" * bool(unsigned), locator=locator, hint=hint)
+    if status == 416:
+        return _OutOfRange(f"S3 refused ({code})", locator=locator)
+    if code in _MISSING or status == 404:
+        return NotFound(f"S3 has none ({code})", locator=locator)
+    if code in _THROTTLED or status in (429, 503):
+        return Throttled(f"S3 asks to slow down ({code})", locator=locator, retry_after=after)
+    if code == "RequestTimeout" or status in (408, 504):
+        return TimedOut(f"S3 waited in vain ({code})", locator=locator)
+    if status >= 500 and status != 501:
+        return Unreachable(f"S3 failed ({code})", locator=locator, retry_after=after)
+    return SourceError(f"S3 refused ({code})", locator=locator)
+
+
+def _failed(error: Exception, locator: str) -> SourceError:
+    """What no answer means. The libraries' own texts may hold secrets: few are passed on."""
+    from botocore import exceptions as botocore
+    from urllib3 import exceptions as urllib3
+
+    spoken = (
+        botocore.NoCredentialsError,
+        botocore.PartialCredentialsError,
+        botocore.ProfileNotFound,
+        botocore.UnauthorizedSSOTokenError,
+    )
+    silent = (
+        botocore.CredentialRetrievalError,
+        botocore.NoAuthTokenError,
+        botocore.RefreshWithMFAUnsupportedError,
+        botocore.SSOError,
+        botocore.TokenRetrievalError,
+        botocore.UnknownCredentialError,
+        getattr(botocore, "LoginError", botocore.SSOError),  # of later versions
+    )
+    name = type(error).__name__
+    if isinstance(error, spoken + silent):
+        what = str(error).rstrip(".") if isinstance(error, spoken) else f"the credentials cannot be had ({name})"
+        return Denied(what, locator=locator, hint=f"{_CREDENTIALS_HINT}; AWS_NO_SIGN_REQUEST=1 for a public bucket")
+    if isinstance(error, botocore.SSLError | urllib3.SSLError):
+        return Misbehaved("the server's certificate is not valid", locator=locator, hint="AWS_CA_BUNDLE names a CA")
+    timeouts = (botocore.ReadTimeoutError, botocore.ConnectTimeoutError, urllib3.TimeoutError, TimeoutError)
+    if isinstance(error, timeouts):
+        return TimedOut("the server did not answer in time", locator=locator)
+    if isinstance(error, (botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError, *BROKEN)):
+        return Unreachable(f"connection failed ({name})", locator=locator)
+    hint = "check AWS_ENDPOINT_URL_S3, AWS_DEFAULT_REGION and the profile"
+    return Misbehaved(f"it cannot be asked, or the answer makes no sense ({name})", locator=locator, hint=hint)

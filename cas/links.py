@@ -1,0 +1,178 @@
+"""Placing a blob in a tree: hardlink, reflink, symlink or copy, with a fall-back that is reported, never silent."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import re
+import secrets
+
+from .digest import Digest
+from .errors import LinkError
+
+_BESIDE = re.compile(r"\.modelstow-[0-9a-f]{12}")
+COPY_STEP = 64 << 20  # bytes handed to copy_file_range at once
+
+
+class LinkKind(enum.StrEnum):
+    """How a file of a tree holds its bytes. ``EMPTY``: created, since nothing can be shared."""
+
+    HARDLINK = "hardlink"
+    REFLINK = "reflink"
+    SYMLINK = "symlink"
+    COPY = "copy"
+    EMPTY = "empty"
+
+
+class LinkMode(enum.StrEnum):
+    """What the user asks for; ``AUTO`` is hardlink, reflink, copy."""
+
+    HARDLINK = "hardlink"
+    REFLINK = "reflink"
+    SYMLINK = "symlink"
+    COPY = "copy"
+    AUTO = "auto"
+
+    @property
+    def kinds(self) -> tuple[LinkKind, ...]:
+        """The kinds to try, best first."""
+        return _ORDER[self]
+
+
+_ORDER = {
+    LinkMode.AUTO: (LinkKind.HARDLINK, LinkKind.REFLINK, LinkKind.COPY),
+    LinkMode.HARDLINK: (LinkKind.HARDLINK, LinkKind.REFLINK, LinkKind.COPY),
+    LinkMode.REFLINK: (LinkKind.REFLINK, LinkKind.COPY),
+    LinkMode.SYMLINK: (LinkKind.SYMLINK, LinkKind.COPY),
+    LinkMode.COPY: (LinkKind.COPY,),
+}
+
+# What the kernel says where a kind of link is not to be had: another file system, too many links, protected_hardlinks
+# or a FAT volume, no such operation. Everything else (no space, an I/O error) is a failure, not a reason to copy.
+_NOT_HERE = {
+    errno.EXDEV,
+    errno.EMLINK,
+    errno.EPERM,
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+    errno.ENOTTY,
+    errno.EINVAL,
+    errno.ENOSYS,
+}
+_FOR_GOOD = _NOT_HERE - {errno.EMLINK}
+
+
+class Placer:
+    """Places blobs by the first kind that works, and remembers which kinds do not work here at all.
+
+    Safe for threads: what is remembered only saves attempts.
+    """
+
+    def __init__(self, mode: LinkMode, *, strict: bool = False) -> None:
+        self._kinds = mode.kinds[:1] if strict else mode.kinds
+        self._dead: set[LinkKind] = set()
+
+    def place(self, blob: str, digest: Digest, size: int, folder_fd: int, name: str, *, target: str = "") -> LinkKind:
+        """Make *name* in the open folder hold the blob. The name must be free.
+
+        *target* is what a symlink should say (default: the blob's path). Copies are durable on return.
+        Raises LinkError when no allowed kind works, FileExistsError, OSError (no space, …).
+        """
+        if size == 0:
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder_fd)
+            os.fchmod(fd, 0o644)
+            os.close(fd)
+            return LinkKind.EMPTY
+        refusal: OSError | None = None
+        for kind in self._kinds:
+            if kind in self._dead:
+                continue
+            try:
+                _place(kind, blob, digest, size, folder_fd, name, target or blob)
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+                if error.errno in _FOR_GOOD and kind is not self._kinds[-1]:
+                    self._dead.add(kind)
+                refusal = error
+                continue
+            return kind
+        wanted = " or ".join(self._kinds)
+        raise LinkError(
+            f"cannot {wanted} {name}: {refusal.strerror if refusal else 'tried before'}",
+            hint="drop --strict-links, or keep the store and the tree on one file system",
+        )
+
+
+def _place(kind: LinkKind, blob: str, digest: Digest, size: int, folder_fd: int, name: str, target: str) -> None:
+    if kind is LinkKind.HARDLINK:
+        os.link(blob, name, dst_dir_fd=folder_fd, follow_symlinks=False)
+    elif kind is LinkKind.SYMLINK:
+        os.symlink(target, name, dir_fd=folder_fd)
+    else:
+        _duplicate(blob, digest, size, folder_fd, name, reflink=kind is LinkKind.REFLINK)
+
+
+def _duplicate(blob: str, digest: Digest, size: int, folder_fd: int, name: str, *, reflink: bool) -> None:
+    source = os.open(blob, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        copy = os.open(name, flags, 0o600, dir_fd=folder_fd)
+        try:
+            if reflink:
+                from . import syscalls
+
+                syscalls.clone(source, copy)
+            else:
+                _copy(source, copy, size)
+            os.fchmod(copy, 0o444)
+            # A copy carries the same proof in its inode as its blob.
+            os.utime(copy, (digest.mtime, digest.mtime))
+            os.fsync(copy)
+        except BaseException:
+            os.unlink(name, dir_fd=folder_fd)
+            raise
+        finally:
+            os.close(copy)
+    finally:
+        os.close(source)
+
+
+def _copy(source: int, copy: int, size: int) -> None:
+    done = 0
+    while done < size:
+        try:
+            count = os.copy_file_range(source, copy, min(COPY_STEP, size - done), done, done)
+        except (OSError, AttributeError) as error:
+            if isinstance(error, OSError) and error.errno not in _NOT_HERE:
+                raise
+            data = os.pread(source, min(1 << 20, size - done), done)
+            count = os.pwrite(copy, data, done)
+        if count == 0:
+            raise OSError(errno.EIO, "the blob is shorter than its record")
+        done += count
+
+
+def drop_unfinished(folder_fd: int) -> None:
+    """Remove the names that a killed ``replace`` left in an open folder; hold the tree's lock. Raises OSError."""
+    for name in os.listdir(folder_fd):
+        if _BESIDE.fullmatch(name):
+            os.unlink(name, dir_fd=folder_fd)
+
+
+def replace(
+    placer: Placer, blob: str, digest: Digest, size: int, folder_fd: int, name: str, *, target: str = ""
+) -> LinkKind:
+    """Like ``Placer.place`` for a name that may be taken by a file: the old one gives way in one step."""
+    beside = f".modelstow-{secrets.token_hex(6)}"
+    kind = placer.place(blob, digest, size, folder_fd, beside, target=target)
+    try:
+        os.replace(beside, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
+    finally:
+        # rename(2) on two names of one inode does nothing and keeps both, and after a failure ours is left over.
+        try:
+            os.unlink(beside, dir_fd=folder_fd)
+        except FileNotFoundError:
+            pass
+    return kind

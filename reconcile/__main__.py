@@ -1,5 +1,0 @@
-"""``python -m reconcile``: the same as ``modelstow``."""
-
-from .cli.main import console
-
-console()

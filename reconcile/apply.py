@@ -1,0 +1,294 @@
+"""Carries out what is wanted: look, lease, look again, make room, fetch, publish, remove. Level-based, like a controller.
+
+A plan's figures are for people; here everything is looked at anew. So a stale plan is safe, and running again after
+anything continues from what is proven. One variant's failure stops no other; nothing is removed if something failed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from threading import Event
+
+from modelstow.cas import BlobState, BlobStore, CasError, Digest, Look, leases, sweep
+from modelstow.cas import inventory as inventories
+from modelstow.cas.layout import TABLE_FROM
+from modelstow.cas.leases import Lease
+
+from .checkout.publisher import Publisher
+from .desired import mirrors
+from .errors import ApplyError, Failure, ModelstowError, as_ours
+from .events.events import BlobsReused, FetchesPlanned, Sink
+from .planning.observer import observe
+from .planning.planner import Fetch, Plan, Work, plan
+from .planning.state import NO_TREE, Actual, Desired, DesiredTree, TreeKey
+from .transfer.context import STOPPED, Wanted
+from .transfer.fetcher import Fetcher
+from .transfer.pool import POLL_S, Crew
+
+_GROW_S = 0.02  # how often another worker is thought of
+_BUSY = 0.7  # of one processor: Python runs one thread at a time, and ...
+_BUSY_ALONE = 0.5  # ... where that is all the work, two lose much of what they gain to waiting for each other
+
+
+@dataclass(slots=True, kw_only=True)
+class Executor:
+    """Makes one store stand as wanted. ``make_room`` is asked before the first byte, with the fetches of the plan."""
+
+    store: BlobStore
+    fetcher: Fetcher
+    publisher: Publisher
+    emit: Sink
+    stop: Event  # this run's: set when it ends badly, so that its threads end too
+    outer: Event = field(default_factory=Event)  # the caller's: ends every run
+    lock_space: Callable[[], AbstractContextManager[object]] = nullcontext
+    make_room: Callable[[Plan], None] = lambda plan: None
+    on_plan: Callable[[Plan], None] = lambda plan: None
+    on_work: Callable[[Iterable[DesiredTree]], None] = lambda trees: None
+    _failures: list[Failure] = field(default_factory=list)
+
+    def reach(self, desired: Desired, work: Work) -> frozenset[TreeKey]:
+        """Make actual equal *desired*; the trees that changed. Durable on return.
+
+        *work*: what a first look without a lease found.
+        Raises ApplyError when parts failed (the rest is done), NoSpaceError before the first byte, Stopped, OSError.
+        """
+        seen_commits = {digest: self.store.commits_seen(digest) for digest in desired.anew}
+        self.on_work(work.trees)
+        self.store.prepare()
+        self._failures = []
+        changed: set[TreeKey] = set()
+        with_work = replace(desired, trees=work.trees)
+        # Promising room and checking for it are one step, or two who start together would refuse each other.
+        alone = self.lock_space() if work.missing else nullcontext()
+        with alone:
+            lease, actual = self._begin(with_work, work)
+        done = False
+        try:
+            replaced = self._bring(with_work, actual, seen_commits)
+            # What was seen intact under the lease still is; what was just fetched is looked at.
+            known = {digest: look for digest, look in actual.blobs.items() if look.state is BlobState.INTACT}
+            known = {digest: look for digest, look in known.items() if digest not in replaced}
+            for tree in work.trees:
+                if self._publish(with_work, tree, known):
+                    changed.add(tree.key)
+            self._relink_others(with_work, replaced)
+            self._remove(desired)
+            done = not self._failures
+        finally:
+            self._end(lease, with_work, finished=done)
+        if self._failures:
+            raise ApplyError(self._failures, frozenset(changed))
+        return frozenset(changed)
+
+    # ---- before
+
+    def _begin(self, desired: Desired, work: Work) -> tuple[Lease, Actual]:
+        """Lease, and look again: from here on nobody sweeps what is seen. Then see that there is room."""
+        lease = self._lease(desired, work.missing)
+        try:
+            actual = observe(self.store, desired)
+            fresh = plan(desired, actual)
+            self.on_plan(fresh)
+            self.make_room(fresh)
+            # What runs that died were about is ours now; each of them would have to be read by every one that comes.
+            leases.drop_superseded(self.store, desired.digests)
+            self._announce(fresh)
+        except BaseException:
+            lease.finish()  # nothing was begun that would have to be kept
+            raise
+        return lease, actual
+
+    def _announce(self, fresh: Plan) -> None:
+        fetches = [action for action in fresh.actions if isinstance(action, Fetch)]
+        if fetches:
+            total, held = sum(fetch.size for fetch in fetches), sum(fetch.have for fetch in fetches)
+            self.emit(FetchesPlanned(blobs=len(fetches), bytes=total, held=held))
+
+    def _lease(self, desired: Desired, reserved: Mapping[Digest, int]) -> Lease:
+        lease = leases.take(self.store, doing="reconcile", digests=desired.digests, reserved=reserved, stop=self.stop)
+        self.fetcher.before_commit = lease.renew
+        return lease
+
+    # ---- blobs
+
+    def _bring(self, desired: Desired, actual: Actual, seen_commits: Mapping[Digest, str]) -> frozenset[Digest]:
+        """Every blob that is not intact, or all with *seen_commits*; those whose inode is another now."""
+        paths: dict[Digest, list[str]] = {}
+        names: dict[Digest, str] = {}
+        for tree in desired.trees:
+            for path, digest in tree.files.items():
+                paths.setdefault(digest, []).append(path)
+                names.setdefault(digest, f"{tree.key}  {path}" if len(desired.trees) > 1 else path)
+        spares = self._spares(desired, actual)
+        wanted, reused, reused_bytes = [], 0, 0
+        for digest in desired.digests:
+            if actual.blob(digest) is BlobState.INTACT and digest not in seen_commits:
+                reused += 1
+                reused_bytes += desired.size(digest)
+                continue
+            asked, packed = mirrors.addresses(desired.mirrors, digest, desired.size(digest))
+            blob = Wanted(
+                digest=digest,
+                size=desired.size(digest),
+                urls=(*asked, *desired.blobs[digest].urls),
+                packed=packed,
+                paths=tuple(dict.fromkeys(paths.get(digest, ()))),
+                name=names.get(digest, digest.short),
+                spares=tuple(spares.get(digest, ())),
+                anew=digest in seen_commits,
+                seen_commit=seen_commits.get(digest, ""),
+            )
+            wanted.append(blob)
+        self.emit(BlobsReused(blobs=reused, bytes=reused_bytes))
+        # By the end of the digest: those with one beginning share a lock, and would wait for each other.
+        wanted.sort(key=lambda blob: (-blob.size, blob.digest[::-1]))
+        return self._obtain_all(desired, wanted)
+
+    def _spares(self, desired: Desired, actual: Actual) -> dict[Digest, list[str]]:
+        """Files of trees that may hold a blob's bytes in another inode."""
+        found: dict[Digest, list[str]] = {}
+        for tree in desired.trees:
+            seen = actual.trees.get(tree.key, NO_TREE)
+            for path in (*seen.foreign, *seen.placed):
+                digest = tree.files.get(path)
+                if digest is None or actual.blob(digest) is BlobState.INTACT:
+                    continue
+                foreign, blob = seen.foreign.get(path), actual.blobs.get(digest)
+                if foreign is not None and not foreign.may_be(desired.size(digest)):
+                    continue
+                with suppress(OSError):
+                    if os.lstat(tree.path / path).st_ino != (blob.ino if blob else 0):
+                        found.setdefault(digest, []).append(str(tree.path / path))
+        return found
+
+    def _obtain_all(self, desired: Desired, wanted: list[Wanted]) -> frozenset[Digest]:
+        """Bring blobs home by several workers, largest first, so that the end is short; one begins with the smallest.
+
+        Two at once where there are large ones, and more as long as this process has time to spare: they help against a
+        network that answers late. Small ones are Python's own work, and two threads of it only wait for each other.
+        """
+        if not wanted:
+            return frozenset()
+        at_once = 2 if wanted[0].size > TABLE_FROM else 1
+        queue, replaced, failed = deque(wanted), set[Digest](), dict[Digest, ModelstowError | CasError]()
+        connections, idle = self.fetcher.engine.connections, _Idleness(one_works=at_once == 1)
+
+        def work(smallest: bool) -> None:
+            idle.watch_this_thread()
+            try:
+                for digest, outcome in self.fetcher.obtain_all(self._taken(queue, smallest=smallest)).items():
+                    if isinstance(outcome, Exception):
+                        failed[digest] = _ours(outcome)
+                    elif outcome:
+                        replaced.add(digest)
+            finally:
+                connections.give()
+
+        most, workers = min(connections.most, len(wanted)), 0
+        with Crew(most, "fetch", stop=self.stop, outer=self.outer, stopped=STOPPED) as crew:
+            while crew.at_work or not workers:
+                while queue and (workers < at_once or idle.seen()) and connections.take():
+                    crew.start(work, workers == 1)
+                    workers += 1
+                crew.wait(_GROW_S if queue and workers < connections.most else POLL_S)
+                self.fetcher.commit_due()
+        self._note_failures(desired, failed)
+        return frozenset(replaced)
+
+    def _taken(self, queue: deque[Wanted], *, smallest: bool) -> Iterator[Wanted]:
+        """What one worker gets of a queue that others take from too, from one end of it."""
+        with suppress(IndexError):
+            while not self.stop.is_set():
+                yield queue.pop() if smallest else queue.popleft()
+
+    def _note_failures(self, desired: Desired, failed: Mapping[Digest, ModelstowError | CasError]) -> None:
+        told: set[Digest] = set()
+        for tree in desired.trees:
+            for digest in sorted(failed.keys() & set(tree.files.values())):
+                told.add(digest)
+                self._failures.append(Failure(str(tree.key), failed[digest]))
+        self._failures += [Failure(digest.short, failed[digest]) for digest in sorted(failed.keys() - told)]
+
+    # ---- trees
+
+    def _publish(self, desired: Desired, tree: DesiredTree, known: Mapping[Digest, Look]) -> bool:
+        if any(failure.where == str(tree.key) for failure in self._failures):
+            return False
+        try:
+            return self.publisher.publish(desired, tree, known)
+        except (ModelstowError, CasError, OSError) as error:
+            if self.stop.is_set():
+                raise
+            self._failures.append(Failure(str(tree.key), _ours(error)))
+            return False
+
+    def _relink_others(self, desired: Desired, replaced: frozenset[Digest]) -> None:
+        """A repaired blob is a new inode: trees that were not asked for get it too, or they would keep the damaged one."""
+        if not replaced:
+            return
+        mine = {tree.key.tree for tree in desired.trees}
+        for file in inventories.all_of(self.store.layout.inventories):
+            record = inventories.read(file)
+            if record is None or record.tree in mine or not any(f.digest in replaced for f in record.files.values()):
+                continue
+            try:
+                self.publisher.relink(desired, record, replaced)
+            except (ModelstowError, CasError, OSError) as error:
+                self._failures.append(Failure(record.tree, _ours(error)))
+
+    def _remove(self, desired: Desired) -> None:
+        if self._failures:
+            return
+        for key in desired.removals:
+            record = inventories.read(self.store.layout.inventories / inventories.tree_id(key.tree))
+            if record is not None:
+                self.publisher.remove(record, key)
+
+    # ---- after
+
+    def _end(self, lease: Lease, desired: Desired, *, finished: bool) -> None:
+        """Roots keep everything now; or the lease stays behind as the root of unfinished work."""
+        self.fetcher.before_commit = lambda: None
+        if not finished:
+            lease.close()
+            return
+        lease.finish()
+        self.store.tidy()
+        sweep.end_commits(self.store)
+
+
+class _Idleness:
+    """Whether this process waits more than it works. One that is busy gains nothing by another thread, unless it is busy
+    with what is none of ours: where *one_works*, what a worker does it does itself, and its own time tells."""
+
+    def __init__(self, *, one_works: bool) -> None:
+        self._one_works = one_works
+        self._at, self._worked = time.monotonic(), time.process_time()
+        self._clock, self._own = 0, 0.0  # of the first worker, where the system tells
+
+    def watch_this_thread(self) -> None:
+        """The calling thread is a worker."""
+        if self._one_works and not self._clock and hasattr(time, "pthread_getcpuclockid"):
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
+
+    def seen(self) -> bool:
+        """Whether that was so since the last look."""
+        at, worked, own = time.monotonic(), time.process_time(), self._own
+        if self._clock:
+            with suppress(OSError):  # it has ended
+                own = time.clock_gettime(self._clock)
+        passed = max(at - self._at, 1e-6)
+        share, own_share = (worked - self._worked) / passed, (own - self._own) / passed
+        alone = bool(self._clock) and worked - self._worked > 2 * (own - self._own)  # most of the work is another's
+        self._at, self._worked, self._own = at, worked, own
+        return share < (_BUSY_ALONE if self._one_works else _BUSY) or (alone and own_share < _BUSY_ALONE)
+
+
+def _ours(error: BaseException) -> ModelstowError | CasError:
+    return as_ours(error) or ModelstowError(f"{type(error).__name__}: {error}", hint="this is a bug")

@@ -1,0 +1,1 @@
+"""Trees on disk: published in one step, repaired in place, removed."""

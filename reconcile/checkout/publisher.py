@@ -1,0 +1,383 @@
+"""Makes one tree stand as wanted: in one step where it can, else file by file; and takes trees away.
+
+The tree's lock is held. What is about to be is announced first (``<id>.next``, durable), so that gc keeps it and whoever
+comes after a crash knows what to finish. Files that are not ours are moved, never deleted, and it is said.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from modelstow.cas import EMPTY, BlobState, BlobStore, Digest, LinkKind, Look, leases, trash, tree
+from modelstow.cas import inventory as inventories
+from modelstow.cas.durable import fsync_folder
+from modelstow.cas.inventory import Inventory, Placed
+from modelstow.cas.links import Placer
+from modelstow.cas.locks import Lock
+from modelstow.cas.tree import Item, Quarantine
+
+from ..events.events import Displaced, FileLinked, Note, Pruned, Sink, TreePublished, TreeRemoved
+from ..planning.observer import observe
+from ..planning.planner import Link, Remove, Replace, plan, same_choice
+from ..planning.state import Actual, ActualTree, Desired, DesiredTree, TreeKey
+
+_TRIES = 100  # to make a folder whose parents others remove
+
+
+@dataclass(slots=True, kw_only=True)
+class Publisher:
+    """Publishes trees of one store. *placer* is shared, so that what does not work here is tried once."""
+
+    store: BlobStore
+    placer: Placer
+    emit: Sink
+    lock_tree: Callable[[TreeKey], Lock]
+
+    # ---- making it stand
+
+    def publish(self, desired: Desired, wanted: DesiredTree, known: Mapping[Digest, Look]) -> bool:
+        """Make one tree stand as wanted; its blobs must be there. True if anything changed. Durable on return.
+
+        *known*: looks at blobs that still hold, since the caller's lease keeps them.
+        Raises LinkError, LockTimeoutError, StoreStateError, OSError.
+        """
+        with self.lock_tree(wanted.key):
+            recovered = self._recover(wanted.key, wanted.path)
+            if os.path.lexists(wanted.path) and not tree.is_folder(wanted.path):
+                self._displace_root(wanted)
+            one = replace(desired, trees=(wanted,), removals=())
+            actual = observe(self.store, one, known=known)
+            seen = actual.trees[wanted.key]
+            if os.path.exists(owner := seen.labels.get("lockfile", "")):
+                wanted = replace(wanted, labels={**wanted.labels, "lockfile": owner})
+            work = [action for action in plan(one, actual).actions if not isinstance(action, Remove) or action.path]
+            if not work and seen.recorded and same_choice(seen.labels, wanted.labels):
+                return recovered
+            exchanged = bool(work) and self._by_exchange(wanted, seen) and self._exchange(one, wanted, actual)
+            if exchanged and desired.prune and seen.extra:  # they moved into the new tree
+                actual = observe(self.store, one)
+            if not exchanged or (desired.prune and seen.extra):
+                self._mend(one, wanted, actual)
+            if work:
+                key = wanted.key
+                self.emit(TreePublished(model=key.model, variant=key.variant, path=wanted.path, exchanged=exchanged))
+            return bool(work) or recovered
+
+    def _by_exchange(self, wanted: DesiredTree, seen: ActualTree) -> bool:
+        """A new or changed tree appears in one step; drift against the same content is mended in place."""
+        if os.path.lexists(wanted.path) and not seen.recorded:
+            return False  # somebody's folder that becomes a tree, or a tree whose record was lost
+        if not os.path.lexists(wanted.path):
+            return True
+        record = inventories.read(self.store.layout.inventories / inventories.tree_id(wanted.key.tree))
+        return record is not None and {p: f.digest for p, f in record.files.items()} != dict(wanted.files)
+
+    def _exchange(self, desired: Desired, wanted: DesiredTree, actual: Actual) -> bool:
+        """Stage beside, swap, drain. False where folders cannot be exchanged here; then nothing has changed."""
+        folder = self.store.layout.inventories
+        old = inventories.read(folder / inventories.tree_id(wanted.key.tree))
+        staging = tree.new_staging(wanted.path)
+        try:
+            self._make_folder(staging)
+        except PermissionError:
+            if wanted.path.is_dir():
+                return False  # we may write into an outside tree, not beside it
+            raise
+        files = {path: self._expected(digest, actual) for path, digest in wanted.files.items()}
+        record = self._record(wanted, files, staging=staging)
+        try:
+            inventories.announce(folder, record)
+            placed = self._populate(staging, desired, wanted.files, wanted, actual)
+            if any(kind.kind is not LinkKind.HARDLINK for kind in placed.values()):
+                inventories.announce(folder, replace(record, files=placed))
+            swapped = tree.publish(staging, wanted.path)
+        except BaseException as error:
+            if _inode(staging) not in (0, record.staging_ino):
+                raise  # they were exchanged before it failed: this is the old tree now, and recovery drains it
+            self._discard_staging(staging, files)
+            (folder / (record.id + inventories.NEXT)).unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno in tree.EXCHANGE_IMPOSSIBLE and old is not None:
+                self.emit(Note(text=f"{wanted.path} cannot be exchanged here ({error.strerror}); changing it file by file"))
+                return False
+            raise
+        if swapped:
+            self._drain(staging, wanted.path, old or record)
+        inventories.settle(folder, self._record(wanted, placed))
+        self._tell(placed)
+        return True
+
+    def _drain(self, old_folder: Path, live: Path, old: Inventory) -> None:
+        quarantine = Quarantine(self.store.layout.quarantine, live.name)
+        tree.drain(old_folder, live, old.files, quarantine)
+        self._tell_displaced(live, quarantine)
+        if not trash.put(self.store.layout, old_folder, old):
+            tree.strip(old_folder, old.files, quarantine)
+
+    def _mend(self, desired: Desired, wanted: DesiredTree, actual: Actual) -> None:
+        """Bring a standing tree in order file by file; every path switches in one step."""
+        folder = self.store.layout.inventories
+        old = inventories.read(folder / inventories.tree_id(wanted.key.tree))
+        before: Mapping[str, Placed] = old.files if old else {}
+        if not wanted.path.is_dir():
+            self._make_folder(wanted.path)
+            fsync_folder(wanted.path.parent)
+        expected = {path: self._expected(digest, actual) for path, digest in wanted.files.items()}
+        inventories.announce(folder, self._record(wanted, expected))
+        actions = plan(desired, actual).actions
+        place = {a.path: a.digest for a in actions if isinstance(a, Link | Replace)}
+        gone = [a.path for a in actions if isinstance(a, Remove)]
+        quarantine = Quarantine(self.store.layout.quarantine, wanted.path.name)
+        try:
+            self._make_way(wanted, place, gone, actual, before, quarantine)
+            placed = self._populate(wanted.path, desired, place, wanted, actual, replacing=True)
+        except BaseException:
+            if old is None and not any(tree.as_placed(f"{wanted.path}/{p}", file) for p, file in expected.items()):
+                inventories.remove(folder, inventories.tree_id(wanted.key.tree))  # it never became a tree
+            raise
+        files = {path: placed.get(path) or before.get(path) or expected[path] for path in wanted.files}
+        # A path whose blob was made anew elsewhere meanwhile, or whose record was lost: what stands there counts.
+        inventories.settle(folder, self._record(wanted, files))
+        self._tell(placed)
+        self._tell_displaced(wanted.path, quarantine)
+
+    def _make_way(
+        self,
+        wanted: DesiredTree,
+        place: Mapping[str, Digest],
+        gone: Iterable[str],
+        actual: Actual,
+        before: Mapping[str, Placed],
+        quarantine: Quarantine,
+    ) -> None:
+        """Move what stands in the way and may hold bytes that nobody else has; unlink what is ours."""
+        seen = actual.trees[wanted.key]
+        root = wanted.path
+        blocking = {str(parent) for path in place for parent in PurePosixPath(path).parents} - {"."}
+        for path in sorted(blocking):
+            if os.path.lexists(root / path) and not stat.S_ISDIR(os.lstat(root / path).st_mode):
+                quarantine.take(root, path)
+        for path in place:
+            if path in seen.foreign and os.path.lexists(root / path) and not self._is_known(root / path):
+                quarantine.take(root, path)
+        for path in gone:
+            if not os.path.lexists(root / path):
+                continue
+            pruned = path in seen.extra
+            if pruned or (path in before and tree.as_placed(f"{root}/{path}", before[path])):
+                tree.unlink(root, path)
+            elif not self._is_known(root / path):
+                quarantine.take(root, path)
+            else:
+                tree.unlink(root, path)
+            self._remove_empty(root, path)
+            if pruned:
+                self.emit(Pruned(path=root / path))
+
+    def _is_known(self, path: Path) -> bool:
+        """Whether nothing is lost with this name: its bytes are an intact blob's, or its inode is in quarantine already."""
+        found = os.lstat(path)
+        if found.st_nlink > 1 and found.st_ino in {entry.inode() for entry in os.scandir(self.store.layout.quarantine)}:
+            return True
+        if not stat.S_ISREG(found.st_mode):
+            blobs = os.path.realpath(self.store.layout.blobs)
+            return stat.S_ISLNK(found.st_mode) and Path(os.path.realpath(path)).is_relative_to(blobs)
+        digest = Digest.of_path(path)
+        return digest == EMPTY or self.store.look(digest, found.st_size).state is BlobState.INTACT
+
+    # ---- taking it away
+
+    def remove(self, record: Inventory, key: TreeKey, *, unless: Callable[[], bool] | None = None) -> bool:
+        """Take a tree away; the user's files stay, edited ones go to quarantine.
+
+        *unless* is asked under the store's exclusive lock, when no lease can come up any more: True forbids the removal,
+        and False is returned. Raises LockTimeoutError, OSError.
+        """
+        path = record.path(self.store.layout.root)
+        with self.lock_tree(key):
+            self._recover(key, path)
+            record = inventories.read(self.store.layout.inventories / record.id) or record
+            alone = leases.exclusive_store_lock(self.store, doing=f"evicting {key}") if unless else nullcontext()
+            with alone:
+                if unless is not None and unless():
+                    return False
+                self._take_away(path, record)
+            trash.empty(self.store.layout, tree=record.tree)
+            if not os.path.isabs(record.tree):
+                self._remove_empty(self.store.layout.models, str(path.relative_to(self.store.layout.models)))
+            self.emit(TreeRemoved(model=key.model, variant=key.variant, path=path))
+        return True
+
+    def _take_away(self, path: Path, record: Inventory) -> None:
+        """By one rename where nothing but ours is in it, else file by file around the user's."""
+        quarantine = Quarantine(self.store.layout.quarantine, path.name)
+        content = tree.sort_out(path, record.files)
+        only_ours = not content.theirs and not content.edited and tree.is_folder(path)
+        if not (only_ours and trash.put(self.store.layout, path, record)):
+            tree.strip(path, record.files, quarantine)
+        inventories.remove(self.store.layout.inventories, record.id)
+        self._tell_displaced(path, quarantine)
+
+    def relink(self, desired: Desired, record: Inventory, digests: frozenset[Digest]) -> None:
+        """Put the new inode of repaired blobs into a tree that was not asked for. Raises as ``publish``."""
+        path = record.path(self.store.layout.root)
+        if not path.is_dir():
+            return
+        key = TreeKey.of(record)
+        with self.lock_tree(key):
+            self._recover(key, path)
+            record = inventories.read(self.store.layout.inventories / record.id) or record
+            stale = {
+                p: f.digest
+                for p, f in record.files.items()
+                if f.digest in digests
+                and f.kind is LinkKind.HARDLINK
+                and f.ino != self.store.look(f.digest, desired.size(f.digest)).ino
+                and _inode(path / p) == f.ino
+            }
+            if not stale:
+                return
+            wanted = DesiredTree(key=key, path=path, files=stale, labels=record.labels)
+            looks = {digest: self.store.look(digest, desired.size(digest)) for digest in set(stale.values())}
+            placed = self._populate(path, desired, stale, wanted, Actual(blobs=looks), replacing=True)
+            inventories.settle(self.store.layout.inventories, replace(record, files={**record.files, **placed}))
+            self._tell(placed)
+
+    # ---- after a crash
+
+    def _recover(self, key: TreeKey, live: Path) -> bool:
+        """Finish or undo a change that did not end. True if there was one."""
+        folder = self.store.layout.inventories
+        id_ = inventories.tree_id(key.tree)
+        announced = inventories.read(folder / (id_ + inventories.NEXT))
+        if announced is None:
+            return False
+        old = inventories.read(folder / id_)
+        if announced.staging:
+            staging = live.parent / announced.staging
+            if _inode(staging) == announced.staging_ino:
+                self._discard_staging(staging, announced.files)
+            elif staging.is_dir():
+                self._drain(staging, live, old or announced)
+        files = dict(old.files) if old else {}
+        files = {path: placed for path, placed in files.items() if os.path.lexists(live / path)}
+        files |= {p: placed for p, placed in announced.files.items() if tree.as_placed(f"{live}/{p}", placed)}
+        if files:
+            merged = replace(announced, files=files, staging="", staging_ino=0, labels=(old or announced).labels)
+            inventories.settle(folder, merged)
+        else:
+            inventories.remove(folder, id_)
+        return True
+
+    def _discard_staging(self, staging: Path, files: Mapping[str, Placed]) -> None:
+        """Remove a folder that never became a tree: all that is in it was put there by us."""
+        for path in files:
+            try:
+                tree.unlink(staging, path)
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+        tree.strip(staging, files, Quarantine(self.store.layout.quarantine, "staging"))
+
+    # ---- bits
+
+    def _populate(
+        self,
+        root: Path,
+        desired: Desired,
+        files: Mapping[str, Digest],
+        wanted: DesiredTree,
+        actual: Actual,
+        *,
+        replacing: bool = False,
+    ) -> dict[str, Placed]:
+        items = {
+            path: Item(EMPTY, 0) if digest == EMPTY else Item(digest, desired.size(digest), actual.blobs[digest].ino)
+            for path, digest in files.items()
+        }
+        outside = os.path.isabs(wanted.key.tree)
+
+        def target(path: str, digest: Digest) -> str:
+            blob = self.store.layout.blob(digest)
+            # Inside the store a symlink is relative, so that the store can be moved or mounted elsewhere.
+            return blob if outside else os.path.relpath(blob, os.path.dirname(f"{wanted.path}/{path}"))
+
+        return tree.populate(
+            root, items, self.store.layout.blob, self.placer, replace=replacing, target=target, folder_mode=self._tree_mode
+        )
+
+    @property
+    def _tree_mode(self) -> int:
+        """Folders of trees: the group's in a shared store, readable by all who may enter the store otherwise."""
+        return 0o2775 if self.store.config.shared else 0o755
+
+    def _expected(self, digest: Digest, actual: Actual) -> Placed:
+        """What a hardlink of this blob will be; a guess that the record after the work corrects."""
+        if digest == EMPTY:
+            return Placed(digest, LinkKind.EMPTY, 0)
+        return Placed(digest, LinkKind.HARDLINK, actual.blobs[digest].ino)
+
+    def _record(self, wanted: DesiredTree, files: Mapping[str, Placed], *, staging: Path | None = None) -> Inventory:
+        parent = os.stat(wanted.path.parent)
+        return Inventory(
+            tree=wanted.key.tree,
+            labels=wanted.labels,
+            files=files,
+            staging=staging.name if staging else "",
+            staging_ino=os.stat(staging).st_ino if staging else 0,
+            parent=(parent.st_dev, parent.st_ino),
+        )
+
+    def _make_folder(self, path: Path) -> None:
+        """Make a folder for a tree, and those above it; who takes away the last tree of one may remove that meanwhile."""
+        for left in reversed(range(_TRIES)):
+            try:
+                self._make_parents(path)
+                path.mkdir()
+            except FileNotFoundError:
+                if not left:
+                    raise
+            else:
+                os.chmod(path, self._tree_mode)
+                return
+
+    def _make_parents(self, path: Path) -> None:
+        if path.is_relative_to(self.store.layout.models):
+            for parent in reversed(path.relative_to(self.store.layout.models).parents):
+                folder = self.store.layout.models / parent
+                if not folder.is_dir():
+                    folder.mkdir(exist_ok=True)
+                    os.chmod(folder, self._tree_mode)
+                    fsync_folder(folder.parent)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def _displace_root(self, wanted: DesiredTree) -> None:
+        """A file or symlink stands where the tree's folder should be."""
+        quarantine = Quarantine(self.store.layout.quarantine, wanted.path.name)
+        quarantine.take(wanted.path.parent, wanted.path.name)
+        self._tell_displaced(wanted.path.parent, quarantine)
+
+    def _remove_empty(self, root: Path, path: str) -> None:
+        """Remove the folders above *path* that became empty, up to *root*."""
+        for parent in PurePosixPath(path).parents:
+            if str(parent) == "." or not tree.remove_folder(root / parent):
+                return
+
+    def _tell(self, placed: Mapping[str, Placed]) -> None:
+        for path, file in placed.items():
+            self.emit(FileLinked(path=path, kind=file.kind))
+
+    def _tell_displaced(self, root: Path, quarantine: Quarantine) -> None:
+        for path, to in quarantine.displaced.quarantined.items():
+            self.emit(Displaced(path=root / path, to=Path(to)))
+
+
+def _inode(path: Path) -> int:
+    try:
+        return os.lstat(path).st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return 0

@@ -1,0 +1,156 @@
+"""The `lock` command: manifest in, lockfile out. The only writer of models.lock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+
+from modelstow.cas import CasError
+from modelstow.cas.durable import write_file
+from modelstow.cas.layout import Layout
+
+from .desired import lockfile as lockfiles
+from .desired import manifest as manifests
+from .desired.lockfile import Lockfile
+from .desired.resolver import resolve
+from .desired.validation import ModelId
+from .errors import InvalidConfigError, ModelNotFoundError, listing
+from .events.events import Sink
+from .events.recorder import Recorder
+from .settings import Settings
+from .sources import registry_of
+from .transfer.context import Engine
+from .transfer.lies import Lies
+from .transfer.retry import Backoff, RetryPolicy, patiently
+from .transfer.source_health import FailureTable
+from .transfer.unpinned import Depot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Locked:
+    """What locking gave. ``files`` counts paths of all variants, ``bytes`` each blob once."""
+
+    path: Path
+    lock: Lockfile
+    changed: bool
+
+    @property
+    def files(self) -> int:
+        return sum(len(v.files) for model in self.lock.models.values() for v in model.variants.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(blob.size for blob in self.lock.blobs.values())
+
+
+def find_manifest(settings: Settings) -> Path:
+    """Where the manifest is. Raises InvalidConfigError where there is none."""
+    path = settings.manifest
+    if path is None or not path.is_file():
+        raise InvalidConfigError(
+            f"there is no manifest at {path}" if path else "there is no models.toml here or in a folder above",
+            hint="make one with `modelstow init`",
+        )
+    return path
+
+
+def lock(
+    settings: Settings,
+    *,
+    upgrade: str | None = None,
+    write: bool = True,
+    retry: RetryPolicy = RetryPolicy(),
+    emit: Sink = lambda event: None,
+    stop: Event | None = None,
+) -> Locked:
+    """Resolve the manifest. *upgrade*: list anew the models of this name, "" for all. Without *write* nothing is kept.
+
+    The lockfile is replaced in one step and only if its text changes. Raises ManifestValidationError,
+    LockfileInvalidError, SourceUnavailableError, AuthError, NoSpaceError, OSError.
+    """
+    path, outer = find_manifest(settings), stop or Event()
+    target = settings.lockfile or path.with_suffix(".lock")
+    manifest = manifests.read(path)
+    previous, text = _previous(target)
+    engine = Engine(
+        registry=registry_of(settings),
+        base=path.parent,
+        failures=FailureTable(),
+        lies=Lies(Layout(settings.root).lies),
+        emit=Recorder(emit),
+        policy=retry,
+    )
+    if upgrade and not any(_is_named(upgrade, model.id) for model in manifest.models.values()):
+        names = sorted(manifest.models)
+        raise ModelNotFoundError(f"{upgrade} is not in {path}; there: {listing(names)}", available_models=names)
+    depot = Depot(
+        store=settings.open_store,
+        engine=engine,
+        threads=settings.connections,
+        outer=outer,
+    )
+    try:
+        found = resolve(
+            manifest,
+            previous,
+            registry=engine.registry,
+            patiently=lambda ask: patiently(ask, _hasty(engine.policy), outer),
+            depot=depot,
+            upgrade=_upgrades(upgrade),
+        )
+    except BaseException:
+        if write:
+            with suppress(CasError, OSError):  # this is not what went wrong
+                depot.keep()  # what was named need not be fetched again
+        raise
+    fresh = found.format().encode()
+    changed = fresh != text
+    if write:
+        depot.keep()
+        if changed:
+            write_file(target, fresh)
+    return Locked(path=target, lock=found, changed=changed)
+
+
+def is_stale(settings: Settings) -> bool:
+    """Whether the lockfile is missing or was made from another manifest. Asks no source. Raises as ``lock``."""
+    manifest = manifests.read(find_manifest(settings))
+    previous, _ = _previous(settings.lockfile or manifest.path.with_suffix(".lock"))
+    return previous is None or previous.manifest != manifest.meaning
+
+
+def locked_as_it_is(settings: Settings) -> Locked:
+    """The lockfile that is there, for figures. Raises LockfileInvalidError, OSError."""
+    path = settings.lockfile or find_manifest(settings).with_suffix(".lock")
+    previous, _ = _previous(path)
+    empty = Lockfile(manifest="", models={}, blobs={})
+    return Locked(path=path, lock=previous or empty, changed=False)
+
+
+def _previous(path: Path) -> tuple[Lockfile | None, bytes]:
+    try:
+        return lockfiles.read(path)
+    except FileNotFoundError:
+        return None, b""
+
+
+def _upgrades(upgrade: str | None) -> Callable[[ModelId], bool]:
+    if upgrade is None:
+        return lambda id_: False
+    return lambda id_: not upgrade or _is_named(upgrade, id_)
+
+
+def _is_named(text: str, id_: ModelId) -> bool:
+    return text in (id_.name, str(id_))
+
+
+def _hasty(policy: RetryPolicy) -> RetryPolicy:
+    """For listings: a person waits for them, and nothing is lost by running `lock` again."""
+
+    def few(backoff: Backoff) -> Backoff:
+        return replace(backoff, attempts=min(backoff.attempts, 3), longest_s=min(backoff.longest_s, 5.0))
+
+    return replace(policy, transient=few(policy.transient), rate_limit=few(policy.rate_limit), retry_after_cap_s=10.0)

@@ -1,0 +1,221 @@
+"""Everything that writes, put together for one store and one lockfile. Loaded only when there is something to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+
+from modelstow.backends import Registry
+from modelstow.backends.file import path_of
+from modelstow.backends.registry import scheme_of
+from modelstow.cas import BlobStore, locks, syscalls
+from modelstow.cas import inventory as inventories
+from modelstow.cas.inventory import Inventory
+from modelstow.cas.links import Placer
+
+from .apply import Executor
+from .checkout.publisher import Publisher
+from .desired import selectors
+from .desired.lockfile import Lockfile, absolute
+from .desired_state import other_locks
+from .errors import ApplyError, InvalidConfigError
+from .events.events import BytesArrived, Sink, Warned
+from .events.events import Event as Happening
+from .events.recorder import Recorder
+from .events.report import Report
+from .interop.push import Push, Pushed
+from .planning.planner import Plan, Work
+from .planning.state import Desired, DesiredTree, TreeKey
+from .retention.collector import Collector
+from .retention.preflight import Preflight
+from .retention.roots import LockRoot
+from .settings import Settings
+from .sources import toll
+from .transfer.context import Connections, Engine
+from .transfer.fetcher import Fetcher
+from .transfer.lies import Lies
+from .transfer.retry import RetryPolicy
+from .transfer.source_health import FailureTable
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """The tools of one run. *free* tells the bytes that may still be written to the store's disk."""
+
+    settings: Settings
+    lock: Lockfile
+    registry: Registry
+    targets: Registry  # for what is written to
+    failures: FailureTable
+    retry: RetryPolicy
+    stop: Event
+    free: Callable[[], int]
+    emit: Sink
+
+    def reach(
+        self,
+        desired: Desired,
+        work: Work,
+        *,
+        progress: Progress | None = None,
+    ) -> tuple[frozenset[TreeKey], Report, ApplyError | None]:
+        """Make actual equal *desired*: the trees that changed, what was done, and what failed of it.
+
+        Raises NoSpaceError, InvalidConfigError, Stopped, OSError: what concerns all of it.
+        """
+        if work.missing:
+            self._warn_of_lost_mirrors()
+        meter = _Meter(progress, self.emit)
+        recorder = Recorder(meter)
+        error: ApplyError | None = None
+        try:
+            changed = self._executor(recorder, meter).reach(desired, work)
+        except ApplyError as failed:
+            error, changed = failed, failed.changed
+        meter.finish()
+        return changed, recorder.report(), error
+
+    def _warn_of_lost_mirrors(self) -> None:
+        """A mistyped folder would only ever be a mirror that holds nothing."""
+        for mirror in self.settings.mirrors:
+            place = absolute(mirror, self._base)
+            if scheme_of(place) in ("", "file") and not os.path.isdir(path_of(place)):
+                self.emit(Warned(text=f"there is no mirror at {path_of(place)}"))
+
+    @property
+    def _base(self) -> Path:
+        """What relative locators are relative to."""
+        return (self.settings.manifest or self.settings.lockfile or Path.cwd()).parent
+
+    def collector(self, *, exclusive: bool = False) -> Collector:
+        """The garbage collector of this store; *exclusive*: nobody else uses it."""
+        return self._collector(self.settings.open_store(), self.emit, exclusive=exclusive)
+
+    def push(self, url: str | os.PathLike[str], *, compress: bool, dry_run: bool, done: Pushed | None) -> Push:
+        """A push into the mirror at *url*, yet to be run; *done* tells how far it is."""
+        place, stop = os.fspath(url), Event()
+        return Push(
+            store=self.settings.open_store(),
+            registry=self.targets,
+            url=place if "://" in place else os.path.abspath(place),
+            compress=compress,
+            dry_run=dry_run,
+            threads=self.settings.connections,
+            policy=self.retry,
+            stop=stop,
+            outer=self.stop,
+            pay=toll(self.settings, stop),
+            emit=self.emit,
+            done=Pushed() if done is None else done,
+        )
+
+    def remove_tree(self, record: Inventory, key: TreeKey) -> bool:
+        """Take one tree away. Raises LockTimeoutError, OSError."""
+        store = self.settings.open_store()
+        store.prepare()
+        return self._publisher(store, self.emit).remove(record, key)
+
+    def _executor(self, recorder: Recorder, meter: _Meter) -> Executor:
+        store = self.settings.open_store()
+        stop = Event()
+        engine = Engine(
+            registry=self.registry,
+            base=self._base,
+            failures=self.failures,
+            lies=Lies(store.layout.lies),
+            emit=recorder,
+            connections=Connections(self.settings.useful_connections),
+            limit_rate=self.settings.limit_rate,
+            policy=self.retry,
+            stop=stop,
+        )
+        preflight = Preflight(
+            store=store,
+            collector=self._collector(store, recorder),
+            free=self.free,
+            emit=recorder,
+            min_free=self.settings.min_free,
+            max_size=self.settings.max_size,
+        )
+        return Executor(
+            store=store,
+            fetcher=Fetcher(store=store, engine=engine),
+            publisher=self._publisher(store, recorder),
+            emit=recorder,
+            stop=stop,
+            outer=self.stop,
+            lock_space=lambda: store.lock("space", doing="checking the space", stop=self.stop),
+            make_room=preflight.make_room,
+            on_plan=meter.expect,
+            on_work=lambda trees: self._refuse_conflicts(store, trees),
+        )
+
+    def _publisher(self, store: BlobStore, emit: Sink) -> Publisher:
+        placer = Placer(self.settings.link_mode, strict=self.settings.strict_links)
+
+        def lock_tree(key: TreeKey) -> locks.Lock:
+            name = f"tree-{inventories.tree_id(key.tree)}"
+            return store.lock(name, doing=f"changing {key}", stop=self.stop)
+
+        return Publisher(store=store, placer=placer, emit=emit, lock_tree=lock_tree)
+
+    def _collector(self, store: BlobStore, emit: Sink, *, exclusive: bool = False) -> Collector:
+        return Collector(
+            store=store,
+            remove_tree=self._publisher(store, emit).remove,
+            free=self.free,
+            in_use=syscalls.in_use,
+            stop=self.stop,
+            exclusive=exclusive,
+        )
+
+    def _refuse_conflicts(self, store: BlobStore, trees: Iterable[DesiredTree]) -> None:
+        """A tree that another registered lockfile wants with other content is nobody's to change."""
+        others = other_locks(store, self.settings.lockfile)
+        for tree in trees:
+            if os.path.isabs(tree.key.tree) or tree.key.model not in self.lock.models:
+                continue
+            mine = selectors.fingerprint(self.lock.models[tree.key.model].variants[tree.key.variant])
+            for other in others:
+                if other.trees.get(str(tree.key), mine) != mine:
+                    raise InvalidConfigError(
+                        f"{tree.key} is locked with other content by {other.path}, which shares this ROOT",
+                        hint="give one of the two another version, or use another --root",
+                    )
+
+
+def take_over(store: BlobStore, id_: str, heir: LockRoot) -> None:
+    """Another lockfile wants this tree: from now on it is the one that may remove it. Raises LockTimeoutError, OSError."""
+    with store.lock(f"tree-{id_}", doing="handing a tree over"):
+        record = inventories.read(store.layout.inventories / id_)
+        if record is not None:
+            labels = {**record.labels, "lockfile": heir.path}
+            inventories.rewrite(store.layout.inventories, replace(record, labels=labels))
+
+
+class _Meter:
+    """Folds events into (bytes done, bytes in all): never falls, and ends with the two equal."""
+
+    def __init__(self, progress: Progress | None, onward: Sink) -> None:
+        self._progress, self._onward = progress, onward
+        self._done = self._total = 0
+
+    def expect(self, work: Plan) -> None:
+        self._total = work.summary.fetch_bytes
+        if self._progress is not None:
+            self._progress(0, self._total)
+
+    def __call__(self, event: Happening) -> None:
+        if isinstance(event, BytesArrived) and self._progress is not None and self._done < self._total:
+            self._done = min(self._total, self._done + event.count)
+            self._progress(self._done, self._total)
+        self._onward(event)
+
+    def finish(self) -> None:
+        if self._progress is not None and self._done < self._total:
+            self._progress(self._total, self._total)

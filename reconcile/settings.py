@@ -1,0 +1,147 @@
+"""Settings: what the command line says, else the environment, else defaults. Sizes and rates as people write them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelstow.backends import redact
+from modelstow.backends.switches import is_on
+from modelstow.cas import BlobStore, LinkMode
+from modelstow.cas.store import LOCK_TIMEOUT_S
+
+from .desired.locators import source_flaw, tidied
+from .errors import InvalidConfigError
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_MOST_BYTES, _DIGITS = 1e18, 9
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?(?:/s)?\s*\Z", re.IGNORECASE)
+_AGES = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*\Z", re.IGNORECASE)
+
+CONNECTIONS = 8
+_LEAST_SHARE = 64 * 1024  # bytes a second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a run needs to know. Paths are absolute."""
+
+    root: Path
+    lockfile: Path | None = None
+    manifest: Path | None = None
+    mirrors: tuple[str, ...] = ()  # places that hold blobs by digest; asked first, trusted never
+    locked: bool = False
+    offline: bool = False
+    link_mode: LinkMode = LinkMode.AUTO
+    strict_links: bool = False
+    connections: int = CONNECTIONS
+    limit_rate: float | None = None  # bytes a second
+    lock_timeout_s: float = LOCK_TIMEOUT_S
+    max_size: int | None = None  # bytes of blobs
+    min_free: int = 0  # bytes to leave on the disk
+
+    def open_store(self) -> BlobStore:
+        """The store at ``root``, for writing. Raises StoreFormatError, OSError."""
+        return BlobStore.open(self.root, lock_timeout_s=self.lock_timeout_s)
+
+    @property
+    def useful_connections(self) -> int:
+        """How many connections are worth having: a share of ``limit_rate`` that is too small looks like a dead server."""
+        if self.limit_rate is None:
+            return self.connections
+        return max(1, min(self.connections, int(self.limit_rate // _LEAST_SHARE)))
+
+
+def parse_size(text: str, what: str = "size") -> int:
+    """Bytes in ``50MB``, ``1.5GiB``, ``1000``. Raises InvalidConfigError."""
+    match = _SIZE.match(text)
+    if match is None:
+        raise InvalidConfigError(f"{what} {text!r} is not a size", hint="write it like 500GB, 1.5GiB or 1000000")
+    found = float(match[1]) * _UNITS[(match[2] or "").lower()]
+    if found >= _MOST_BYTES:
+        raise InvalidConfigError(f"{what} {text[:40]!r} is more than any disk has", hint="write it like 500GB")
+    return int(found)
+
+
+def parse_age(text: str, what: str = "age") -> float:
+    """Seconds in ``30d``, ``12h``. Raises InvalidConfigError."""
+    match = _AGE.match(text)
+    if match is None:
+        raise InvalidConfigError(f"{what} {text!r} is not an age", hint="write it like 30d, 12h or 45m")
+    return float(match[1]) * _AGES[match[2].lower()]
+
+
+def parse_link_mode(text: str) -> LinkMode:
+    """Raises InvalidConfigError."""
+    try:
+        return LinkMode(text.lower())
+    except ValueError:
+        modes = ", ".join(LinkMode)
+        raise InvalidConfigError(f"{text!r} is not a link mode", hint=f"choose one of {modes}") from None
+
+
+def parse_count(text: str, what: str) -> int:
+    """A whole number from 1. Raises InvalidConfigError."""
+    if not text.isascii() or not text.isdigit() or len(text) > _DIGITS or int(text) < 1:
+        raise InvalidConfigError(f"{what} {text!r} is not a whole number from 1")
+    return int(text)
+
+
+def parse_seconds(text: str, what: str) -> float:
+    """A time in seconds, from 0. Raises InvalidConfigError."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise InvalidConfigError(f"{what} {text!r} is not a number of seconds from 0")
+    return seconds
+
+
+def parse_mirrors(text: str, what: str) -> tuple[str, ...]:
+    """Places parted by spaces or commas. Raises InvalidConfigError."""
+    mirrors = tuple(text.replace(",", " ").split())
+    for mirror in mirrors:
+        if flaw := source_flaw(mirror):
+            hint = flaw.hint or "name a folder or an address that holds blobs by digest"
+            raise InvalidConfigError(f"{what}: {redact(mirror)}: {flaw.what}", hint=hint)
+    return tuple(map(tidied, mirrors))
+
+
+def default_root(environ: Mapping[str, str]) -> Path:
+    """Where models go when nobody says: MODELSTOW_ROOT, MODELS_ROOT, or the user's data folder."""
+    if chosen := environ.get("MODELSTOW_ROOT") or environ.get("MODELS_ROOT"):
+        return Path(os.path.abspath(chosen))
+    if data := environ.get("XDG_DATA_HOME"):
+        return Path(os.path.abspath(data)) / "modelstow"
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("modelstow", appauthor=False))
+
+
+def from_environment(environ: Mapping[str, str], **given: object) -> Settings:
+    """Settings from the environment, with what is *given* (and not None) winning. Raises InvalidConfigError."""
+    fields: dict[str, object] = {}
+    for name, field in (("MODELSTOW_LOCK", "lockfile"), ("MODELSTOW_MANIFEST", "manifest")):
+        if value := environ.get(name):
+            fields[field] = Path(os.path.abspath(value))
+    if value := environ.get("MODELSTOW_LINK_MODE"):
+        fields["link_mode"] = parse_link_mode(value)
+    if value := environ.get("MODELSTOW_CONCURRENCY"):
+        fields["connections"] = parse_count(value, "MODELSTOW_CONCURRENCY")
+    if value := environ.get("MODELSTOW_MAX_SIZE"):
+        fields["max_size"] = parse_size(value, "MODELSTOW_MAX_SIZE")
+    if value := environ.get("MODELSTOW_MIN_FREE"):
+        fields["min_free"] = parse_size(value, "MODELSTOW_MIN_FREE")
+    if value := environ.get("MODELSTOW_MIRRORS"):
+        fields["mirrors"] = parse_mirrors(value, "MODELSTOW_MIRRORS")
+    if is_on(environ, "MODELSTOW_OFFLINE") or is_on(environ, "HF_HUB_OFFLINE"):
+        fields["offline"] = True
+    fields |= {key: value for key, value in given.items() if value is not None}
+    if "root" not in fields:
+        fields["root"] = default_root(environ)
+    return Settings(**fields)  # type: ignore[arg-type]  # every value above was parsed into its field's type

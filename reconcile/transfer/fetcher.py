@@ -1,0 +1,226 @@
+"""Brings one blob home: from what stands on this disk if that proves right, else from its sources.
+
+What stands on this disk is tried first: a touched blob is read, a copy in a tree is taken, the good pieces of a damaged
+one are saved. Only the rest is downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from modelstow.backends import SourceError
+from modelstow.cas import BlobState, BlobStore, ChecksumError, Digest, LockTimeoutError, Look, Stopped, locks, scrub, sweep
+from modelstow.cas.partial import Partial, read_fully
+from modelstow.cas.pieces import PIECE, PieceTable, open_regular, piece_hash, piece_range, proven_table, source_key
+from modelstow.cas.scrub import Level
+
+from ..events.events import BlobReused, FetchStarted, Waiting
+from . import brief
+from .context import Engine, Wanted
+from .download import THIS_STORE, Download
+from .group_commit import Batch, Filled, subject_of
+from .worker import WrongSize
+
+
+@dataclass(slots=True, kw_only=True)
+class Fetcher:
+    """Brings blobs into a store. One object serves any number of threads. ``before_commit`` may raise to forbid one."""
+
+    store: BlobStore
+    engine: Engine
+    before_commit: Callable[[], object] = lambda: None
+    _batches: set[Batch] = field(default_factory=set)
+
+    def obtain_all(self, blobs: Iterable[Wanted]) -> dict[Digest, bool | Exception]:
+        """Make sure that blobs are in the store, proven and durable, one after the other.
+
+        Of each: True if its inode is another now than before; or ChecksumError, SizeMismatchError,
+        SourceUnavailableError and its kin, naming every source and its reason; LockTimeoutError, OSError. Raises Stopped.
+
+        Small ones are committed together. Who holds a lock waits for none meanwhile.
+        """
+        batch, busy = Batch(self.store, self.engine, lambda: self.before_commit()), []
+        self._batches.add(batch)
+        try:
+            for wanted in blobs:
+                if not self._bring(wanted, batch, waits=False):
+                    busy.append(wanted)
+                batch.commit_due()
+            batch.commit()
+            for wanted in busy:
+                self._bring(wanted, batch, waits=True)
+                batch.commit()
+        finally:
+            self._batches.discard(batch)
+            batch.drop()
+        return batch.outcomes
+
+    def commit_due(self) -> None:
+        """Commit what has waited long enough while its worker is at something else. To be called now and then."""
+        for batch in tuple(self._batches):
+            batch.commit_due()
+
+    def _bring(self, wanted: Wanted, batch: Batch, *, waits: bool) -> bool:
+        """All but the commit, which is the *batch*'s; False if another holds the blob's lock and nobody *waits*."""
+        try:
+            lock = self._lock(wanted, waits=waits)
+            if lock is None:
+                return False
+            with ExitStack() as held:
+                held.enter_context(lock)
+                found = self._begin(wanted, lock, batch)
+                if isinstance(found, Filled):
+                    held.pop_all()
+                    batch.add(found)
+                else:
+                    batch.outcomes[wanted.digest] = found
+        except Stopped:
+            raise
+        except Exception as error:
+            batch.outcomes[wanted.digest] = error
+        return True
+
+    def _lock(self, wanted: Wanted, *, waits: bool) -> locks.Lock | None:
+        doing = f"fetching {wanted.digest.short}"
+
+        def tell(holder: locks.Holder | None) -> None:
+            neighbour = holder is not None and holder.mine and holder.doing != doing  # another blob by the same lock
+            if waits and not neighbour:
+                self.engine.emit(Waiting(for_whom=str(holder or "another process")))
+
+        try:
+            return self.store.lock_blob(
+                wanted.digest,
+                doing=doing,
+                timeout_s=None if waits else 0.0,
+                stop=self.engine.stop,
+                on_wait=tell,
+            )
+        except LockTimeoutError:
+            if waits:
+                raise
+            return None
+
+    def _begin(self, wanted: Wanted, lock: locks.Lock, batch: Batch) -> bool | Filled:
+        digest = wanted.digest
+        self.store.refresh()
+        look = self.store.look(digest, wanted.size)
+        shared = wanted.anew and self.store.commits_seen(digest) != wanted.seen_commit
+        if look.state is BlobState.INTACT and (shared or not wanted.anew):
+            self.engine.emit(BlobReused(digest=digest, size=wanted.size))
+            return False
+        if not wanted.anew and self._at_hand(wanted, look.state, lock):
+            self.store.note_commit(lock, digest)
+            self.engine.emit(BlobReused(digest=digest, size=wanted.size))
+            return look.ino != 0 and look.ino != self.store.look(digest, wanted.size).ino
+        return self._fill(wanted, look, lock, batch)
+
+    # ---- what is on this disk
+
+    def _at_hand(self, wanted: Wanted, state: BlobState, lock: locks.Lock) -> bool:
+        """Prove what stands on this disk already, by reading it; False if nothing of it is right as a whole."""
+        if state is BlobState.SUSPECT and self._prove_in_place(wanted, lock):
+            return True
+        for spare in wanted.spares:
+            try:
+                fd = open_regular(spare)
+            except OSError:
+                continue
+            try:
+                if os.fstat(fd).st_size == wanted.size:
+                    self.store.copy_in(fd, wanted.digest, wanted.size)
+                    return True
+            except ChecksumError:
+                continue
+            finally:
+                os.close(fd)
+        return False
+
+    def _prove_in_place(self, wanted: Wanted, lock: locks.Lock) -> bool:
+        """A touched or restored blob costs reading, not fetching. One that a verification convicted is read in full."""
+        convicted = wanted.digest.hex in self.store.suspects()
+        level = Level.FULL if convicted else Level.FAST
+        verdict = next(scrub.scrub([subject_of(self.store, wanted)], level, on_bytes=lambda count: lock.progress()))
+        if not verdict.intact:
+            return False
+        try:
+            self.store.certify(wanted.digest)
+        except PermissionError:  # another member's of a shared store: ours takes its place
+            fd = open_regular(self.store.layout.blob(wanted.digest))
+            try:
+                self.store.copy_in(fd, wanted.digest, wanted.size)
+            finally:
+                os.close(fd)
+        return True
+
+    def _save_pieces(self, wanted: Wanted, partial: Partial, table: PieceTable) -> tuple[int, ...]:
+        """Copy the good pieces of a damaged blob and of copies into *partial*; which were damaged in the blob."""
+        buffer = memoryview(bytearray(min(PIECE, wanted.size)))
+        damaged = []
+        for index in list(partial.table.missing()):
+            slot = table.slots[index]
+            for path in (self.store.layout.blob(wanted.digest), *wanted.spares):
+                start, stop = piece_range(index, wanted.size)
+                view = buffer[: stop - start]
+                if slot is not None and _read_piece(path, view, start) and piece_hash(view) == slot.hash:
+                    partial.write(start, view)
+                    partial.finish(index, slot.hash, source_key(THIS_STORE))
+                    break
+                if path == self.store.layout.blob(wanted.digest):
+                    damaged.append(index)
+        return tuple(damaged)
+
+    # ---- what comes from sources
+
+    def _fill(self, wanted: Wanted, look: Look, lock: locks.Lock, batch: Batch) -> Filled:
+        digest, size = wanted.digest, wanted.size
+        if wanted.anew:
+            sweep.drop_partial(self.store, digest)
+        partial = self.store.partial(digest, size)
+        mending = look.state is BlobState.SUSPECT and not wanted.anew
+        table = proven_table(self.store.layout.table(digest), digest, size) if mending else None
+        filled = Filled(wanted, lock, look, partial, resumed=partial.held_bytes)
+        try:
+            filled.damaged = self._save_pieces(wanted, partial, table) if table is not None else ()
+            self.engine.emit(FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=wanted.name))
+            refused = self._bring_briefly(filled) if brief.suits(self.engine, wanted) else None
+            if partial.front() < size or partial.proof() != digest:
+                self._download(filled, table, refused)
+        except BaseException as error:
+            batch.note_failed(filled)
+            told = batch.explained(error, filled) if isinstance(error, Exception) else error
+            partial.leave()
+            if told is not error:
+                raise told from error
+            raise
+        return filled
+
+    def _bring_briefly(self, filled: Filled) -> SourceError | WrongSize | None:
+        try:
+            filled.fetched = brief.bring(self.engine, filled.wanted, filled.partial)
+        except (SourceError, WrongSize) as error:
+            return error
+        return None
+
+    def _download(self, filled: Filled, table: PieceTable | None, refused: SourceError | WrongSize | None) -> None:
+        run = Download(self.engine, filled.wanted, filled.partial, table, filled.lock, refused)
+        try:
+            run.fill()
+        finally:
+            filled.fetched += run.fetched
+
+
+def _read_piece(path: str, view: memoryview, start: int) -> bool:
+    try:
+        fd = open_regular(path)
+    except OSError:
+        return False
+    try:
+        return read_fully(fd, view, start)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
