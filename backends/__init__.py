@@ -1,41 +1,41 @@
 """Bytes in flight: turns a locator and a range into bytes, and says what went wrong. Knows no digest and no store."""
 
 from .errors import (
-    Denied,
+    AccessDenied,
+    ConnectionFailed,
     EndedEarly,
-    Full,
-    Misbehaved,
     NotFound,
     NotListable,
     Offline,
+    ProtocolError,
     SourceError,
+    TargetFull,
     Throttled,
     TimedOut,
-    Unreachable,
     redact,
 )
 from .registry import Registry, open_source
-from .source import Body, Listed, Listing, Source, beginnings, join, read_all
+from .source import Body, Listed, Listing, Source, join_locator, locator_prefixes, read_all
 
 __all__ = [
+    "AccessDenied",
     "Body",
-    "Denied",
+    "ConnectionFailed",
     "EndedEarly",
-    "Full",
     "Listed",
     "Listing",
-    "Misbehaved",
     "NotFound",
     "NotListable",
     "Offline",
+    "ProtocolError",
     "Registry",
     "Source",
     "SourceError",
+    "TargetFull",
     "Throttled",
     "TimedOut",
-    "Unreachable",
-    "beginnings",
-    "join",
+    "join_locator",
+    "locator_prefixes",
     "open_source",
     "read_all",
     "redact",

@@ -7,7 +7,7 @@ from contextlib import suppress
 from threading import Event, Thread
 
 from .errors import NotFound, SourceError
-from .source import Body, Source, join
+from .source import Body, Source, join_locator
 
 TEN = b"0123456789"
 BIG = bytes(range(251)) * 8_000  # two megabytes that are nowhere alike
@@ -28,7 +28,7 @@ class SourceContract:
 
     def read(self, source: Source, path: str, start: int = 0, stop: int | None = None, step: int = 1 << 16) -> bytes:
         """The bytes from *start* to *stop*, of a body that is what it says of itself."""
-        body = source.open(join(self.folder(), path), start=start, stop=stop)
+        body = source.open(join_locator(self.folder(), path), start=start, stop=stop)
         try:
             data, view = bytearray(), memoryview(bytearray(step))
             while count := body.read_into(view):
@@ -71,7 +71,7 @@ class SourceContract:
         """Its body ends at once and its size is 0."""
         source = self.make()
         assert self.read(source, "empty") == b""
-        assert source.size(join(self.folder(), "empty")) == 0
+        assert source.size(join_locator(self.folder(), "empty")) == 0
 
     def test_names_are_quoted_where_the_locator_needs_it(self) -> None:
         """Spaces, plus and percent in a name are the name's."""
@@ -81,7 +81,7 @@ class SourceContract:
     def test_the_size_and_the_total_agree_with_the_object(self) -> None:
         """What is told without reading is true."""
         source = self.make()
-        locator = join(self.folder(), "deep/er/big.bin")
+        locator = join_locator(self.folder(), "deep/er/big.bin")
         body = source.open(locator, start=5)
         body.close()
         assert source.size(locator) == len(BIG)
@@ -98,7 +98,7 @@ class SourceContract:
     def test_a_missing_object_is_a_permanent_error_that_names_it(self) -> None:
         """Asking again cannot help, and the message says where."""
         source = self.make()
-        locator = join(self.folder(), "nowhere")
+        locator = join_locator(self.folder(), "nowhere")
         for ask in (lambda: source.open(locator), lambda: source.size(locator)):
             try:
                 ask()
@@ -119,7 +119,7 @@ class SourceContract:
         """A body that nobody reads to its end costs nothing later."""
         source = self.make()
         for _ in range(20):
-            body = source.open(join(self.folder(), "deep/er/big.bin"))
+            body = source.open(join_locator(self.folder(), "deep/er/big.bin"))
             body.read_into(memoryview(bytearray(10)))
             body.close()
         assert self.read(source, "ten") == TEN
@@ -128,7 +128,7 @@ class SourceContract:
         """Whoever reads gets an error or an end, soon, and never bytes of something else."""
         source = self.make()
         for _ in range(5):
-            body = source.open(join(self.folder(), "deep/er/big.bin"))
+            body = source.open(join_locator(self.folder(), "deep/er/big.bin"))
             data, begun = bytearray(), Event()
 
             def read(body: Body = body, data: bytearray = data, begun: Event = begun) -> None:

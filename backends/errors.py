@@ -36,19 +36,19 @@ class NotFound(SourceError):
     code = "INCOMPLETE_DOWNLOAD"
 
 
-class Denied(SourceError):
+class AccessDenied(SourceError):
     """The source wants credentials, or others."""
 
     code = "AUTH_FAIL"
 
 
-class Full(SourceError):
+class TargetFull(SourceError):
     """The target has no room."""
 
     code = "NO_SPACE"
 
 
-class Misbehaved(SourceError):
+class ProtocolError(SourceError):
     """The answer makes no sense: a wrong range, an encoding nobody asked for, a redirect that must not be followed."""
 
 
@@ -60,13 +60,13 @@ class Offline(SourceError):
     """The source needs a network and networks are forbidden."""
 
 
-class Unreachable(SourceError):
+class ConnectionFailed(SourceError):
     """The connection could not be made or broke."""
 
     transient = True
 
 
-class EndedEarly(Unreachable):
+class EndedEarly(ConnectionFailed):
     """The body stopped before its end."""
 
     code = "INCOMPLETE_DOWNLOAD"

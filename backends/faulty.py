@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from threading import Lock
 
-from .errors import SourceError, Unreachable
+from .errors import ConnectionFailed, SourceError
 from .source import Body, Source, Wrapper, replaced
 
 
@@ -41,7 +41,7 @@ class FaultySource(Wrapper):
         def read_into(view: memoryview) -> int:
             nonlocal left, at
             if left == 0:
-                raise Unreachable("connection dropped", locator=locator)
+                raise ConnectionFailed("connection dropped", locator=locator)
             count = body.read_into(view if left is None else view[:left])
             if self._corrupt is not None and count:
                 self._corrupt(locator, at, view[:count])

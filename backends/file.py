@@ -10,8 +10,8 @@ from threading import Lock
 from urllib.parse import unquote, urlsplit
 
 from . import file_upload
-from .errors import Denied, NotFound, SourceError, Unreachable
-from .source import Body, Listed, Listing, Reader, Sending
+from .errors import AccessDenied, ConnectionFailed, NotFound, SourceError
+from .source import Body, Listed, Listing, OnSend, ReadRange
 
 _SETTLED_S = 2.0  # a file that was written to later may be written to again without another time
 
@@ -39,7 +39,7 @@ class FileSource:
             nonlocal at, reading
             with mutex:
                 if closed:
-                    raise Unreachable("the body was closed", locator=locator)
+                    raise ConnectionFailed("the body was closed", locator=locator)
                 reading = True
             try:
                 count = os.preadv(fd, [view[: max(0, min(len(view), end - at))]], at)
@@ -95,8 +95,8 @@ class FileSource:
     def origin(self, locator: str) -> str:
         return os.path.dirname(path_of(locator))
 
-    def put(self, locator: str, size: int, read: Reader, sending: Sending) -> int:
-        return file_upload.put(path_of(locator), size, read, sending, locator)
+    def put(self, locator: str, size: int, read: ReadRange, on_send: OnSend) -> int:
+        return file_upload.put(path_of(locator), size, read, on_send, locator)
 
 
 def path_of(locator: str) -> str:
@@ -118,5 +118,5 @@ def _translated(error: OSError, locator: str, *, missing: str = "", what: str = 
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
         return NotFound(what, locator=locator, hint=missing)
     if error.errno in (errno.EACCES, errno.EPERM):
-        return Denied("permission denied", locator=locator, hint="check who may read the source folder")
-    return Unreachable(error.strerror or str(error), locator=locator)
+        return AccessDenied("permission denied", locator=locator, hint="check who may read the source folder")
+    return ConnectionFailed(error.strerror or str(error), locator=locator)

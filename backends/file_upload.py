@@ -9,24 +9,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from .errors import Denied, Full, SourceError, Unreachable
-from .source import Reader, Sending
+from .errors import AccessDenied, ConnectionFailed, SourceError, TargetFull
+from .source import OnSend, ReadRange
 
 _STEP = 8 << 20
 _POLL_S = 0.1  # how often to look whether another who puts the same is done
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.EAGAIN, errno.ENETDOWN, errno.EHOSTDOWN}
 
 
-def put(path: str, size: int, read: Reader, sending: Sending, locator: str) -> int:
+def put(path: str, size: int, read: ReadRange, on_send: OnSend, locator: str) -> int:
     """Let the file hold *size* bytes, whole or not at all, synced; how many were written.
 
-    What an earlier put left beside it is gone on with. What *read* and *sending* raise is passed on as it is. Raises
+    What an earlier put left beside it is gone on with. What *read* and *on_send* raise is passed on as it is. Raises
     SourceError.
     """
     folder, beside, sent = os.path.dirname(path) or ".", f"{path}.unfinished", 0
     with _translated(locator):
         grown = _make_folders(folder)
-    fd = _open_alone(beside, path, size, sending, locator)
+    fd = _open_alone(beside, path, size, on_send, locator)
     if fd is None:
         return 0
     try:
@@ -35,7 +35,7 @@ def put(path: str, size: int, read: Reader, sending: Sending, locator: str) -> i
             with _translated(locator):
                 there = os.pread(fd, len(data), at)
             if there != data:
-                sending(len(data))
+                on_send(len(data))
                 with _translated(locator):
                     _write_all(fd, data, at)
                 sent += len(data)
@@ -51,7 +51,7 @@ def put(path: str, size: int, read: Reader, sending: Sending, locator: str) -> i
     return sent
 
 
-def _open_alone(beside: str, path: str, size: int, sending: Sending, locator: str) -> int | None:
+def _open_alone(beside: str, path: str, size: int, on_send: OnSend, locator: str) -> int | None:
     """The unfinished file, for us alone; None where another has put the object while we waited for it.
 
     Two at once would mix what they write, and compressed pieces differ by the version of zstd. Where there are no locks
@@ -72,7 +72,7 @@ def _open_alone(beside: str, path: str, size: int, sending: Sending, locator: st
         finally:
             if fd >= 0:
                 os.close(fd)
-        sending(0)
+        on_send(0)
         time.sleep(_POLL_S if waited else 0)
         waited = True
 
@@ -144,10 +144,10 @@ def _translated(locator: str) -> Iterator[None]:
         what = error.strerror or str(error)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             hint = "check who may write to the target folder"
-            raise Denied(f"it cannot be written ({what})", locator=locator, hint=hint) from error
+            raise AccessDenied(f"it cannot be written ({what})", locator=locator, hint=hint) from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = "free some room there: what was sent is kept, and the next push continues there"
-            raise Full(what, locator=locator, hint=hint) from error
+            raise TargetFull(what, locator=locator, hint=hint) from error
         if error.errno in _PASSING:
-            raise Unreachable(what, locator=locator) from error
+            raise ConnectionFailed(what, locator=locator) from error
         raise SourceError(f"it cannot be written ({what})", locator=locator, hint="check the target folder") from error

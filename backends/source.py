@@ -86,7 +86,8 @@ class Source(Protocol):
       * A body that ends early simply ends: the reader counts. Errors while reading are of the same types as while opening.
       * Closing a body early frees its connection. Every method may be called from any thread.
       * ``origin(loc)`` names what fails together: a host, a folder.
-    Raises: NotFound, Denied, Misbehaved, NotListable (permanent); Unreachable, TimedOut, Throttled (transient).
+    Raises: NotFound, AccessDenied, ProtocolError, NotListable (permanent);
+    ConnectionFailed, TimedOut, Throttled (transient).
     """
 
     network: bool
@@ -103,9 +104,9 @@ class Source(Protocol):
     def origin(self, locator: str) -> str: ...
 
 
-Reader = Callable[[int, int], bytes]
+ReadRange = Callable[[int, int], bytes]
 """Gives bytes ``[start, stop)`` of what is to be put. Whatever it raises ends the putting."""
-Sending = Callable[[int], object]
+OnSend = Callable[[int], object]
 """Is told of bytes about to be sent, 0 while only waiting. Whatever it raises ends the putting."""
 
 
@@ -113,7 +114,7 @@ Sending = Callable[[int], object]
 class Target(Protocol):
     """A source that can be written to."""
 
-    def put(self, locator: str, size: int, read: Reader, sending: Sending) -> int:
+    def put(self, locator: str, size: int, read: ReadRange, on_send: OnSend) -> int:
         """Let an object of *size* bytes stand at *locator*, whole or not at all; how many bytes were sent.
 
         What an earlier call with the same bytes left unfinished is not sent again. On return it is there, and
@@ -139,7 +140,7 @@ class Wrapper:
         return self._inner.origin(locator)
 
 
-def join(folder: str, path: str) -> str:
+def join_locator(folder: str, path: str) -> str:
     """The locator of a file below a folder's locator; quoted where locators are URLs."""
     folder = folder.rstrip("/")
     if folder.startswith(_HUB):
@@ -150,14 +151,14 @@ def join(folder: str, path: str) -> str:
     return f"{folder}/{quote(path) if quoted else path}"
 
 
-def beginnings(source: str) -> tuple[str, ...]:
+def locator_prefixes(source: str) -> tuple[str, ...]:
     """How the locators of a source's files begin, whatever revision they are pinned to."""
     if source.startswith(_HUB):
         from .hf.locator import repository
 
         if name := repository(source):
             return f"{name}@", f"{name}/"
-    return (join(source, ""),)
+    return (join_locator(source, ""),)
 
 
 def read_all(source: Source, locator: str, *, at_most: int) -> bytes:

@@ -5,6 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
-def is_on(environ: Mapping[str, str], name: str) -> bool:
+def env_flag(environ: Mapping[str, str], name: str) -> bool:
     """Whether a variable says yes: anything that is not a no, since a switch should not fail open."""
     return environ.get(name, "").strip().lower() not in ("", "0", "false", "no", "off")

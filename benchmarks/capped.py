@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .fixtures import large_file, lock_of, write_lock
 from .measure import CLI, Contender, Options, Row, absent, contest, rows, tool
-from .places import Place
+from .output_dirs import Place
 from .servers import started
-from .worlds import large_file, lock_of, write_lock
 
 QUESTION = "capped"
 _SHARE = 4  # the file is options.size by so many
@@ -29,7 +29,7 @@ def run(options: Options) -> list[Row]:
     served.mkdir()
     size = options.size // _SHARE
     digest = large_file(served / _NAME, size)
-    with started("paced", served, "connection", str(_RATE)) as address:
+    with started("rate_capped_server", served, "connection", str(_RATE)) as address:
         write_lock(folder, lock_of({_NAME: (digest, size)}, address))
         contenders, missing = _contenders(folder, f"{address}/{_NAME}", digest.hex, size)
         samples = contest(contenders, min(options.repeats, _MOST_REPEATS))

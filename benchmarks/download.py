@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import fakehub, peers
+from .fixtures import large_file, lock_of, write_lock
 from .measure import CLI, Contender, Options, Row, absent, command, contest, environment, rows, tool
-from .places import Place, places
+from .output_dirs import Place, places
 from .servers import started, web
-from .worlds import large_file, lock_of, write_lock
 
 QUESTION = "download"
 _NAME = "model.safetensors"

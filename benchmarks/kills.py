@@ -13,10 +13,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .fixtures import large_file, lock_of, write_lock
 from .measure import CLI, CommandFailed, Options, Row, environment
-from .paced import bytes_sent
+from .rate_capped_server import bytes_sent
 from .servers import started
-from .worlds import large_file, lock_of, write_lock
 
 QUESTION = "kills"
 _SIZE, _RATE = 160_000_000, 14_000_000  # bytes; bytes a second
@@ -39,7 +39,7 @@ def run(options: Options) -> list[Row]:
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
     chance = random.Random(seed)
     moments = [chance.uniform(0, _LATEST_S) for _ in range(_KILLS if size == _SIZE else _FEW)]
-    with started("paced", served, "server", str(_RATE)) as address:
+    with started("rate_capped_server", served, "server", str(_RATE)) as address:
         write_lock(folder, lock_of({_NAME: (digest, size)}, address))
         argv = [*CLI, *_OURS.split()[1:], "--json"]
         sent, kills, note = _killed(argv, folder, environment(folder / "root"), address, moments)

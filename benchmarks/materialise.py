@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from .fixtures import World, small_files
 from .measure import CLI, Contender, Options, Row, Sample, contest, peak, plain, rows, timed
-from .worlds import World, small_files
 
 QUESTION = "materialise"
 _LOOP = Path(__file__).with_name("linkloop.py")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .fixtures import large_file
 from .measure import CLI, Options, Row, Sample, environment, timed
 from .servers import started
-from .worlds import large_file
 
 QUESTION = "memory"
 TIMES = 4  # the file is so many times options.size

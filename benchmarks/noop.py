@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from .fixtures import World, small_files
 from .measure import CLI, Contender, Options, Row, absent, command, contest, environment, peak, plain, rows, tool
-from .worlds import World, small_files
 
 QUESTION = "noop"
 HEAVY = ("requests", "urllib3", "boto3", "botocore", "rich", "tomlkit", "pathspec")

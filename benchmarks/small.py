@@ -17,10 +17,10 @@ from pathlib import Path
 from modelstow.cas import Digest
 
 from . import fakehub, peers
+from .fixtures import lock_of, write_lock
 from .measure import CLI, Contender, Options, Row, absent, contest, rows, tool
-from .places import Place, places
+from .output_dirs import Place, places
 from .servers import started, web
-from .worlds import lock_of, write_lock
 
 QUESTION = "small"
 _COUNT, _SIZE = 1_000, 10 << 10  # files, bytes in each

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import fakehub, peers
+from .fixtures import World, large_file, lock_of, write_lock
 from .measure import CLI, CommandFailed, Contender, Options, Row, absent, command, contest, plain, rows, tool
 from .servers import started
-from .worlds import World, large_file, lock_of, write_lock
 
 QUESTION = "verification"
 

@@ -14,13 +14,14 @@ from .errors import (
 )
 from .layout import Layout
 from .links import LinkKind, LinkMode
-from .look import ABSENT, BlobState, Look
+from .look import ABSENT, BlobState, BlobStatus
 from .store import BlobStore
 
 __all__ = [
     "ABSENT",
     "EMPTY",
     "BlobState",
+    "BlobStatus",
     "BlobStore",
     "CasError",
     "ChecksumError",
@@ -30,7 +31,6 @@ __all__ = [
     "LinkKind",
     "LinkMode",
     "LockTimeoutError",
-    "Look",
     "NoSpaceError",
     "SizeMismatchError",
     "Stopped",

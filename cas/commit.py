@@ -34,13 +34,13 @@ class Commit:
     def run(self, partials: Sequence[Partial]) -> dict[Digest, Exception]:
         """Why some failed. Those are discarded, but for one that is not its name; and one whose folder could not be synced
         keeps its name without a table: a power cut may take it, which costs a fetch."""
-        for step in self._seal, self._sync, self._publish, self._sync_folder, self._conclude:
+        for step in self._verify_and_freeze, self._sync, self._publish, self._sync_folder, self._finalize:
             for partial in partials:
                 if partial.digest not in self._failed:
-                    self._take(step, partial)
+                    self._run_step(step, partial)
         return self._failed
 
-    def _take(self, step: Callable[[Partial], None], partial: Partial) -> None:
+    def _run_step(self, step: Callable[[Partial], None], partial: Partial) -> None:
         try:
             step(partial)
         except ChecksumError as error:
@@ -54,8 +54,8 @@ class Commit:
 
     # ---- the steps
 
-    def _seal(self, partial: Partial) -> None:
-        actual = partial.proof()
+    def _verify_and_freeze(self, partial: Partial) -> None:
+        actual = partial.actual_digest()
         if actual != partial.digest:
             raise ChecksumError(
                 f"blob {partial.digest.short}… failed verification (got {actual.short}…, {partial.size:,} bytes)",
@@ -73,8 +73,8 @@ class Commit:
         target = self._store.layout.blob(partial.digest)
         mine = os.fstat(partial.fd).st_ino
         while True:
-            if not partial.named:
-                look = self._store.look(partial.digest, partial.size)
+            if not partial.owns_path:
+                look = self._store.stat(partial.digest, partial.size)
                 if look.ino == mine or look.state is BlobState.INTACT:
                     break  # another published it
                 what = f"another process began {partial.digest.short} anew while its lock was held here"
@@ -82,7 +82,7 @@ class Commit:
             try:
                 os.link(partial.path, target, follow_symlinks=False)
             except FileExistsError:
-                look = self._store.look(partial.digest, partial.size)
+                look = self._store.stat(partial.digest, partial.size)
                 gives_way = partial.digest in self._replace or look.state is not BlobState.INTACT
                 if gives_way and look.ino != mine:
                     # Damaged, to be replaced, or swept since link(2) refused.
@@ -90,7 +90,7 @@ class Commit:
                         break
                     continue
             break
-        if partial.named:
+        if partial.owns_path:
             os.unlink(partial.path)
 
     def _replaced(self, partial: Partial, target: str) -> bool:
@@ -115,7 +115,7 @@ class Commit:
         if (failure := self._synced[folder]) is not None:
             raise failure
 
-    def _conclude(self, partial: Partial) -> None:
+    def _finalize(self, partial: Partial) -> None:
         if partial.size > TABLE_FROM:
             partial.mark(TableState.PROVEN)
             os.chmod(partial.table_path, 0o444)

@@ -33,7 +33,7 @@ def index_bytes(size: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class PackIndex:
+class CompressedIndex:
     """Where the frames of a blob's pieces are; ``ends[i]`` is the end of piece i's frame in the file."""
 
     digest: Digest
@@ -41,7 +41,7 @@ class PackIndex:
     ends: tuple[int, ...]
 
     @classmethod
-    def of(cls, digest: Digest, size: int, lengths: Iterable[int]) -> PackIndex:
+    def of(cls, digest: Digest, size: int, lengths: Iterable[int]) -> CompressedIndex:
         """From the length of each frame in order."""
         return cls(digest, size, tuple(accumulate(lengths, initial=index_bytes(size)))[1:])
 
@@ -62,7 +62,7 @@ class PackIndex:
         return _FRAME.pack(_SKIPPABLE, len(body)) + body
 
     @classmethod
-    def decode(cls, raw: bytes, digest: Digest, size: int) -> PackIndex:
+    def decode(cls, raw: bytes, digest: Digest, size: int) -> CompressedIndex:
         """Read an index of exactly ``index_bytes(size)`` bytes. Raises ValueError for any but this blob's."""
         head = raw[_FRAME.size : -8]
         if len(raw) != index_bytes(size) or xxhash.xxh3_64_digest(head) != raw[-8:]:
@@ -77,12 +77,12 @@ class PackIndex:
         return cls.of(digest, size, lengths)
 
 
-def pack(piece: bytes | memoryview) -> bytes:
+def compress(piece: bytes | memoryview) -> bytes:
     """One piece as a frame that declares its size and checks itself. The same bytes for the same piece and library."""
     return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True, write_content_size=True).compress(piece)
 
 
-def unpack(frame: bytes | memoryview, piece: int, size: int) -> bytes:
+def decompress(frame: bytes | memoryview, piece: int, size: int) -> bytes:
     """The bytes of a piece of a blob of *size* bytes. Raises ValueError for a frame that is not exactly that."""
     start, stop = piece_range(piece, size)
     try:

@@ -19,7 +19,7 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace *path* by *data* in one step: write beside it, fsync, rename, fsync the folder.
 
     Durable on return. A crash leaves the old content or the new, and perhaps a ``.tmp-*`` neighbour, which is locked
-    while its writer lives: ``drop_unfinished`` removes the others.
+    while its writer lives: ``remove_temp_files`` removes the others.
     """
     while not _replace(path, data, mode):
         pass
@@ -45,7 +45,7 @@ def _replace(path: Path, data: bytes, mode: int) -> bool:
     return True
 
 
-def drop_unfinished(folders: Iterable[Path]) -> None:
+def remove_temp_files(folders: Iterable[Path]) -> None:
     """Remove what ``write_file`` left in *folders* when it was killed. Raises OSError."""
     for folder in folders:
         for path in folder.glob(f"{UNFINISHED}*") if folder.is_dir() else ():

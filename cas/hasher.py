@@ -9,7 +9,7 @@ from .partial import Partial
 from .pieces import PIECE
 
 
-class Chaser:
+class BackgroundHasher:
     """Follows one partial from its making until ``finish``."""
 
     def __init__(self, partial: Partial) -> None:
@@ -43,10 +43,10 @@ class Chaser:
                 self._news.wait()
                 self._news.clear()
                 # By the step, so that the end of the transfer does not wait for a long catching-up.
-                while not self._ended and (front := self._partial.front()) > self._partial.proven_to:
-                    began, stop = time.monotonic(), min(front, self._partial.proven_to + PIECE)
-                    step = stop - self._partial.proven_to
-                    self._partial.prove_to(stop)
+                while not self._ended and (front := self._partial.contiguous_end()) > self._partial.hashed_to:
+                    began, stop = time.monotonic(), min(front, self._partial.hashed_to + PIECE)
+                    step = stop - self._partial.hashed_to
+                    self._partial.hash_to(stop)
                     self._hashed, self._busy_s = self._hashed + step, self._busy_s + time.monotonic() - began
         except BaseException as failure:
             self._failure = failure

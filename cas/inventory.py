@@ -25,7 +25,7 @@ _KINDS = {kind.value[0]: kind for kind in LinkKind}  # one letter a kind: h r s 
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class InventoryEntry:
     """One file that modelstow put there. ``suspect``: a verification found its own bytes damaged (copies only)."""
 
     digest: Digest
@@ -40,7 +40,7 @@ class Inventory:
 
     tree: str
     labels: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, Placed] = field(default_factory=dict)
+    files: Mapping[str, InventoryEntry] = field(default_factory=dict)
     staging: str = ""  # in ``.next`` only: the folder beside the tree that holds the new one, after publishing the old
     staging_ino: int = 0  # the new folder's inode: tells which of the two it is
     parent: tuple[int, int] = (0, 0)  # device and inode of the folder above an outside tree
@@ -80,7 +80,7 @@ class Inventory:
         hexes, suspect = head["digests"], set(head["suspect"])
         digests = (Digest.of_hex(hexes[at : at + 64]) for at in range(0, len(hexes), 64))
         rows = zip(head["paths"], digests, head["kinds"], head["inodes"], strict=True)
-        files = {path: Placed(digest, _KINDS[kind], ino, path in suspect) for path, digest, kind, ino in rows}
+        files = {path: InventoryEntry(digest, _KINDS[kind], ino, path in suspect) for path, digest, kind, ino in rows}
         parent = (head["parent"][0], head["parent"][1])
         staging, staging_ino = head["staging"]
         return cls(

@@ -39,7 +39,7 @@ _STATE = ("inventories", "roots", "leases", "locks", "suspects", "verifying", "l
 class Layout:
     """Paths of one store. Pure: computes names, touches nothing.
 
-    Paths of blobs and their attendants are plain strings, since a hundred thousand of them are made in a row.
+    Paths of blobs and their companion files are plain strings, since a hundred thousand of them are made in a row.
     """
 
     root: Path
@@ -211,12 +211,12 @@ def _mkdir(path: Path, mode: int, *, parents: bool = False) -> None:
     try:
         path.mkdir(parents=parents)
     except FileExistsError:
-        _refuse_strangers(path, mode)
+        _check_ownership(path, mode)
         return
     os.chmod(path, mode)
 
 
-def _refuse_strangers(path: Path, mode: int) -> None:
+def _check_ownership(path: Path, mode: int) -> None:
     """A private store's folders must be ours: who made them, or may write to them, could put anything under a name."""
     found = os.lstat(path)
     me = os.geteuid()

@@ -138,7 +138,7 @@ def take(store: BlobStore, *, doing: str, digests: Iterable[Digest], reserved: M
         return Lease(store, record)
 
 
-def standing(store: BlobStore, *, remove_expired: bool = False) -> list[tuple[Path, LeaseRecord, bool]]:
+def active(store: BlobStore, *, remove_expired: bool = False) -> list[tuple[Path, LeaseRecord, bool]]:
     """Every lease that counts, and whether its holder lives. Raises StoreStateError for one that cannot be read."""
     folder = store.layout.leases
     try:
@@ -167,7 +167,7 @@ def drop_superseded(store: BlobStore, digests: frozenset[Digest]) -> None:
     One that cannot be read stops gc, not those who fetch.
     """
     with suppress(StoreStateError):
-        for path, record, held in standing(store):
+        for path, record, held in active(store):
             if not held and record.digests <= digests:
                 path.unlink(missing_ok=True)
 

@@ -50,7 +50,7 @@ _ORDER = {
 
 # What the kernel says where a kind of link is not to be had: another file system, too many links, protected_hardlinks
 # or a FAT volume, no such operation. Everything else (no space, an I/O error) is a failure, not a reason to copy.
-_NOT_HERE = {
+_UNAVAILABLE = {
     errno.EXDEV,
     errno.EMLINK,
     errno.EPERM,
@@ -60,10 +60,10 @@ _NOT_HERE = {
     errno.EINVAL,
     errno.ENOSYS,
 }
-_FOR_GOOD = _NOT_HERE - {errno.EMLINK}
+_PERMANENT = _UNAVAILABLE - {errno.EMLINK}
 
 
-class Placer:
+class Linker:
     """Places blobs by the first kind that works, and remembers which kinds do not work here at all.
 
     Safe for threads: what is remembered only saves attempts.
@@ -71,7 +71,7 @@ class Placer:
 
     def __init__(self, mode: LinkMode, *, strict: bool = False) -> None:
         self._kinds = mode.kinds[:1] if strict else mode.kinds
-        self._dead: set[LinkKind] = set()
+        self._unsupported: set[LinkKind] = set()
 
     def place(self, blob: str, digest: Digest, size: int, folder_fd: int, name: str, *, target: str = "") -> LinkKind:
         """Make *name* in the open folder hold the blob. The name must be free.
@@ -86,15 +86,15 @@ class Placer:
             return LinkKind.EMPTY
         refusal: OSError | None = None
         for kind in self._kinds:
-            if kind in self._dead:
+            if kind in self._unsupported:
                 continue
             try:
                 _place(kind, blob, digest, size, folder_fd, name, target or blob)
             except OSError as error:
-                if error.errno not in _NOT_HERE:
+                if error.errno not in _UNAVAILABLE:
                     raise
-                if error.errno in _FOR_GOOD and kind is not self._kinds[-1]:
-                    self._dead.add(kind)
+                if error.errno in _PERMANENT and kind is not self._kinds[-1]:
+                    self._unsupported.add(kind)
                 refusal = error
                 continue
             return kind
@@ -123,7 +123,7 @@ def _duplicate(blob: str, digest: Digest, size: int, folder_fd: int, name: str, 
             if reflink:
                 from . import syscalls
 
-                syscalls.clone(source, copy)
+                syscalls.reflink(source, copy)
             else:
                 _copy(source, copy, size)
             os.fchmod(copy, 0o444)
@@ -145,7 +145,7 @@ def _copy(source: int, copy: int, size: int) -> None:
         try:
             count = os.copy_file_range(source, copy, min(COPY_STEP, size - done), done, done)
         except (OSError, AttributeError) as error:
-            if isinstance(error, OSError) and error.errno not in _NOT_HERE:
+            if isinstance(error, OSError) and error.errno not in _UNAVAILABLE:
                 raise
             data = os.pread(source, min(1 << 20, size - done), done)
             count = os.pwrite(copy, data, done)
@@ -154,7 +154,7 @@ def _copy(source: int, copy: int, size: int) -> None:
         done += count
 
 
-def drop_unfinished(folder_fd: int) -> None:
+def remove_temp_names(folder_fd: int) -> None:
     """Remove the names that a killed ``replace`` left in an open folder; hold the tree's lock. Raises OSError."""
     for name in os.listdir(folder_fd):
         if _BESIDE.fullmatch(name):
@@ -162,11 +162,11 @@ def drop_unfinished(folder_fd: int) -> None:
 
 
 def replace(
-    placer: Placer, blob: str, digest: Digest, size: int, folder_fd: int, name: str, *, target: str = ""
+    linker: Linker, blob: str, digest: Digest, size: int, folder_fd: int, name: str, *, target: str = ""
 ) -> LinkKind:
-    """Like ``Placer.place`` for a name that may be taken by a file: the old one gives way in one step."""
+    """Like ``Linker.place`` for a name that may be taken by a file: the old one gives way in one step."""
     beside = f".modelstow-{secrets.token_hex(6)}"
-    kind = placer.place(blob, digest, size, folder_fd, beside, target=target)
+    kind = linker.place(blob, digest, size, folder_fd, beside, target=target)
     try:
         os.replace(beside, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
     finally:

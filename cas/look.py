@@ -15,11 +15,11 @@ class BlobState(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class BlobStatus:
     """A blob as one stat saw it. ``ino`` is 0 where nothing is."""
 
     state: BlobState
     ino: int = 0
 
 
-ABSENT = Look(BlobState.ABSENT)
+ABSENT = BlobStatus(BlobState.ABSENT)

@@ -21,7 +21,7 @@ _HASH_STEP = 1 << 20
 class Partial:
     """The bytes of one blob while they arrive. Open it only under the blob's lock.
 
-    Any number of threads may ``write`` and ``finish`` different pieces; one at a time may ``prove_to``. A piece is on
+    Any number of threads may ``write`` and ``finish`` different pieces; one at a time may ``hash_to``. A piece is on
     record when ``finish`` returns: after a kill it is found again if its bytes still hash to its slot. Nothing is
     durable before ``BlobStore.commit``.
     """
@@ -55,7 +55,7 @@ class Partial:
         return self.table.held_bytes
 
     @property
-    def named(self) -> bool:
+    def owns_path(self) -> bool:
         """Whether its name still is this file's: where locks lie, another may have begun anew."""
         try:
             return os.path.samestat(os.lstat(self.path), os.fstat(self.fd))
@@ -63,7 +63,7 @@ class Partial:
             return False
 
     @property
-    def proven_to(self) -> int:
+    def hashed_to(self) -> int:
         """How many bytes from the start the sha256 covers."""
         return self._hashed
 
@@ -80,7 +80,7 @@ class Partial:
         start, stop = piece_range(index, self.size)
         syscalls.start_writeback(self.fd, start, stop - start)
 
-    def forget(self, indexes: list[int]) -> None:
+    def invalidate(self, indexes: list[int]) -> None:
         """Strike pieces off the record; they are to be fetched again, and the proof starts anew."""
         with self._mutex:
             for index in indexes:
@@ -89,14 +89,14 @@ class Partial:
                     self.table.write_slot(self._table_fd, index)
             self._hasher, self._hashed = hashlib.sha256(), 0
 
-    def front(self) -> int:
+    def contiguous_end(self) -> int:
         """Bytes from the start that stand in finished pieces without a gap."""
         for index in range(self._hashed // PIECE, len(self.table.slots)):
             if self.table.slots[index] is None:
                 return index * PIECE
         return self.size
 
-    def prove_to(self, stop: int) -> None:
+    def hash_to(self, stop: int) -> None:
         """Extend the sha256 to *stop*, from the file itself. Raises OSError, also where somebody cut the file."""
         buffer = memoryview(bytearray(min(_HASH_STEP, stop - self._hashed)))
         while self._hashed < stop:
@@ -106,9 +106,9 @@ class Partial:
             self._hasher.update(buffer[:count])
             self._hashed += count
 
-    def proof(self) -> Digest:
+    def actual_digest(self) -> Digest:
         """The digest of the bytes that are there. Every writer must have ended."""
-        self.prove_to(self.size)
+        self.hash_to(self.size)
         return Digest.of_hex(self._hasher.hexdigest())
 
     def mark(self, state: TableState) -> None:
@@ -126,13 +126,13 @@ class Partial:
 
     def discard(self) -> None:
         """Remove it from the disk, unless it is another's by now."""
-        named = self.fd < 0 or self.named or not os.path.lexists(self.path)
+        owned = self.fd < 0 or self.owns_path or not os.path.lexists(self.path)
         self.close()
-        for path in (self.path, self.table_path) if named else ():
+        for path in (self.path, self.table_path) if owned else ():
             if os.path.lexists(path):
                 os.unlink(path)
 
-    def leave(self) -> None:
+    def close_or_discard(self) -> None:
         """End a run: keep what can be resumed, remove the rest. Nothing is left to do after a commit or ``discard``."""
         if self.fd >= 0 and self._journaled and self.held_bytes:
             self.close()

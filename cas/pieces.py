@@ -87,7 +87,7 @@ def hash_piece_of(fd: int, start: int, stop: int, buffer: memoryview) -> bytes |
     return hasher.digest()
 
 
-class TableMaker:
+class PieceTableBuilder:
     """Makes a table from bytes that stream past in order; good only if the same pass proves their sha256."""
 
     def __init__(self, digest: Digest, size: int) -> None:
@@ -108,7 +108,7 @@ class TableMaker:
         self._table.state = TableState.PROVEN
         return self._table
 
-    def named(self, digest: Digest) -> PieceTable:
+    def build(self, digest: Digest) -> PieceTable:
         """The table of a partial that was nameless until its last byte was read."""
         self._table.digest = digest
         return self._table

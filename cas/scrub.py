@@ -13,7 +13,7 @@ from threading import Event, local
 from .digest import EMPTY, Digest
 from .durable import write_file
 from .layout import TABLE_FROM
-from .pieces import PieceTable, TableMaker, hash_piece_of, open_regular, piece_count, piece_range, proven_table
+from .pieces import PieceTable, PieceTableBuilder, hash_piece_of, open_regular, piece_count, piece_range, proven_table
 
 _STEP = 1 << 20
 _RUN = 16  # pieces a thread takes at a time: 128 MiB, so that one file of any size keeps every core busy
@@ -28,7 +28,7 @@ class Level(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class ScrubTarget:
     """A file that should hold a blob's bytes. ``table`` is where the blob's piece table would be."""
 
     path: str
@@ -39,10 +39,10 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class ScrubResult:
     """What reading one file showed. ``bad_pieces`` is empty where the whole is wrong but no table tells which part."""
 
-    subject: Subject
+    target_file: ScrubTarget
     intact: bool
     bad_pieces: tuple[int, ...] = ()
     bytes_read: int = 0
@@ -50,13 +50,13 @@ class Verdict:
 
 
 def scrub(
-    subjects: Iterable[Subject],
+    targets: Iterable[ScrubTarget],
     level: Level,
     *,
     threads: int | None = None,
     on_bytes: Callable[[int], None] | None = None,
-) -> Iterator[Verdict]:
-    """Read every subject's bytes once and yield a verdict each, in order. Level FAST or FULL.
+) -> Iterator[ScrubResult]:
+    """Read every target_file's bytes once and yield a verdict each, in order. Level FAST or FULL.
 
     Where a fast look finds no table that can be believed, it becomes a full one. A file that cannot be read (EIO,
     truncated) is not intact and the problem is told; nothing is raised for content.
@@ -67,7 +67,7 @@ def scrub(
 
     def heard(count: int) -> None:
         if ended.is_set():
-            raise _NobodyWaits
+            raise _Cancelled
         if on_bytes is not None:
             on_bytes(count)
 
@@ -80,20 +80,24 @@ def scrub(
     pool = ThreadPoolExecutor(workers)
     try:
         waiting = []
-        for subject in subjects:
-            table = proven_table(subject.table, subject.digest, subject.size) if subject.size > TABLE_FROM else None
+        for target_file in targets:
+            table = (
+                proven_table(target_file.table, target_file.digest, target_file.size)
+                if target_file.size > TABLE_FROM
+                else None
+            )
             if level is Level.FAST and table is not None:
-                starts = range(0, piece_count(subject.size), _RUN)
-                runs = [pool.submit(_check_run, subject, table, start, buffer, heard) for start in starts]
+                starts = range(0, piece_count(target_file.size), _RUN)
+                runs = [pool.submit(_check_run, target_file, table, start, buffer, heard) for start in starts]
             else:
-                runs = [pool.submit(_check_whole, subject, table, buffer, heard)]
-            waiting.append((subject, runs))
+                runs = [pool.submit(_check_whole, target_file, table, buffer, heard)]
+            waiting.append((target_file, runs))
             # Keep a bounded number in flight, so that a million files are not a million futures.
             while len(waiting) > 64:
                 done, futures = waiting.pop(0)
                 yield _join(done, [future.result() for future in futures])
-        for subject, futures in waiting:
-            yield _join(subject, [future.result() for future in futures])
+        for target_file, futures in waiting:
+            yield _join(target_file, [future.result() for future in futures])
     except BaseException:  # an interrupt, or nobody asks for the rest: what is queued may be hundreds of gigabytes
         ended.set()
         raise
@@ -101,13 +105,13 @@ def scrub(
         pool.shutdown(cancel_futures=True)
 
 
-class _NobodyWaits(Exception):
+class _Cancelled(Exception):
     """The verification was given up."""
 
 
-def name_file(fd: int, size: int) -> PieceTable:
+def hash_file(fd: int, size: int) -> PieceTable:
     """What an open file of *size* bytes is called: its digest and its pieces, read once. Raises OSError."""
-    hasher, maker, read = hashlib.sha256(), TableMaker(EMPTY, size), 0
+    hasher, maker, read = hashlib.sha256(), PieceTableBuilder(EMPTY, size), 0
     buffer = memoryview(bytearray(_STEP))
     while read < size:
         count = os.preadv(fd, [buffer[: size - read]], read)
@@ -116,14 +120,14 @@ def name_file(fd: int, size: int) -> PieceTable:
         hasher.update(buffer[:count])
         maker.update(buffer[:count])
         read += count
-    return maker.named(Digest.of_hex(hasher.hexdigest()))
+    return maker.build(Digest.of_hex(hasher.hexdigest()))
 
 
-def _join(subject: Subject, verdicts: list[Verdict]) -> Verdict:
+def _join(target_file: ScrubTarget, verdicts: list[ScrubResult]) -> ScrubResult:
     if len(verdicts) == 1:
         return verdicts[0]
-    return Verdict(
-        subject=subject,
+    return ScrubResult(
+        target_file=target_file,
         intact=all(v.intact for v in verdicts),
         bad_pieces=tuple(piece for v in verdicts for piece in v.bad_pieces),
         bytes_read=sum(v.bytes_read for v in verdicts),
@@ -131,34 +135,34 @@ def _join(subject: Subject, verdicts: list[Verdict]) -> Verdict:
     )
 
 
-def _open(subject: Subject) -> int:
-    fd = open_regular(subject.path)
-    if os.fstat(fd).st_size == subject.size:
+def _open(target_file: ScrubTarget) -> int:
+    fd = open_regular(target_file.path)
+    if os.fstat(fd).st_size == target_file.size:
         return fd
     # One that is too long has every piece right and is wrong all the same; one that is too short fails by the piece.
-    if os.fstat(fd).st_size > subject.size:
+    if os.fstat(fd).st_size > target_file.size:
         os.close(fd)
-        raise OSError(f"it is longer than {subject.size:,} bytes")
+        raise OSError(f"it is longer than {target_file.size:,} bytes")
     return fd
 
 
 def _check_run(
-    subject: Subject,
+    target_file: ScrubTarget,
     table: PieceTable,
     first: int,
     buffer: Callable[[], memoryview],
     on_bytes: Callable[[int], None],
-) -> Verdict:
+) -> ScrubResult:
     last = min(first + _RUN, len(table.slots))
     try:
-        fd = _open(subject)
+        fd = _open(target_file)
     except OSError as error:
         pieces = tuple(range(first, last)) if isinstance(error, FileNotFoundError) else ()
-        return Verdict(subject=subject, intact=False, bad_pieces=pieces, problem=error.strerror or str(error))
+        return ScrubResult(target_file=target_file, intact=False, bad_pieces=pieces, problem=error.strerror or str(error))
     bad, read, problem = [], 0, ""
     try:
         for index in range(first, last):
-            start, stop = piece_range(index, subject.size)
+            start, stop = piece_range(index, target_file.size)
             slot = table.slots[index]
             try:
                 found = hash_piece_of(fd, start, stop, buffer())
@@ -170,23 +174,23 @@ def _check_run(
             on_bytes(stop - start)
     finally:
         os.close(fd)
-    return Verdict(subject=subject, intact=not bad, bad_pieces=tuple(bad), bytes_read=read, problem=problem)
+    return ScrubResult(target_file=target_file, intact=not bad, bad_pieces=tuple(bad), bytes_read=read, problem=problem)
 
 
 def _check_whole(
-    subject: Subject, table: PieceTable | None, buffer: Callable[[], memoryview], on_bytes: Callable[[int], None]
-) -> Verdict:
+    target_file: ScrubTarget, table: PieceTable | None, buffer: Callable[[], memoryview], on_bytes: Callable[[int], None]
+) -> ScrubResult:
     """By sha256. Which pieces are bad is looked up in a second pass, only where the first one failed."""
     try:
-        fd = _open(subject)
+        fd = _open(target_file)
     except OSError as error:
-        return Verdict(subject=subject, intact=False, problem=error.strerror or str(error))
+        return ScrubResult(target_file=target_file, intact=False, problem=error.strerror or str(error))
     hasher, read, problem = hashlib.sha256(), 0, ""
     # In the same pass, or a bit that rots between the two would be certified for ever.
-    maker = TableMaker(subject.digest, subject.size) if table is None and subject.makes_table else None
+    maker = PieceTableBuilder(target_file.digest, target_file.size) if table is None and target_file.makes_table else None
     try:
-        while read < subject.size:
-            count = os.preadv(fd, [buffer()[: subject.size - read]], read)
+        while read < target_file.size:
+            count = os.preadv(fd, [buffer()[: target_file.size - read]], read)
             if count == 0:
                 break
             hasher.update(buffer()[:count])
@@ -194,9 +198,9 @@ def _check_whole(
                 maker.update(buffer()[:count])
             read += count
             on_bytes(count)
-        intact = hasher.hexdigest() == subject.digest.hex
-        if intact and maker is not None and subject.size > TABLE_FROM:
-            _keep_table(subject.table, maker.proven())
+        intact = hasher.hexdigest() == target_file.digest.hex
+        if intact and maker is not None and target_file.size > TABLE_FROM:
+            _keep_table(target_file.table, maker.proven())
     except OSError as error:
         intact, problem = False, error.strerror or str(error)
     finally:
@@ -204,9 +208,11 @@ def _check_whole(
     bad: tuple[int, ...] = ()
     if not intact and table is not None:
         starts = range(0, len(table.slots), _RUN)
-        runs = (_check_run(subject, table, first, buffer, lambda count: on_bytes(0)) for first in starts)  # counted before
+        runs = (
+            _check_run(target_file, table, first, buffer, lambda count: on_bytes(0)) for first in starts
+        )  # counted before
         bad = tuple(piece for run in runs for piece in run.bad_pieces)
-    return Verdict(subject=subject, intact=intact, bad_pieces=bad, bytes_read=read, problem=problem)
+    return ScrubResult(target_file=target_file, intact=intact, bad_pieces=bad, bytes_read=read, problem=problem)
 
 
 def _keep_table(path: str, table: PieceTable) -> None:

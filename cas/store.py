@@ -25,10 +25,10 @@ from . import layout as layouts
 from . import locks
 from .commit import Commit
 from .digest import Digest
-from .durable import drop_unfinished, write_file
+from .durable import remove_temp_files, write_file
 from .errors import ChecksumError, StoreFormatError
 from .layout import TABLE_FROM, Layout, StoreConfig
-from .look import ABSENT, BlobState, Look
+from .look import ABSENT, BlobState, BlobStatus
 from .partial import Partial, read_fully
 from .pieces import PIECE, PieceTable, TableState, piece_count, piece_hash, piece_range, read_table
 
@@ -61,16 +61,16 @@ class BlobStore:
         return cls(layout.root, config, lock_timeout_s=lock_timeout_s)
 
     @classmethod
-    def at(cls, root: Path) -> BlobStore | None:
+    def open_existing(cls, root: Path) -> BlobStore | None:
         """The store at *root* for reading, or None where there is none yet. Writes nothing."""
         layout = Layout(Path(os.path.abspath(root)))
         config = layouts.read_config(layout)
         return None if config is None else cls(layout.root, config)
 
     @classmethod
-    def looking_at(cls, root: Path) -> BlobStore:
+    def open_readonly(cls, root: Path) -> BlobStore:
         """The store at *root*, or where one would be; for looking. Writes nothing. Raises StoreFormatError, OSError."""
-        return cls.at(root) or cls(Path(os.path.abspath(root)), StoreConfig())
+        return cls.open_existing(root) or cls(Path(os.path.abspath(root)), StoreConfig())
 
     def prepare(self) -> None:
         """Make the folders that are missing; called before the first write. Raises StoreFormatError, OSError."""
@@ -81,16 +81,16 @@ class BlobStore:
             )
         layouts.make_folders(self.layout, self.config)
 
-    def tidy(self, *, wholly: bool = False) -> None:
-        """Remove what killed processes left half written; *wholly*: among the blobs' tables too. Raises OSError."""
+    def remove_temp_files(self, *, in_blobs: bool = False) -> None:
+        """Remove what killed processes left half written; *in_blobs*: among the blobs' tables too. Raises OSError."""
         at = self.layout
-        drop_unfinished((at.root, at.pins, at.trash, at.state, at.inventories, at.roots, at.leases, at.lies, at.pulled))
-        if wholly:
-            drop_unfinished(at.blobs / f"{fan:02x}" for fan in range(256))
+        remove_temp_files((at.root, at.pins, at.trash, at.state, at.inventories, at.roots, at.leases, at.lies, at.pulled))
+        if in_blobs:
+            remove_temp_files(at.blobs / f"{fan:02x}" for fan in range(256))
 
     # ---- looking
 
-    def look(self, digest: Digest, size: int) -> Look:
+    def stat(self, digest: Digest, size: int) -> BlobStatus:
         """What one stat tells of a blob of *size* bytes; reads no content. Raises OSError other than absence."""
         try:
             found = os.lstat(self.layout.blob(digest))
@@ -103,7 +103,7 @@ class BlobStore:
             and digest.hex not in self.suspects()
         )
         state = BlobState.INTACT if intact else BlobState.SUSPECT
-        return Look(state, found.st_ino)
+        return BlobStatus(state, found.st_ino)
 
     def suspects(self) -> frozenset[str]:
         """Hex digests that a verification found damaged and nobody has repaired; read once for each store object."""
@@ -216,7 +216,7 @@ class BlobStore:
         if not data:
             return digest
         with self.lock_blob(digest, doing=f"adding {digest.short}"):
-            if self.look(digest, len(data)).state is not BlobState.INTACT:
+            if self.stat(digest, len(data)).state is not BlobState.INTACT:
                 partial = self.partial(digest, len(data))
                 try:
                     partial.write(0, data)
@@ -226,7 +226,7 @@ class BlobStore:
                         partial.finish(index, piece_hash(view[start:stop]))
                     self.commit(partial)
                 finally:
-                    partial.leave()
+                    partial.close_or_discard()
         return digest
 
     def copy_in(self, source_fd: int, digest: Digest, size: int) -> None:
@@ -247,10 +247,10 @@ class BlobStore:
                 partial.finish(index, piece_hash(view))
             self.commit(partial)
         except ChecksumError:
-            partial.forget(took)
+            partial.invalidate(took)
             raise
         finally:
-            partial.leave()
+            partial.close_or_discard()
 
     def take_in(self, spool: str, table: PieceTable) -> None:
         """Commit a spooled file of the store's own disk, without a copy; *table* was made by reading it. Hold the blob's
@@ -273,7 +273,7 @@ class BlobStore:
         try:
             self.commit(partial)
         finally:
-            partial.leave()
+            partial.close_or_discard()
 
     def note_suspect(self, digest: Digest) -> None:
         """Put on record that a verification found this blob damaged, until it is repaired."""
@@ -288,7 +288,7 @@ class BlobStore:
             return
         self._suspects = None
 
-    def certify(self, digest: Digest) -> None:
+    def restamp(self, digest: Digest) -> None:
         """Give a blob that was just proven in place its mode and mtime back. Hold its lock. Raises OSError."""
         path = self.layout.blob(digest)
         os.chmod(path, 0o444)

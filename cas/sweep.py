@@ -121,4 +121,4 @@ def _intact_by_name(store: BlobStore, digest: Digest) -> bool:
         size = os.lstat(store.layout.blob(digest)).st_size
     except FileNotFoundError:
         return False
-    return store.look(digest, size).state is BlobState.INTACT
+    return store.stat(digest, size).state is BlobState.INTACT

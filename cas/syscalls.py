@@ -36,12 +36,12 @@ def exchange(one: str, other: str) -> None:
         raise OSError(number, os.strerror(number), one, None, other)
 
 
-def clone(source_fd: int, target_fd: int) -> None:
+def reflink(source_fd: int, target_fd: int) -> None:
     """Make the empty target share the source's extents (a reflink). Raises OSError where the file system cannot."""
     fcntl.ioctl(target_fd, _FICLONE, source_fd)
 
 
-def can_clone(folder: str) -> bool:
+def can_reflink(folder: str) -> bool:
     """Whether files in *folder* can share extents. Tried on files without a name, so that nothing is left behind."""
     if not hasattr(os, "O_TMPFILE"):
         return False
@@ -50,7 +50,7 @@ def can_clone(folder: str) -> bool:
         try:
             other = os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC)
             try:
-                clone(one, other)
+                reflink(one, other)
             finally:
                 os.close(other)
         finally:

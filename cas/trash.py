@@ -15,7 +15,7 @@ from .durable import fsync_folder, write_file
 from .errors import FULL, StoreStateError
 from .inventory import Inventory
 from .layout import Layout
-from .tree import Quarantine, strip
+from .tree import Quarantine, remove_managed
 
 _INVENTORY = ".inventory"
 
@@ -69,6 +69,6 @@ def empty(layout: Layout, *, older_than_s: float = 0.0, tree: str | None = None)
         if age < older_than_s or tree not in (None, record.tree):
             continue
         folder = note.with_name(note.name.removesuffix(_INVENTORY))
-        if not strip(folder, record.files, Quarantine(layout.quarantine, "trash")):
+        if not remove_managed(folder, record.files, Quarantine(layout.quarantine, "trash")):
             os.rename(folder, layout.quarantine / folder.name)
         note.unlink(missing_ok=True)

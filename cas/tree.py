@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath
 from . import links
 from .digest import Digest
 from .durable import fsync_folder
-from .inventory import Placed
-from .links import LinkKind, Placer
+from .inventory import InventoryEntry
+from .links import Linker, LinkKind
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _STAGING = ".modelstow"
@@ -31,7 +31,7 @@ _MANY = 2_000  # from so many files on a second thread pays: link(2) releases th
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class TreeEntry:
     """What a path of a tree should hold."""
 
     digest: Digest
@@ -80,20 +80,20 @@ def _scan_into(found: Scan, root: str) -> None:
 
 def populate(
     root: Path,
-    items: Mapping[str, Item],
+    items: Mapping[str, TreeEntry],
     blob: Callable[[Digest], str],
-    placer: Placer,
+    linker: Linker,
     *,
     replace: bool = False,
     target: Callable[[str, Digest], str] | None = None,
     folder_mode: int = 0o755,
-) -> dict[str, Placed]:
+) -> dict[str, InventoryEntry]:
     """Place *items* below the existing folder *root*; names and copies are durable on return.
 
     With *replace* a name that is taken gives way in one step; what stood there must have been displaced or be ours.
     *target* says what a symlink at a path should hold. Raises LinkError, FileExistsError, OSError.
     """
-    groups: dict[str, list[tuple[str, str, Item]]] = {}
+    groups: dict[str, list[tuple[str, str, TreeEntry]]] = {}
     for path, item in items.items():
         folder, _, name = path.rpartition("/")
         groups.setdefault(folder, []).append((name, path, item))
@@ -101,20 +101,20 @@ def populate(
     try:
         made = _make_folders(top, groups, folder_mode)
 
-        def one(group: tuple[str, list[tuple[str, str, Item]]]) -> list[tuple[str, Placed]]:
+        def one(group: tuple[str, list[tuple[str, str, TreeEntry]]]) -> list[tuple[str, InventoryEntry]]:
             folder, rows = group
             fd = _open_below(top, folder)
             try:
                 placed = []
                 if replace:
-                    links.drop_unfinished(fd)
+                    links.remove_temp_names(fd)
                 for name, path, item in rows:
                     say = target(path, item.digest) if target else ""
-                    how = links.replace if replace else Placer.place
-                    kind = how(placer, blob(item.digest), item.digest, item.size, fd, name, target=say)
+                    how = links.replace if replace else Linker.place
+                    kind = how(linker, blob(item.digest), item.digest, item.size, fd, name, target=say)
                     linked = kind is LinkKind.HARDLINK and item.ino
                     ino = item.ino if linked else os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino
-                    placed.append((path, Placed(item.digest, kind, ino)))
+                    placed.append((path, InventoryEntry(item.digest, kind, ino)))
                 os.fsync(fd)
                 return placed
             finally:
@@ -171,7 +171,7 @@ def _open_below(top: int, folder: str) -> int:
 
 
 @contextlib.contextmanager
-def below(root: Path | str, path: str) -> Iterator[tuple[int, str]]:
+def open_parent(root: Path | str, path: str) -> Iterator[tuple[int, str]]:
     """The open folder that holds *path*, and its name there, following no symlink on the way. Raises OSError."""
     top = os.open(root, _DIRECTORY)
     try:
@@ -187,7 +187,7 @@ def below(root: Path | str, path: str) -> Iterator[tuple[int, str]]:
 
 def unlink(root: Path | str, path: str) -> None:
     """Remove one file below *root*, wherever somebody may have led its folders meanwhile. Raises OSError."""
-    with below(root, path) as (fd, name):
+    with open_parent(root, path) as (fd, name):
         os.unlink(name, dir_fd=fd)
 
 
@@ -232,7 +232,7 @@ EXCHANGE_IMPOSSIBLE = {errno.EXDEV, errno.EBUSY, errno.EINVAL, errno.ENOSYS, err
 
 
 @dataclass(slots=True)
-class Sorted:
+class Classified:
     """The content of a folder by owner."""
 
     ours: list[str] = field(default_factory=list)  # as we placed it
@@ -241,10 +241,10 @@ class Sorted:
     folders: set[str] = field(default_factory=set)
 
 
-def sort_out(root: Path, placed: Mapping[str, Placed]) -> Sorted:
+def classify(root: Path, placed: Mapping[str, InventoryEntry]) -> Classified:
     """Say of each file below *root* whose it is, by the inventory and one stat. Raises OSError."""
     found = scan(root) or Scan()
-    result = Sorted(folders=found.folders)
+    result = Classified(folders=found.folders)
     for path in found.files:
         ours = placed.get(path)
         if ours is None:
@@ -256,7 +256,7 @@ def sort_out(root: Path, placed: Mapping[str, Placed]) -> Sorted:
     return result
 
 
-def as_placed(path: str, placed: Placed) -> bool:
+def as_placed(path: str, placed: InventoryEntry) -> bool:
     """Whether a path still holds what the inventory says we put there, as far as a stat can tell."""
     try:
         there = os.lstat(path)
@@ -290,7 +290,7 @@ class Quarantine:
         """Move *path* of the tree at *root* here, on whatever file system it is. Raises OSError."""
         target = self._base / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        with below(root, path) as (fd, name):
+        with open_parent(root, path) as (fd, name):
             _move(fd, name, f"{root}/{path}", str(target))
         self.displaced.quarantined[path] = str(target)
 
@@ -304,11 +304,11 @@ def _move(folder_fd: int, name: str, source: str, target: str) -> None:
         shutil.move(source, target)
 
 
-def drain(old: Path, live: Path, placed: Mapping[str, Placed], quarantine: Quarantine) -> None:
+def drain(old: Path, live: Path, placed: Mapping[str, InventoryEntry], quarantine: Quarantine) -> None:
     """Empty an exchanged folder of everything that is not ours: the user's files go into the live tree, edited ones to
     quarantine. Idempotent: after a crash it continues. Our own links stay for readers that are inside. Raises OSError.
     """
-    sorted_ = sort_out(old, placed)
+    sorted_ = classify(old, placed)
     for path in sorted_.edited:
         quarantine.take(old, path)
     for path in sorted_.theirs:
@@ -317,7 +317,7 @@ def drain(old: Path, live: Path, placed: Mapping[str, Placed], quarantine: Quara
             quarantine.take(old, path)
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        with below(old, path) as (fd, name):
+        with open_parent(old, path) as (fd, name):
             _move(fd, name, f"{old}/{path}", str(target))
         quarantine.displaced.moved.append(path)
     listed = {str(parent) for path in placed for parent in PurePosixPath(path).parents}
@@ -345,13 +345,13 @@ def _folders_are_real(root: Path, path: str) -> bool:
     return True
 
 
-def strip(root: Path, placed: Mapping[str, Placed], quarantine: Quarantine | None) -> bool:
+def remove_managed(root: Path, placed: Mapping[str, InventoryEntry], quarantine: Quarantine | None) -> bool:
     """Take our files out of a folder; True if the folder itself could go too.
 
     Edited files go to *quarantine*; the user's stay, with the folders that hold them. Without a quarantine (a folder
     whose name is ours alone: staging, trash) edited files stay too. Raises OSError.
     """
-    sorted_ = sort_out(root, placed)
+    sorted_ = classify(root, placed)
     for path in sorted_.ours:
         with contextlib.suppress(FileNotFoundError):
             unlink(root, path)

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .reconcile.desired_state import Choice
+    from .reconcile.desired_state import EnsureOptions
     from .reconcile.ensurer import ModelEnsurer
     from .reconcile.errors import (
         ApplyError,
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from .reconcile.interop.push import Pushed
     from .reconcile.planning.planner import Plan, plan
     from .reconcile.planning.state import Actual, Desired, ModelState, VariantStatus
-    from .reconcile.results import IntegrityReport, Outcome
-    from .reconcile.retention.collector import Goals
+    from .reconcile.results import ApplyResult, IntegrityReport
+    from .reconcile.retention.collector import EvictionTargets
     from .reconcile.settings import Settings
 
 __version__ = "0.1.0"
@@ -52,11 +52,11 @@ _MODULES = {
     "settings": ("Settings",),
     "ensurer": ("ModelEnsurer",),
     "interop.push": ("Pushed",),
-    "results": ("IntegrityReport", "Outcome"),
-    "desired_state": ("Choice",),
+    "results": ("IntegrityReport", "ApplyResult"),
+    "desired_state": ("EnsureOptions",),
     "planning.planner": ("Plan", "plan"),
     "planning.state": ("Actual", "Desired", "ModelState", "VariantStatus"),
-    "retention.collector": ("Goals",),
+    "retention.collector": ("EvictionTargets",),
 }
 
 
@@ -72,12 +72,13 @@ def __getattr__(name: str) -> object:
 __all__ = [
     "Actual",
     "ApplyError",
+    "ApplyResult",
     "AuthError",
     "ChecksumError",
-    "Choice",
     "Desired",
+    "EnsureOptions",
+    "EvictionTargets",
     "FilesystemError",
-    "Goals",
     "IncompleteDownloadError",
     "IntegrityError",
     "IntegrityReport",
@@ -94,7 +95,6 @@ __all__ = [
     "ModelstowError",
     "NetworkTimeoutError",
     "NoSpaceError",
-    "Outcome",
     "PathTooLongError",
     "PermissionDeniedError",
     "Plan",

@@ -15,21 +15,21 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from threading import Event
 
-from modelstow.cas import BlobState, BlobStore, CasError, Digest, Look, leases, sweep
+from modelstow.cas import BlobState, BlobStatus, BlobStore, CasError, Digest, leases, sweep
 from modelstow.cas import inventory as inventories
 from modelstow.cas.layout import TABLE_FROM
 from modelstow.cas.leases import Lease
 
 from .checkout.publisher import Publisher
 from .desired import mirrors
-from .errors import ApplyError, Failure, ModelstowError, as_ours
+from .errors import ApplyError, ApplyFailure, ModelstowError, as_ours
 from .events.events import BlobsReused, FetchesPlanned, Sink
 from .planning.observer import observe
-from .planning.planner import Fetch, Plan, Work, plan
+from .planning.planner import Fetch, PendingWork, Plan, plan
 from .planning.state import NO_TREE, Actual, Desired, DesiredTree, TreeKey
-from .transfer.context import STOPPED, Wanted
+from .transfer.context import STOPPED, BlobRequest
 from .transfer.fetcher import Fetcher
-from .transfer.pool import POLL_S, Crew
+from .transfer.pool import POLL_S, WorkerPool
 
 _GROW_S = 0.02  # how often another worker is thought of
 _BUSY = 0.7  # of one processor: Python runs one thread at a time, and ...
@@ -50,15 +50,15 @@ class Executor:
     make_room: Callable[[Plan], None] = lambda plan: None
     on_plan: Callable[[Plan], None] = lambda plan: None
     on_work: Callable[[Iterable[DesiredTree]], None] = lambda trees: None
-    _failures: list[Failure] = field(default_factory=list)
+    _failures: list[ApplyFailure] = field(default_factory=list)
 
-    def reach(self, desired: Desired, work: Work) -> frozenset[TreeKey]:
+    def reach(self, desired: Desired, work: PendingWork) -> frozenset[TreeKey]:
         """Make actual equal *desired*; the trees that changed. Durable on return.
 
         *work*: what a first look without a lease found.
         Raises ApplyError when parts failed (the rest is done), NoSpaceError before the first byte, Stopped, OSError.
         """
-        seen_commits = {digest: self.store.commits_seen(digest) for digest in desired.anew}
+        seen_commits = {digest: self.store.commits_seen(digest) for digest in desired.force_refetch}
         self.on_work(work.trees)
         self.store.prepare()
         self._failures = []
@@ -88,7 +88,7 @@ class Executor:
 
     # ---- before
 
-    def _begin(self, desired: Desired, work: Work) -> tuple[Lease, Actual]:
+    def _begin(self, desired: Desired, work: PendingWork) -> tuple[Lease, Actual]:
         """Lease, and look again: from here on nobody sweeps what is seen. Then see that there is room."""
         lease = self._lease(desired, work.missing)
         try:
@@ -125,23 +125,23 @@ class Executor:
             for path, digest in tree.files.items():
                 paths.setdefault(digest, []).append(path)
                 names.setdefault(digest, f"{tree.key}  {path}" if len(desired.trees) > 1 else path)
-        spares = self._spares(desired, actual)
+        local_candidates = self._local_candidates(desired, actual)
         wanted, reused, reused_bytes = [], 0, 0
         for digest in desired.digests:
             if actual.blob(digest) is BlobState.INTACT and digest not in seen_commits:
                 reused += 1
                 reused_bytes += desired.size(digest)
                 continue
-            asked, packed = mirrors.addresses(desired.mirrors, digest, desired.size(digest))
-            blob = Wanted(
+            asked, compressed = mirrors.addresses(desired.mirrors, digest, desired.size(digest))
+            blob = BlobRequest(
                 digest=digest,
                 size=desired.size(digest),
                 urls=(*asked, *desired.blobs[digest].urls),
-                packed=packed,
+                compressed=compressed,
                 paths=tuple(dict.fromkeys(paths.get(digest, ()))),
                 name=names.get(digest, digest.short),
-                spares=tuple(spares.get(digest, ())),
-                anew=digest in seen_commits,
+                local_candidates=tuple(local_candidates.get(digest, ())),
+                force_refetch=digest in seen_commits,
                 seen_commit=seen_commits.get(digest, ""),
             )
             wanted.append(blob)
@@ -150,7 +150,7 @@ class Executor:
         wanted.sort(key=lambda blob: (-blob.size, blob.digest[::-1]))
         return self._obtain_all(desired, wanted)
 
-    def _spares(self, desired: Desired, actual: Actual) -> dict[Digest, list[str]]:
+    def _local_candidates(self, desired: Desired, actual: Actual) -> dict[Digest, list[str]]:
         """Files of trees that may hold a blob's bytes in another inode."""
         found: dict[Digest, list[str]] = {}
         for tree in desired.trees:
@@ -160,14 +160,14 @@ class Executor:
                 if digest is None or actual.blob(digest) is BlobState.INTACT:
                     continue
                 foreign, blob = seen.foreign.get(path), actual.blobs.get(digest)
-                if foreign is not None and not foreign.may_be(desired.size(digest)):
+                if foreign is not None and not foreign.could_match(desired.size(digest)):
                     continue
                 with suppress(OSError):
                     if os.lstat(tree.path / path).st_ino != (blob.ino if blob else 0):
                         found.setdefault(digest, []).append(str(tree.path / path))
         return found
 
-    def _obtain_all(self, desired: Desired, wanted: list[Wanted]) -> frozenset[Digest]:
+    def _obtain_all(self, desired: Desired, wanted: list[BlobRequest]) -> frozenset[Digest]:
         """Bring blobs home by several workers, largest first, so that the end is short; one begins with the smallest.
 
         Two at once where there are large ones, and more as long as this process has time to spare: they help against a
@@ -177,7 +177,7 @@ class Executor:
             return frozenset()
         at_once = 2 if wanted[0].size > TABLE_FROM else 1
         queue, replaced, failed = deque(wanted), set[Digest](), dict[Digest, ModelstowError | CasError]()
-        connections, idle = self.fetcher.engine.connections, _Idleness(one_works=at_once == 1)
+        connections, idle = self.fetcher.engine.connections, IdleDetector(one_works=at_once == 1)
 
         def work(smallest: bool) -> None:
             idle.watch_this_thread()
@@ -191,7 +191,7 @@ class Executor:
                 connections.give()
 
         most, workers = min(connections.most, len(wanted)), 0
-        with Crew(most, "fetch", stop=self.stop, outer=self.outer, stopped=STOPPED) as crew:
+        with WorkerPool(most, "fetch", stop=self.stop, outer=self.outer, stopped=STOPPED) as crew:
             while crew.at_work or not workers:
                 while queue and (workers < at_once or idle.seen()) and connections.take():
                     crew.start(work, workers == 1)
@@ -201,7 +201,7 @@ class Executor:
         self._note_failures(desired, failed)
         return frozenset(replaced)
 
-    def _taken(self, queue: deque[Wanted], *, smallest: bool) -> Iterator[Wanted]:
+    def _taken(self, queue: deque[BlobRequest], *, smallest: bool) -> Iterator[BlobRequest]:
         """What one worker gets of a queue that others take from too, from one end of it."""
         with suppress(IndexError):
             while not self.stop.is_set():
@@ -212,12 +212,12 @@ class Executor:
         for tree in desired.trees:
             for digest in sorted(failed.keys() & set(tree.files.values())):
                 told.add(digest)
-                self._failures.append(Failure(str(tree.key), failed[digest]))
-        self._failures += [Failure(digest.short, failed[digest]) for digest in sorted(failed.keys() - told)]
+                self._failures.append(ApplyFailure(str(tree.key), failed[digest]))
+        self._failures += [ApplyFailure(digest.short, failed[digest]) for digest in sorted(failed.keys() - told)]
 
     # ---- trees
 
-    def _publish(self, desired: Desired, tree: DesiredTree, known: Mapping[Digest, Look]) -> bool:
+    def _publish(self, desired: Desired, tree: DesiredTree, known: Mapping[Digest, BlobStatus]) -> bool:
         if any(failure.where == str(tree.key) for failure in self._failures):
             return False
         try:
@@ -225,7 +225,7 @@ class Executor:
         except (ModelstowError, CasError, OSError) as error:
             if self.stop.is_set():
                 raise
-            self._failures.append(Failure(str(tree.key), _ours(error)))
+            self._failures.append(ApplyFailure(str(tree.key), _ours(error)))
             return False
 
     def _relink_others(self, desired: Desired, replaced: frozenset[Digest]) -> None:
@@ -240,7 +240,7 @@ class Executor:
             try:
                 self.publisher.relink(desired, record, replaced)
             except (ModelstowError, CasError, OSError) as error:
-                self._failures.append(Failure(record.tree, _ours(error)))
+                self._failures.append(ApplyFailure(record.tree, _ours(error)))
 
     def _remove(self, desired: Desired) -> None:
         if self._failures:
@@ -259,11 +259,11 @@ class Executor:
             lease.close()
             return
         lease.finish()
-        self.store.tidy()
+        self.store.remove_temp_files()
         sweep.end_commits(self.store)
 
 
-class _Idleness:
+class IdleDetector:
     """Whether this process waits more than it works. One that is busy gains nothing by another thread, unless it is busy
     with what is none of ours: where *one_works*, what a worker does it does itself, and its own time tells."""
 

@@ -14,16 +14,16 @@ from modelstow.cas.pieces import read_table
 
 from .desired import selectors
 from .desired.lockfile import LockedBlob, Lockfile
-from .desired.selectors import Chosen
+from .desired.selectors import VariantId
 from .planning.state import Desired, DesiredTree, TreeKey
 from .retention import pins, roots
 from .retention.preflight import disk
-from .retention.roots import LockRoot, Standing
+from .retention.roots import LockRoot, RootState
 from .settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class EnsureOptions:
     """What is asked for beyond the selector."""
 
     into: Path | None = None
@@ -39,13 +39,13 @@ class Scope:
     settings: Settings
     lock: Lockfile
 
-    def desired(self, chosen: Iterable[Chosen], choice: Choice) -> Desired:
+    def desired(self, chosen: Iterable[VariantId], choice: EnsureOptions) -> Desired:
         trees = tuple(self._tree(each, choice) for each in chosen)
         copies = self._copies() if trees else False
         mirrors = self.settings.mirrors
-        return Desired(trees=trees, blobs=self.lock.blobs, mirrors=mirrors, copies=copies, prune=choice.prune)
+        return Desired(trees=trees, blobs=self.lock.blobs, mirrors=mirrors, needs_copies=copies, prune=choice.prune)
 
-    def _tree(self, chosen: Chosen, choice: Choice) -> DesiredTree:
+    def _tree(self, chosen: VariantId, choice: EnsureOptions) -> DesiredTree:
         root = self.settings.root
         place = selectors.tree_of_folder(choice.into, root) if choice.into is not None else chosen.tree
         variant = self.lock.models[chosen.model].variants[chosen.variant]
@@ -73,11 +73,11 @@ class Scope:
             return mode is LinkMode.COPY
         from modelstow.cas import syscalls
 
-        return not syscalls.can_clone(str(disk(self.settings.root)))
+        return not syscalls.can_reflink(str(disk(self.settings.root)))
 
     def unwanted(self, desired: Desired) -> Iterator[tuple[Inventory, TreeKey]]:
         """Trees in ROOT that this lockfile put there and no longer names, unless pinned."""
-        store = BlobStore.looking_at(self.settings.root)
+        store = BlobStore.open_readonly(self.settings.root)
         named = {inventories.tree_id(tree.key.tree) for tree in desired.trees}
         for file in inventories.all_of(store.layout.inventories):
             if file.name in named or file.name.endswith(inventories.NEXT):
@@ -92,11 +92,11 @@ class Scope:
     def removals(self, desired: Desired) -> tuple[tuple[TreeKey, ...], dict[str, LockRoot]]:
         """Of those, what no other registered lockfile wants; and who wants the others, by inventory."""
         unwanted = list(self.unwanted(desired))
-        others = other_locks(BlobStore.looking_at(self.settings.root), self.settings.lockfile) if unwanted else []
+        others = other_locks(BlobStore.open_readonly(self.settings.root), self.settings.lockfile) if unwanted else []
         heirs = {record.id: heir for record, key in unwanted for heir in others if str(key) in heir.trees}
         return tuple(sorted(key for record, key in unwanted if record.id not in heirs)), heirs
 
-    def blobs(self, chosen: Iterable[Chosen]) -> dict[Digest, int]:
+    def blobs(self, chosen: Iterable[VariantId]) -> dict[Digest, int]:
         """Every blob of these variants, parts that are optional too, with its size."""
         variants = [self.lock.models[each.model].variants[each.variant] for each in chosen]
         digests = {digest for variant in variants for digest in variant.files.values()} - {EMPTY}
@@ -120,7 +120,7 @@ class Scope:
         """Every tree on record, as it was put there."""
         trees, blobs = [], dict(self.lock.blobs)
         for root in roots.read(store).trees:
-            if root.unfinished or root.standing is not Standing.ALIVE:
+            if root.unfinished or root.state is not RootState.ALIVE:
                 continue
             files = {path: placed.digest for path, placed in root.record.files.items()}
             path = root.record.path(store.layout.root)
@@ -151,7 +151,7 @@ class Scope:
 def other_locks(store: BlobStore, mine: Path | None) -> list[LockRoot]:
     """The other lockfiles that were reconciled into this store and are not known to be gone."""
     every = roots.read_lock_roots(store, but=mine)
-    return [root for root in every if root.path != str(mine) and root.standing is not Standing.DEAD]
+    return [root for root in every if root.path != str(mine) and root.state is not RootState.DEAD]
 
 
 def _device(path: Path) -> int:

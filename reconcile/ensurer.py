@@ -19,14 +19,14 @@ from modelstow.cas.scrub import Level
 
 from .desired import lockfile as lockfiles
 from .desired.lockfile import Lockfile
-from .desired.selectors import Chosen, choose, every
-from .desired_state import Choice, Scope
+from .desired.selectors import VariantId, choose, every
+from .desired_state import EnsureOptions, Scope
 from .errors import ApplyError, LockfileMissingError, ModelstowError
 from .events.report import Report
 from .planning.observer import free_bytes, observe
-from .planning.planner import Plan, needing, plan, status
+from .planning.planner import Plan, find_work, plan, status
 from .planning.state import Actual, Desired, ModelState, TreeKey, VariantStatus
-from .results import IntegrityReport, Outcome, TreeOutcome
+from .results import ApplyResult, IntegrityReport, TreeResult
 from .retention import roots
 from .retention.roots import LockRoot
 from .settings import Settings, from_environment
@@ -35,10 +35,11 @@ from .transfer.source_health import FailureTable, SourceFailure
 
 if TYPE_CHECKING:  # what writes and reads content is loaded when there is something to do: start-up is performance
     from .events.events import Sink
+    from .events.progress import Progress
     from .interop.push import Pushed
-    from .planning.verifier import Audit
-    from .retention.collector import Collected, Goals
-    from .runtime import Progress, Workshop
+    from .planning.verifier import VerifyReport
+    from .retention.collector import EvictionTargets, GcResult
+    from .runtime import Runtime
     from .transfer.retry import RetryPolicy
 
 
@@ -90,26 +91,26 @@ class ModelEnsurer:
     @property
     def failed_sources(self) -> Mapping[str, SourceFailure]:
         """Sources that failed lately in this process, with when and why; they are asked last. Success clears them."""
-        return self.failures.standing()
+        return self.failures.active()
 
     def local_path(self, model: str, variant: str | None = None) -> Path:
         """Where a variant's tree is or will be; depends on nothing but ROOT and the selector. Raises as ``status``."""
         return self.settings.root / choose(self.lock, model, variant).tree
 
-    def desired(self, selectors: Iterable[str] | None = None, *, choice: Choice = Choice()) -> Desired:
+    def desired(self, selectors: Iterable[str] | None = None, *, choice: EnsureOptions = EnsureOptions()) -> Desired:
         """What is wanted of these variants (default: of all). Raises the errors of selectors."""
         chosen = every(self.lock) if selectors is None else self._chosen(selectors)
         return self._scope.desired(chosen, choice)
 
     def observe(self, desired: Desired | None = None) -> Actual:
         """What is on disk of it, by stat. Writes nothing, takes no lock, needs no network."""
-        return observe(BlobStore.looking_at(self.settings.root), desired or self.desired(), free=self._free)
+        return observe(BlobStore.open_readonly(self.settings.root), desired or self.desired(), free=self._free)
 
     def plan(
         self,
         selectors: Iterable[str] | None = None,
         *,
-        choice: Choice = Choice(),
+        choice: EnsureOptions = EnsureOptions(),
         removals: bool = False,
         force: bool = False,
     ) -> Plan:
@@ -152,7 +153,7 @@ class ModelEnsurer:
         SourceUnavailableError and its kin, NoSpaceError, LockTimeoutError, OSError.
         """
         chosen = choose(self.lock, model, variant)
-        choice = Choice(into=_absolute(into), with_=frozenset(with_), without=frozenset(without))
+        choice = EnsureOptions(into=_absolute(into), with_=frozenset(with_), without=frozenset(without))
         outcome = self.ensure_all([str(chosen)], force=force_redownload, choice=choice, progress=progress_callback)
         if outcome.error is not None:
             raise _single(outcome.error)
@@ -163,22 +164,22 @@ class ModelEnsurer:
         selectors: Iterable[str] | None,
         *,
         force: bool = False,
-        choice: Choice = Choice(),
+        choice: EnsureOptions = EnsureOptions(),
         progress: Progress | None = None,
-    ) -> Outcome:
+    ) -> ApplyResult:
         """Ensure several variants; one's failure stops no other. Raises what concerns all of them."""
         desired = self._wanted(selectors, choice, force=force)
         outcome = self._reach(desired, progress=progress)
         self._touch(desired)
         return outcome
 
-    def reconcile(self, *, prune: bool = False, progress: Progress | None = None) -> Outcome:
+    def reconcile(self, *, prune: bool = False, progress: Progress | None = None) -> ApplyResult:
         """Make the disk equal the whole lockfile, then remove the trees that it put there and no longer names."""
-        desired = self.desired(choice=Choice(prune=prune))
+        desired = self.desired(choice=EnsureOptions(prune=prune))
         removals, heirs = self._scope.removals(desired)
         outcome = self._reach(replace(desired, removals=removals), progress=progress)
         if outcome.error is None:
-            self._hand_over(heirs)
+            self._transfer_ownership(heirs)
             self._register()
             self._touch(desired)
         return outcome
@@ -194,7 +195,7 @@ class ModelEnsurer:
         """Read one variant's content. Raises the errors of selectors, OSError; bad content is in the report."""
         desired = self.desired([str(choose(self.lock, model, variant))])
         tree = desired.trees[0]
-        store = BlobStore.looking_at(self.settings.root)
+        store = BlobStore.open_readonly(self.settings.root)
         if not observe(store, desired).trees[tree.key].exists:
             return IntegrityReport.absent(tree)
         from .planning import verifier
@@ -204,7 +205,7 @@ class ModelEnsurer:
 
     def verify(
         self, selectors: Iterable[str] | None, level: Level, *, repair: bool = False
-    ) -> tuple[Audit, Outcome | None]:
+    ) -> tuple[VerifyReport, ApplyResult | None]:
         """Read the content of variants, or of every blob and registered tree; with *repair* mend what is damaged.
 
         The outcome is the repair's; None where none was needed or asked.
@@ -212,7 +213,7 @@ class ModelEnsurer:
         from .events.progress import Task
         from .planning import verifier
 
-        store = BlobStore.looking_at(self.settings.root)
+        store = BlobStore.open_readonly(self.settings.root)
         desired = self.desired(selectors) if selectors is not None else self._scope.registered(store)
         also = {} if selectors is not None else {d: self._scope.size_of(store, d) for d, _ in store.blobs()}
         with Task("verifying", self.events) as task:
@@ -220,27 +221,27 @@ class ModelEnsurer:
         if not repair or not found.faults:
             return found, None
         orphans = frozenset(f.digest for f in found.faults if f.kind == "corrupt") & self.lock.blobs.keys()
-        return found, self._reach(replace(self._scope.repairable(desired), alone=orphans))
+        return found, self._reach(replace(self._scope.repairable(desired), extra_blobs=orphans))
 
     def collect_garbage(
         self,
         *,
         dry_run: bool = False,
-        goals: Goals | None = None,
+        goals: EvictionTargets | None = None,
         quarantine: bool = False,
         state_lost: bool = False,
         exclusive: bool = False,
-    ) -> Collected:
+    ) -> GcResult:
         """Remove blobs that nothing keeps; with *goals* evict trees too.
 
         Raises StoreStateError (nothing was deleted), LockTimeoutError, OSError.
         """
-        from .retention.collector import Collected, Goals
+        from .retention.collector import EvictionTargets, GcResult
 
-        if BlobStore.at(self.settings.root) is None:
-            return Collected(dry_run=dry_run)
-        collector = self._workshop().collector(exclusive=exclusive)
-        return collector.collect(goals or Goals(), dry_run=dry_run, quarantine=quarantine, state_lost=state_lost)
+        if BlobStore.open_existing(self.settings.root) is None:
+            return GcResult(dry_run=dry_run)
+        collector = self._runtime().collector(exclusive=exclusive)
+        return collector.collect(goals or EvictionTargets(), dry_run=dry_run, quarantine=quarantine, state_lost=state_lost)
 
     def push(
         self,
@@ -257,7 +258,7 @@ class ModelEnsurer:
         InvalidConfigError, IntegrityError, SourceError, Stopped, OSError.
         """
         sizes = self._scope.blobs(every(self.lock) if selectors is None else self._chosen(selectors))
-        return self._workshop().push(url, compress=compress, dry_run=dry_run, done=done).run(sizes)
+        return self._runtime().push(url, compress=compress, dry_run=dry_run, done=done).run(sizes)
 
     @contextmanager
     def lease(self, model: str, variant: str | None = None) -> Iterator[Path]:
@@ -280,20 +281,20 @@ class ModelEnsurer:
     def _scope(self) -> Scope:
         return Scope(settings=self.settings, lock=self.lock)
 
-    def _chosen(self, selectors: Iterable[str]) -> list[Chosen]:
+    def _chosen(self, selectors: Iterable[str]) -> list[VariantId]:
         return list(dict.fromkeys(choose(self.lock, text) for text in selectors))
 
-    def _hand_over(self, heirs: Mapping[str, LockRoot]) -> None:
+    def _transfer_ownership(self, heirs: Mapping[str, LockRoot]) -> None:
         if not heirs:
             return
-        from .runtime import take_over
+        from .runtime import transfer_ownership
 
         for id_, heir in heirs.items():
-            take_over(self.settings.open_store(), id_, heir)
+            transfer_ownership(self.settings.open_store(), id_, heir)
 
     def _register(self) -> None:
         """Put the lockfile on record if it is not, as it is."""
-        root, store = self._scope.lock_root(self.lock_text), BlobStore.looking_at(self.settings.root)
+        root, store = self._scope.lock_root(self.lock_text), BlobStore.open_readonly(self.settings.root)
         if any(store.layout.leases.glob("*")):  # what `lock` had pulled is kept by the lockfile now
             from modelstow.cas import leases
 
@@ -306,34 +307,34 @@ class ModelEnsurer:
 
     # ---- making it so
 
-    def _wanted(self, selectors: Iterable[str] | None, choice: Choice, *, force: bool) -> Desired:
+    def _wanted(self, selectors: Iterable[str] | None, choice: EnsureOptions, *, force: bool) -> Desired:
         desired = self.desired(selectors, choice=choice)
-        return replace(desired, anew=desired.digests) if force else desired
+        return replace(desired, force_refetch=desired.digests) if force else desired
 
-    def _reach(self, desired: Desired, *, progress: Progress | None = None) -> Outcome:
-        """Look without a lease first; only with work to do, do it."""
-        work = needing(desired, self.observe(desired))
+    def _reach(self, desired: Desired, *, progress: Progress | None = None) -> ApplyResult:
+        """BlobStatus without a lease first; only with work to do, do it."""
+        work = find_work(desired, self.observe(desired))
         if not work.trees and not work.missing and not desired.removals:
             if progress is not None:
                 progress(0, 0)
-            return Outcome(trees=tuple(self._outcomes(desired, frozenset(), failed=False)), report=Report())
-        workshop = self._workshop()
-        changed, report, error = workshop.reach(desired, work, progress=progress)
+            return ApplyResult(trees=tuple(self._outcomes(desired, frozenset(), failed=False)), report=Report())
+        runtime = self._runtime()
+        changed, report, error = runtime.reach(desired, work, progress=progress)
         trees = tuple(self._outcomes(desired, changed, failed=error is not None))
-        return Outcome(trees=trees, report=report, error=error)
+        return ApplyResult(trees=trees, report=report, error=error)
 
-    def _outcomes(self, desired: Desired, changed: frozenset[TreeKey], *, failed: bool) -> Iterator[TreeOutcome]:
+    def _outcomes(self, desired: Desired, changed: frozenset[TreeKey], *, failed: bool) -> Iterator[TreeResult]:
         actual = self.observe(desired) if failed else None
         for tree in desired.trees:
             state = ModelState.COMPLETE if actual is None else status(tree, desired, actual).state
             model, variant = tree.key.model, tree.key.variant
-            yield TreeOutcome(model=model, variant=variant, path=tree.path, state=state, changed=tree.key in changed)
+            yield TreeResult(model=model, variant=variant, path=tree.path, state=state, changed=tree.key in changed)
 
-    def _workshop(self) -> Workshop:
-        from .runtime import Workshop
+    def _runtime(self) -> Runtime:
+        from .runtime import Runtime
         from .transfer.retry import RetryPolicy
 
-        return Workshop(
+        return Runtime(
             settings=self.settings,
             lock=self.lock,
             registry=self._sources(),
@@ -347,7 +348,7 @@ class ModelEnsurer:
 
     def remove_tree(self, record: Inventory, key: TreeKey) -> bool:
         """Take one tree away, as ``evict`` does. Raises LockTimeoutError, OSError."""
-        return self._workshop().remove_tree(record, key)
+        return self._runtime().remove_tree(record, key)
 
     def _sources(self) -> Registry:
         if self._registry is None:

@@ -164,7 +164,7 @@ class PolicyRefusedError(ModelstowError):
 class ApplyError(ModelstowError):
     """Some variants failed; the others are done. ``details["failures"]`` has every one; the code is the worst one's."""
 
-    def __init__(self, failures: Sequence[Failure], changed: frozenset[Any] = frozenset()) -> None:
+    def __init__(self, failures: Sequence[ApplyFailure], changed: frozenset[Any] = frozenset()) -> None:
         worst = min(failures, key=lambda failure: _rank(failure.error.code))
         self.code, self.worst = worst.error.code, worst.error
         self.failures, self.changed = tuple(failures), changed
@@ -179,7 +179,7 @@ class ApplyError(ModelstowError):
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class ApplyFailure:
     """One part of an apply that failed."""
 
     where: str

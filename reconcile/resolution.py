@@ -22,15 +22,15 @@ from .events.events import Sink
 from .events.recorder import Recorder
 from .settings import Settings
 from .sources import registry_of
-from .transfer.context import Engine
-from .transfer.lies import Lies
-from .transfer.retry import Backoff, RetryPolicy, patiently
+from .transfer.context import TransferContext
+from .transfer.lies import BadSources
+from .transfer.prefetch import Prefetcher
+from .transfer.retry import RetryPolicy, RetrySchedule, with_retries
 from .transfer.source_health import FailureTable
-from .transfer.unpinned import Depot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Locked:
+class LockResult:
     """What locking gave. ``files`` counts paths of all variants, ``bytes`` each blob once."""
 
     path: Path
@@ -65,7 +65,7 @@ def lock(
     retry: RetryPolicy = RetryPolicy(),
     emit: Sink = lambda event: None,
     stop: Event | None = None,
-) -> Locked:
+) -> LockResult:
     """Resolve the manifest. *upgrade*: list anew the models of this name, "" for all. Without *write* nothing is kept.
 
     The lockfile is replaced in one step and only if its text changes. Raises ManifestValidationError,
@@ -75,18 +75,18 @@ def lock(
     target = settings.lockfile or path.with_suffix(".lock")
     manifest = manifests.read(path)
     previous, text = _previous(target)
-    engine = Engine(
+    engine = TransferContext(
         registry=registry_of(settings),
         base=path.parent,
         failures=FailureTable(),
-        lies=Lies(Layout(settings.root).lies),
+        lies=BadSources(Layout(settings.root).lies),
         emit=Recorder(emit),
         policy=retry,
     )
     if upgrade and not any(_is_named(upgrade, model.id) for model in manifest.models.values()):
         names = sorted(manifest.models)
         raise ModelNotFoundError(f"{upgrade} is not in {path}; there: {listing(names)}", available_models=names)
-    depot = Depot(
+    prefetcher = Prefetcher(
         store=settings.open_store,
         engine=engine,
         threads=settings.connections,
@@ -97,22 +97,22 @@ def lock(
             manifest,
             previous,
             registry=engine.registry,
-            patiently=lambda ask: patiently(ask, _hasty(engine.policy), outer),
-            depot=depot,
+            with_retries=lambda ask: with_retries(ask, _interactive(engine.policy), outer),
+            prefetcher=prefetcher,
             upgrade=_upgrades(upgrade),
         )
     except BaseException:
         if write:
             with suppress(CasError, OSError):  # this is not what went wrong
-                depot.keep()  # what was named need not be fetched again
+                prefetcher.keep()  # what was named need not be fetched again
         raise
     fresh = found.format().encode()
     changed = fresh != text
     if write:
-        depot.keep()
+        prefetcher.keep()
         if changed:
             write_file(target, fresh)
-    return Locked(path=target, lock=found, changed=changed)
+    return LockResult(path=target, lock=found, changed=changed)
 
 
 def is_stale(settings: Settings) -> bool:
@@ -122,12 +122,12 @@ def is_stale(settings: Settings) -> bool:
     return previous is None or previous.manifest != manifest.meaning
 
 
-def locked_as_it_is(settings: Settings) -> Locked:
+def read_lockfile(settings: Settings) -> LockResult:
     """The lockfile that is there, for figures. Raises LockfileInvalidError, OSError."""
     path = settings.lockfile or find_manifest(settings).with_suffix(".lock")
     previous, _ = _previous(path)
     empty = Lockfile(manifest="", models={}, blobs={})
-    return Locked(path=path, lock=previous or empty, changed=False)
+    return LockResult(path=path, lock=previous or empty, changed=False)
 
 
 def _previous(path: Path) -> tuple[Lockfile | None, bytes]:
@@ -147,10 +147,10 @@ def _is_named(text: str, id_: ModelId) -> bool:
     return text in (id_.name, str(id_))
 
 
-def _hasty(policy: RetryPolicy) -> RetryPolicy:
+def _interactive(policy: RetryPolicy) -> RetryPolicy:
     """For listings: a person waits for them, and nothing is lost by running `lock` again."""
 
-    def few(backoff: Backoff) -> Backoff:
+    def few(backoff: RetrySchedule) -> RetrySchedule:
         return replace(backoff, attempts=min(backoff.attempts, 3), longest_s=min(backoff.longest_s, 5.0))
 
     return replace(policy, transient=few(policy.transient), rate_limit=few(policy.rate_limit), retry_after_cap_s=10.0)

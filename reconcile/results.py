@@ -14,7 +14,7 @@ from .planning.state import DesiredTree, ModelState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TreeOutcome:
+class TreeResult:
     """How one tree stands after an apply."""
 
     model: str
@@ -25,10 +25,10 @@ class TreeOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class ApplyResult:
     """What an apply achieved; ``error`` tells what failed beside it."""
 
-    trees: tuple[TreeOutcome, ...]
+    trees: tuple[TreeResult, ...]
     report: Report
     error: ModelstowError | None = None
 

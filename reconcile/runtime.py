@@ -14,7 +14,7 @@ from modelstow.backends.registry import scheme_of
 from modelstow.cas import BlobStore, locks, syscalls
 from modelstow.cas import inventory as inventories
 from modelstow.cas.inventory import Inventory
-from modelstow.cas.links import Placer
+from modelstow.cas.links import Linker
 
 from .apply import Executor
 from .checkout.publisher import Publisher
@@ -22,29 +22,27 @@ from .desired import selectors
 from .desired.lockfile import Lockfile, absolute
 from .desired_state import other_locks
 from .errors import ApplyError, InvalidConfigError
-from .events.events import BytesArrived, Sink, Warned
-from .events.events import Event as Happening
+from .events.events import Sink, Warning
+from .events.progress import Meter, Progress
 from .events.recorder import Recorder
 from .events.report import Report
 from .interop.push import Push, Pushed
-from .planning.planner import Plan, Work
+from .planning.planner import PendingWork
 from .planning.state import Desired, DesiredTree, TreeKey
 from .retention.collector import Collector
 from .retention.preflight import Preflight
 from .retention.roots import LockRoot
 from .settings import Settings
 from .sources import toll
-from .transfer.context import Connections, Engine
+from .transfer.context import Connections, TransferContext
 from .transfer.fetcher import Fetcher
-from .transfer.lies import Lies
+from .transfer.lies import BadSources
 from .transfer.retry import RetryPolicy
 from .transfer.source_health import FailureTable
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workshop:
+class Runtime:
     """The tools of one run. *free* tells the bytes that may still be written to the store's disk."""
 
     settings: Settings
@@ -60,7 +58,7 @@ class Workshop:
     def reach(
         self,
         desired: Desired,
-        work: Work,
+        work: PendingWork,
         *,
         progress: Progress | None = None,
     ) -> tuple[frozenset[TreeKey], Report, ApplyError | None]:
@@ -70,7 +68,7 @@ class Workshop:
         """
         if work.missing:
             self._warn_of_lost_mirrors()
-        meter = _Meter(progress, self.emit)
+        meter = Meter(progress, self.emit)
         recorder = Recorder(meter)
         error: ApplyError | None = None
         try:
@@ -85,7 +83,7 @@ class Workshop:
         for mirror in self.settings.mirrors:
             place = absolute(mirror, self._base)
             if scheme_of(place) in ("", "file") and not os.path.isdir(path_of(place)):
-                self.emit(Warned(text=f"there is no mirror at {path_of(place)}"))
+                self.emit(Warning(text=f"there is no mirror at {path_of(place)}"))
 
     @property
     def _base(self) -> Path:
@@ -120,14 +118,14 @@ class Workshop:
         store.prepare()
         return self._publisher(store, self.emit).remove(record, key)
 
-    def _executor(self, recorder: Recorder, meter: _Meter) -> Executor:
+    def _executor(self, recorder: Recorder, meter: Meter) -> Executor:
         store = self.settings.open_store()
         stop = Event()
-        engine = Engine(
+        engine = TransferContext(
             registry=self.registry,
             base=self._base,
             failures=self.failures,
-            lies=Lies(store.layout.lies),
+            lies=BadSources(store.layout.lies),
             emit=recorder,
             connections=Connections(self.settings.useful_connections),
             limit_rate=self.settings.limit_rate,
@@ -151,18 +149,18 @@ class Workshop:
             outer=self.stop,
             lock_space=lambda: store.lock("space", doing="checking the space", stop=self.stop),
             make_room=preflight.make_room,
-            on_plan=meter.expect,
+            on_plan=lambda plan: meter.expect(plan.summary.fetch_bytes),
             on_work=lambda trees: self._refuse_conflicts(store, trees),
         )
 
     def _publisher(self, store: BlobStore, emit: Sink) -> Publisher:
-        placer = Placer(self.settings.link_mode, strict=self.settings.strict_links)
+        linker = Linker(self.settings.link_mode, strict=self.settings.strict_links)
 
         def lock_tree(key: TreeKey) -> locks.Lock:
             name = f"tree-{inventories.tree_id(key.tree)}"
             return store.lock(name, doing=f"changing {key}", stop=self.stop)
 
-        return Publisher(store=store, placer=placer, emit=emit, lock_tree=lock_tree)
+        return Publisher(store=store, linker=linker, emit=emit, lock_tree=lock_tree)
 
     def _collector(self, store: BlobStore, emit: Sink, *, exclusive: bool = False) -> Collector:
         return Collector(
@@ -189,33 +187,10 @@ class Workshop:
                     )
 
 
-def take_over(store: BlobStore, id_: str, heir: LockRoot) -> None:
+def transfer_ownership(store: BlobStore, id_: str, heir: LockRoot) -> None:
     """Another lockfile wants this tree: from now on it is the one that may remove it. Raises LockTimeoutError, OSError."""
     with store.lock(f"tree-{id_}", doing="handing a tree over"):
         record = inventories.read(store.layout.inventories / id_)
         if record is not None:
             labels = {**record.labels, "lockfile": heir.path}
             inventories.rewrite(store.layout.inventories, replace(record, labels=labels))
-
-
-class _Meter:
-    """Folds events into (bytes done, bytes in all): never falls, and ends with the two equal."""
-
-    def __init__(self, progress: Progress | None, onward: Sink) -> None:
-        self._progress, self._onward = progress, onward
-        self._done = self._total = 0
-
-    def expect(self, work: Plan) -> None:
-        self._total = work.summary.fetch_bytes
-        if self._progress is not None:
-            self._progress(0, self._total)
-
-    def __call__(self, event: Happening) -> None:
-        if isinstance(event, BytesArrived) and self._progress is not None and self._done < self._total:
-            self._done = min(self._total, self._done + event.count)
-            self._progress(self._done, self._total)
-        self._onward(event)
-
-    def finish(self) -> None:
-        if self._progress is not None and self._done < self._total:
-            self._progress(self._total, self._total)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelstow.backends import redact
-from modelstow.backends.switches import is_on
+from modelstow.backends.switches import env_flag
 from modelstow.cas import BlobStore, LinkMode
 from modelstow.cas.store import LOCK_TIMEOUT_S
 
-from .desired.locators import source_flaw, tidied
+from .desired.locators import check_source, normalize
 from .errors import InvalidConfigError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -106,10 +106,10 @@ def parse_mirrors(text: str, what: str) -> tuple[str, ...]:
     """Places parted by spaces or commas. Raises InvalidConfigError."""
     mirrors = tuple(text.replace(",", " ").split())
     for mirror in mirrors:
-        if flaw := source_flaw(mirror):
+        if flaw := check_source(mirror):
             hint = flaw.hint or "name a folder or an address that holds blobs by digest"
             raise InvalidConfigError(f"{what}: {redact(mirror)}: {flaw.what}", hint=hint)
-    return tuple(map(tidied, mirrors))
+    return tuple(map(normalize, mirrors))
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
@@ -139,7 +139,7 @@ def from_environment(environ: Mapping[str, str], **given: object) -> Settings:
         fields["min_free"] = parse_size(value, "MODELSTOW_MIN_FREE")
     if value := environ.get("MODELSTOW_MIRRORS"):
         fields["mirrors"] = parse_mirrors(value, "MODELSTOW_MIRRORS")
-    if is_on(environ, "MODELSTOW_OFFLINE") or is_on(environ, "HF_HUB_OFFLINE"):
+    if env_flag(environ, "MODELSTOW_OFFLINE") or env_flag(environ, "HF_HUB_OFFLINE"):
         fields["offline"] = True
     fields |= {key: value for key, value in given.items() if value is not None}
     if "root" not in fields:

@@ -17,9 +17,9 @@ from modelstow.backends import Source
 from modelstow.backends.memory import MemorySource
 from modelstow.cas import Digest
 from modelstow.reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile
-from modelstow.reconcile.transfer.retry import Backoff, RetryPolicy
+from modelstow.reconcile.transfer.retry import RetryPolicy, RetrySchedule
 
-IMPATIENT = RetryPolicy(transient=Backoff(attempts=3), rate_limit=Backoff(attempts=3), retry_after_cap_s=0.0)
+IMPATIENT = RetryPolicy(transient=RetrySchedule(attempts=3), rate_limit=RetrySchedule(attempts=3), retry_after_cap_s=0.0)
 """Retries without a pause, so that no test sleeps."""
 
 

@@ -12,8 +12,8 @@ import pytest
 from builders import Cli
 
 pytest.importorskip("benchmarks", reason="benchmarks are not part of the wheel")
-from benchmarks import paced, table
-from benchmarks.places import places
+from benchmarks import rate_capped_server, table
+from benchmarks.output_dirs import places
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -92,7 +92,7 @@ def test_what_killed_downloads_cost_is_counted_by_the_server(tmp_path: Path) -> 
 
 def test_a_capped_rate_has_no_burst() -> None:
     """Every byte is paid for before it goes, also after a rest and in a new request."""
-    bucket = paced.Bucket(1000)
+    bucket = rate_capped_server.Bucket(1000)
     bucket.begin(0.0)
     waits = [bucket.take(100, 0.0), bucket.take(100, 0.1), bucket.take(100, 0.2)]
     bucket.begin(9.0)
@@ -106,7 +106,7 @@ def test_a_capped_rate_has_no_burst() -> None:
 
 def test_an_overslept_sender_catches_up_a_little() -> None:
     """A slow clock costs no rate, but a client that reads slowly saves nothing up."""
-    bucket = paced.Bucket(1000)
+    bucket = rate_capped_server.Bucket(1000)
     bucket.begin(0.0)
     bucket.take(100, 0.0)
 

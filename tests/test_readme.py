@@ -198,7 +198,7 @@ def test_the_recipe_for_a_hub_works(tmp_path: Path) -> None:
 
 
 def test_the_recipe_for_a_mirror_works(tmp_path: Path) -> None:
-    """Filled from one store it is all that another machine needs; the first one's blobs would do as well."""
+    """PendingCommit from one store it is all that another machine needs; the first one's blobs would do as well."""
     cli, mirror, filled, other = empty(tmp_path), *(tmp_path / name for name in ("mirror", "filled", "other"))
     fill, read = (text.replace("/mnt/mirror", str(mirror)) for text in recipe("Keep a mirror", "console"))
     config = {"config.json": b"{}"}
@@ -291,7 +291,7 @@ def test_the_readme_lists_every_variable_that_is_read_and_no_other() -> None:
     """But HOME, and those of AWS, which boto3 reads."""
     modules = [path for package in ("cas", "backends", "reconcile") for path in (REPOSITORY / package).rglob("*.py")]
     code = "\n".join(path.read_text("utf-8") for path in modules)
-    asked = re.findall(r"""(?:environ(?:\.get\(|\[)|is_on\([\w.]+, )"([A-Z_]+)\"""", code)
+    asked = re.findall(r"""(?:environ(?:\.get\(|\[)|env_flag\([\w.]+, )"([A-Z_]+)\"""", code)
     told = re.findall(r"`([A-Z_]+\*?)`", " ".join(row[0] for row in table_of("Environment")))
     assert len(told) == len(set(told)) and "AWS_*" in told
     assert not_of_aws(told) - PROXIES == not_of_aws(asked) - {"HOME"}

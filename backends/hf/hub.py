@@ -17,10 +17,10 @@ from typing import Any
 from urllib.parse import quote
 
 from .. import environment
-from ..errors import Denied, Misbehaved, NotFound, NotListable, Offline, SourceError, redact
+from ..errors import AccessDenied, NotFound, NotListable, Offline, ProtocolError, SourceError, redact
 from ..http.client import HttpSource
 from ..source import Body, Listed, Listing
-from ..switches import is_on
+from ..switches import env_flag
 from .locator import HubPath
 
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
@@ -74,7 +74,7 @@ class HubSource:
         return self._endpoint
 
     def _parse(self, locator: str) -> HubPath:
-        if is_on(self._environ, "HF_HUB_OFFLINE"):
+        if env_flag(self._environ, "HF_HUB_OFFLINE"):
             raise Offline("not asked, because of HF_HUB_OFFLINE", locator=locator, hint="unset HF_HUB_OFFLINE")
         return HubPath.parse(locator)
 
@@ -88,7 +88,7 @@ class HubSource:
         answer, _, _ = self._page(url, _LISTING_BYTES, locator)
         commit = answer.get("sha") if isinstance(answer, dict) else None
         if not isinstance(commit, str) or not _COMMIT.match(commit):
-            raise Misbehaved("the hub's answer names no commit", locator=locator, hint=_NO_HUB)
+            raise ProtocolError("the hub's answer names no commit", locator=locator, hint=_NO_HUB)
         return commit
 
     def _files(self, pinned: HubPath, locator: str) -> Iterator[Listed]:
@@ -99,14 +99,14 @@ class HubSource:
             rows, length, url = self._page(url, left, locator)
             left -= length
             if not isinstance(rows, list):
-                raise Misbehaved("the hub's answer is no listing", locator=locator, hint=_NO_HUB)
+                raise ProtocolError("the hub's answer is no listing", locator=locator, hint=_NO_HUB)
             for row in rows:
                 if (listed := _listed(row, pinned.path, locator)) is not None:
                     yield listed
             if not url:
                 return
             if _origin_of(url) != self._host:
-                raise Misbehaved(f"the hub continues its listing at another address, {redact(url)}", locator=locator)
+                raise ProtocolError(f"the hub continues its listing at another address, {redact(url)}", locator=locator)
         what, hint = f"the listing has more than {_PAGES:,} pages", "name a folder of the repository"
         raise NotListable(what, locator=locator, hint=hint)
 
@@ -116,7 +116,7 @@ class HubSource:
             raw, behind = self._http.page(url, at_most=at_most)
             return json.loads(raw), len(raw), behind
         except (ValueError, RecursionError) as error:
-            raise Misbehaved("the hub's answer is too long, or no JSON", locator=locator, hint=_NO_HUB) from error
+            raise ProtocolError("the hub's answer is too long, or no JSON", locator=locator, hint=_NO_HUB) from error
 
     # ---- refusals
 
@@ -172,17 +172,17 @@ def _origin_of(url: str) -> tuple[str, str, int]:
 def _listed(row: Any, folder: str, locator: str) -> Listed | None:
     """One row of the hub's tree; None for what is no file. Whether names, sizes and digests are good, who locks decides."""
     if not isinstance(row, dict):
-        raise Misbehaved("the hub's answer is no listing", locator=locator)
+        raise ProtocolError("the hub's answer is no listing", locator=locator)
     if row.get("type") != "file":
         return None
     path, lfs = row.get("path"), row.get("lfs")
     size, sha256 = (lfs.get("size"), lfs.get("oid")) if isinstance(lfs, dict) else (row.get("size"), None)
     if not isinstance(path, str) or type(size) is not int or (lfs is not None and not isinstance(sha256, str)):
         what = f"the hub lists {path[:80]!a}" if isinstance(path, str) else "the hub lists a file without a path"
-        raise Misbehaved(f"{what}, and what it tells of size and sha256 makes no sense", locator=locator)
+        raise ProtocolError(f"{what}, and what it tells of size and sha256 makes no sense", locator=locator)
     below = f"{folder}/" if folder else ""
     if not path.startswith(below):
-        raise Misbehaved(f"the hub lists {path[:80]!a}, which is not below {folder[:80]!a}", locator=locator)
+        raise ProtocolError(f"the hub lists {path[:80]!a}, which is not below {folder[:80]!a}", locator=locator)
     return Listed(path=path.removeprefix(below), size=size, sha256=sha256)
 
 
@@ -191,13 +191,13 @@ def _explanation(error: SourceError, where: HubPath, page: str, *, has_token: bo
     if error.reason == "GatedRepo":
         hint = f"request access at {page}, then set HF_TOKEN" + (" to a token that has it" if has_token else "")
         return f"{where.name} is gated ({error.what})", hint
-    if isinstance(error, Denied) and error.status != 401:
+    if isinstance(error, AccessDenied) and error.status != 401:
         hint = f"look at {page} for the reason, and check what the token (HF_TOKEN, or that of `hf auth login`) may read"
         return f"the hub refuses ({error.what})", hint
-    if isinstance(error, Denied) and not has_token:
+    if isinstance(error, AccessDenied) and not has_token:
         hint = "check the name; for a private repository set HF_TOKEN or run `hf auth login`"
         return f"{where.name} is private, or there is no such repository ({error.what})", hint
-    if isinstance(error, Denied):
+    if isinstance(error, AccessDenied):
         hint = "check the name, and that the token (HF_TOKEN, or that of `hf auth login`) is valid and may read it"
         return f"the token may not read {where.name}, or there is no such repository ({error.what})", hint
     if error.reason == "RepoNotFound":

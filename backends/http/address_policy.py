@@ -24,7 +24,7 @@ _EMBEDDING = tuple(ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "::/96
 _METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")))
 
 
-class Reach(IntEnum):
+class AllowedScope(IntEnum):
     """How far a redirect may lead; each includes those before it."""
 
     GLOBAL = 0
@@ -36,19 +36,19 @@ class NotAllowed(Exception):
     """A host has an address outside the reach that was given. Not an OSError, so that no library takes it for one."""
 
 
-def reach_of(addresses: Iterable[str]) -> Reach:
+def scope_of(addresses: Iterable[str]) -> AllowedScope:
     """The least reach that includes every address; GLOBAL where there is none."""
-    return max((_least(ipaddress.ip_address(text)) for text in addresses), default=Reach.GLOBAL)
+    return max((_least(ipaddress.ip_address(text)) for text in addresses), default=AllowedScope.GLOBAL)
 
 
-def _least(address: IPv4Address | IPv6Address) -> Reach:
+def _least(address: IPv4Address | IPv6Address) -> AllowedScope:
     if isinstance(address, IPv6Address) and (inner := _embedded(address)) is not None:
         return _least(inner)
     if address.is_link_local or address in _METADATA:
-        return Reach.ANY
+        return AllowedScope.ANY
     # is_global holds for multicast and for the old site-local addresses; no web server has either.
     odd = address.is_multicast or (isinstance(address, IPv6Address) and address.is_site_local)
-    return Reach.GLOBAL if address.is_global and not odd else Reach.PRIVATE
+    return AllowedScope.GLOBAL if address.is_global and not odd else AllowedScope.PRIVATE
 
 
 def _embedded(address: IPv6Address) -> IPv4Address | None:
@@ -76,7 +76,7 @@ def resolve(host: str, port: int, *, literal: bool = False) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
 
 
-def check(host: str, addresses: Iterable[str], reach: Reach) -> None:
+def check(host: str, addresses: Iterable[str], reach: AllowedScope) -> None:
     """Raises NotAllowed."""
-    if reach_of(addresses) > reach:
-        raise NotAllowed(f"{host} is not on the internet" if reach is Reach.GLOBAL else f"{host} is link-local")
+    if scope_of(addresses) > reach:
+        raise NotAllowed(f"{host} is not on the internet" if reach is AllowedScope.GLOBAL else f"{host} is link-local")

@@ -17,11 +17,11 @@ import requests
 import urllib3
 
 from .. import environment
-from ..errors import Denied, Misbehaved, NotFound, SourceError, Throttled, TimedOut, Unreachable
+from ..errors import AccessDenied, ConnectionFailed, NotFound, ProtocolError, SourceError, Throttled, TimedOut
 from ..source import Body, Listing, read_body
 from . import address_policy, connection, fast_response, index, redirects
-from .address_policy import NotAllowed, Reach
-from .redirects import Landing, Landings
+from .address_policy import AllowedScope, NotAllowed
+from .redirects import RedirectCache, RedirectTarget
 from .response import body_of, discard, is_range_answer, parse_retry_after, release, version_of
 
 CONNECT_TIMEOUT_S = 10.0
@@ -74,9 +74,12 @@ class HttpSource:
         """*token* gives the bearer token for a URL, asked anew for every hop of a redirect; *clock* ages redirects."""
         self._environ = dict(os.environ) if environ is None else environ  # which looks up faster
         self._token = token
-        self._landings = Landings(clock)
+        self._redirects = RedirectCache(clock)
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
-        self._webs = {reach: connection.Web(reach, head_timeout_s=head_timeout_s, timeout=timeout) for reach in Reach}
+        self._connections = {
+            reach: connection.HttpConnections(reach, head_timeout_s=head_timeout_s, timeout=timeout)
+            for reach in AllowedScope
+        }
 
     def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
         asked = _Request.of(start, stop)
@@ -111,18 +114,18 @@ class HttpSource:
     def _ask(self, asked: _Request, locator: str) -> urllib3.BaseHTTPResponse:
         """One answer with a body to read, after redirects. Raises SourceError for every other status."""
         redirects.check(locator)
-        landing = Landing(locator, Reach.ANY)
+        target = RedirectTarget(locator, AllowedScope.ANY)
         for _ in range(_REDIRECTS + 1):
-            response = self._send(asked, landing, locator)
+            response = self._send(asked, target, locator)
             if response.status not in (301, 302, 303, 307, 308):
-                _check_answer(response, locator, landing.url, ranged=asked.ranged)
-                if asked.method == "GET" and landing.url != locator:
-                    self._landings.remember(locator, landing)
+                _check_answer(response, locator, target.url, ranged=asked.ranged)
+                if asked.method == "GET" and target.url != locator:
+                    self._redirects.remember(locator, target)
                 return response
             discard(response)
-            url = redirects.follow(landing.url, response.headers.get("Location"), locator)
-            landing = Landing(url, self._reach(url, locator))
-        raise Misbehaved(f"more than {_REDIRECTS} redirects", locator=locator)
+            url = redirects.follow(target.url, response.headers.get("Location"), locator)
+            target = RedirectTarget(url, self._reach(url, locator))
+        raise ProtocolError(f"more than {_REDIRECTS} redirects", locator=locator)
 
     def page(self, url: str, *, at_most: int) -> tuple[bytes, str]:
         """A small answer whole, and the address of the page behind it by its ``Link`` header; empty at the last.
@@ -140,29 +143,29 @@ class HttpSource:
 
         So a signed address that expired is renewed, and a thousand ranges of a file cost its hub one request.
         """
-        landing = self._landings.find(locator)
-        if landing is None:
+        target = self._redirects.find(locator)
+        if target is None:
             return None
         try:
-            response = self._send(asked, landing, locator)
+            response = self._send(asked, target, locator)
             if response.status in (200, 206) and _answers(response, start):
-                _check_answer(response, locator, landing.url, ranged=True)
+                _check_answer(response, locator, target.url, ranged=True)
                 return response
             discard(response)
         except SourceError:
             pass
-        self._landings.drop(locator, landing)
+        self._redirects.drop(locator, target)
         return None
 
-    def _send(self, asked: _Request, landing: Landing, locator: str) -> urllib3.BaseHTTPResponse:
+    def _send(self, asked: _Request, target: RedirectTarget, locator: str) -> urllib3.BaseHTTPResponse:
         """One request and the head of its answer, whatever it is. Credentials are looked up for the very host asked."""
-        url = landing.url
+        url = target.url
         bundle = environment.ca_bundle(self._environ)
         if isinstance(bundle, str) and not os.path.exists(bundle):
             hint = "let REQUESTS_CA_BUNDLE name a file of certificates, or unset it"
             raise SourceError("the file of certificates to trust is not there", locator=locator, hint=hint)
         try:
-            raw = self._webs[landing.reach].ask(
+            raw = self._connections[target.reach].ask(
                 asked.method,
                 url,
                 {**_HEADERS, **asked.headers, **self._authorization(url, locator)},
@@ -171,7 +174,7 @@ class HttpSource:
                 briefly=asked.briefly and url == locator,  # a signed address may be good for one question
             )
         except NotAllowed as error:
-            raise _led_astray(error, locator) from None
+            raise _redirect_not_allowed(error, locator) from None
         except _FAILURES as error:
             # The library's own text may hold the URL with its query, also where a traceback is printed: only the kind
             # of failure is passed on.
@@ -185,17 +188,17 @@ class HttpSource:
         login = environment.netrc_auth(url, self._environ, locator=locator)
         return {"Authorization": urllib3.util.make_headers(basic_auth=":".join(login))["authorization"]} if login else {}
 
-    def _reach(self, url: str, locator: str) -> Reach:
+    def _reach(self, url: str, locator: str) -> AllowedScope:
         """How far the connection for *url*, a redirect of *locator*, may reach."""
         if environment.origin(url) == environment.origin(locator):
-            return Reach.ANY
+            return AllowedScope.ANY
         try:
-            allowed = address_policy.reach_of(self._addresses(locator))
+            allowed = address_policy.scope_of(self._addresses(locator))
             if environment.proxy(url, self._environ):
                 # The proxy resolves names and connects; what a name means there we cannot know, what a number means we can.
                 address_policy.check(urlsplit(url).hostname or "", self._addresses(url), allowed)
         except NotAllowed as error:
-            raise _led_astray(error, locator) from None
+            raise _redirect_not_allowed(error, locator) from None
         except _FAILURES as error:
             raise _translated(error, locator) from None
         return allowed
@@ -230,7 +233,7 @@ def _check_answer(response: urllib3.BaseHTTPResponse, locator: str, url: str, *,
         if odd:
             release(response)
             # Whatever a server writes may hold what a terminal obeys.
-            raise Misbehaved(
+            raise ProtocolError(
                 f"the server encodes the body as {re.sub('[^A-Za-z0-9, -]', '', odd[0])[:20]}", locator=locator
             )
         return
@@ -257,17 +260,17 @@ def _refusal(status: int, locator: str, url: str, retry_after: float | None) -> 
     if status in (404, 410):
         return NotFound(what, locator=locator)
     if status in (401, 403, 407):
-        return Denied(what, locator=locator, hint=hint)
+        return AccessDenied(what, locator=locator, hint=hint)
     if status in (429, 503):
         return Throttled(what, locator=locator, retry_after=retry_after)
     if status == 408 or status >= 500:
-        return Unreachable(what, locator=locator, retry_after=retry_after)
+        return ConnectionFailed(what, locator=locator, retry_after=retry_after)
     return SourceError(what, locator=locator, hint=hint if url != locator else "")
 
 
-def _led_astray(error: NotAllowed, locator: str) -> Misbehaved:
+def _redirect_not_allowed(error: NotAllowed, locator: str) -> ProtocolError:
     hint = "redirects lead into a private network only from there; name the address itself as the source if it is meant"
-    return Misbehaved(f"redirected to an address that is not allowed ({error})", locator=locator, hint=hint)
+    return ProtocolError(f"redirected to an address that is not allowed ({error})", locator=locator, hint=hint)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -284,18 +287,20 @@ def _translated(error: Exception, locator: str) -> SourceError:
         if isinstance(cause, (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)):
             return TimedOut("the server did not answer in time", locator=locator)
         if isinstance(cause, urllib3.exceptions.SSLError) and (what := _mistrust(cause)):
-            return Misbehaved(what, locator=locator, hint="REQUESTS_CA_BUNDLE names a file of certificates to trust")
+            return ProtocolError(what, locator=locator, hint="REQUESTS_CA_BUNDLE names a file of certificates to trust")
         if isinstance(cause, RemoteDisconnected | IncompleteRead | ConnectionError):
             break
         if isinstance(cause, LineTooLong) or type(cause) is HTTPException:  # of the latter http.client has no other
-            return Misbehaved("the answer's head is too large", locator=locator)
+            return ProtocolError("the answer's head is too large", locator=locator)
         if isinstance(cause, urllib3.exceptions.InvalidHeader | requests.exceptions.InvalidHeader):
-            return Misbehaved("the answer contradicts itself about its length", locator=locator)
+            return ProtocolError("the answer contradicts itself about its length", locator=locator)
     bad_url = (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema)
     if isinstance(error, bad_url) or (isinstance(error, ValueError) and not isinstance(error, OSError)):
-        return Misbehaved("the address cannot be asked", locator=locator)
+        return ProtocolError("the address cannot be asked", locator=locator)
     *_, root = _chain(error)
-    return Unreachable(f"connection failed ({getattr(root, 'strerror', None) or type(root).__name__})", locator=locator)
+    return ConnectionFailed(
+        f"connection failed ({getattr(root, 'strerror', None) or type(root).__name__})", locator=locator
+    )
 
 
 def _mistrust(error: urllib3.exceptions.SSLError) -> str:

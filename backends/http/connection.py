@@ -26,7 +26,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util.connection import create_connection
 
 from . import fast_response
-from .address_policy import Reach, check, resolve
+from .address_policy import AllowedScope, check, resolve
 
 _ADDRESSES = 6  # of one host that are tried: each may take the whole connect timeout
 _POOLS = 64  # origins whose connections are kept
@@ -34,14 +34,14 @@ _NEARLY = 0.99
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
+class _Route:
     """How one origin is reached. *whole*: a proxy is asked, which wants whole addresses."""
 
     pool: HTTPConnectionPool
     whole: bool
 
 
-class Web:
+class HttpConnections:
     """Asks servers within *reach*; NotAllowed comes through as it is. Safe for threads.
 
     requests knows proxies, certificates and pools of connections, and is asked once an origin. Each request goes to the
@@ -49,10 +49,10 @@ class Web:
     Each reach needs an object of its own: a pooled connection was checked when it was made, by the reach of then.
     """
 
-    def __init__(self, reach: Reach, *, head_timeout_s: float, timeout: urllib3.Timeout) -> None:
+    def __init__(self, reach: AllowedScope, *, head_timeout_s: float, timeout: urllib3.Timeout) -> None:
         self._adapter, self._timeout = _Adapter(reach, head_timeout_s), timeout
-        self._way = functools.lru_cache(_POOLS)(self._find_way)
-        self._odd: set[_Way] = set()  # whose answers are not brief
+        self._route = functools.lru_cache(_POOLS)(self._find_route)
+        self._no_fast_path: set[_Route] = set()  # whose answers are not brief
 
     def ask(
         self,
@@ -69,12 +69,12 @@ class Web:
         parts = urllib3.util.parse_url(url)
         where = parts.scheme or "", parts.netloc or "", proxy, verify
         for _ in range(2):
-            way = self._way(*where)
-            if briefly and not proxy and (answer := self._ask_briefly(way, parts.request_uri, headers)):
+            route = self._route(*where)
+            if briefly and not proxy and (answer := self._fast_get(route, parts.request_uri, headers)):
                 return answer
-            target = parts._replace(auth=None, fragment=None).url if way.whole else parts.request_uri
+            target = parts._replace(auth=None, fragment=None).url if route.whole else parts.request_uri
             with suppress(urllib3.exceptions.ClosedPoolError):  # one of too many origins
-                return way.pool.urlopen(
+                return route.pool.urlopen(
                     method,
                     target,
                     headers=headers,
@@ -85,18 +85,18 @@ class Web:
                     decode_content=False,
                     timeout=self._timeout,
                 )
-            self._way.cache_clear()
-            self._odd.clear()
-        raise urllib3.exceptions.PoolError(way.pool, "closed again and again")
+            self._route.cache_clear()
+            self._no_fast_path.clear()
+        raise urllib3.exceptions.PoolError(route.pool, "closed again and again")
 
-    def _ask_briefly(self, way: _Way, target: str, headers: Mapping[str, str]) -> urllib3.HTTPResponse | None:
-        """The same of a connection that is open; None where none is, or where it has to be asked in the common way.
+    def _fast_get(self, route: _Route, target: str, headers: Mapping[str, str]) -> urllib3.HTTPResponse | None:
+        """The same of a connection that is open; None where none is, or where it has to be asked in the common route.
 
         Pools give connections to their own requests alone; to take one takes two methods that are private. Where a later
-        version has others, everything is asked in the common way.
+        version has others, everything is asked in the common route.
         """
-        take, put = getattr(way.pool, "_get_conn", None), getattr(way.pool, "_put_conn", None)
-        if way in self._odd or take is None or put is None:
+        take, put = getattr(route.pool, "_get_conn", None), getattr(route.pool, "_put_conn", None)
+        if route in self._no_fast_path or take is None or put is None:
             return None
         try:
             connection: Any = take()
@@ -105,14 +105,14 @@ class Web:
         try:
             if connection.sock is None:
                 return None
-            answer, again = fast_response.exchange(connection, target, headers, connection.head_timeout_s)
+            answer, again = fast_response.fast_get(connection, target, headers, connection.head_timeout_s)
             if not again:
                 connection.close()
             return answer
-        except fast_response.NotBrief as what:
+        except fast_response.NeedsFullParser as what:
             connection.close()
-            if what.odd:
-                self._odd.add(way)
+            if what.remember:
+                self._no_fast_path.add(route)
             return None
         except BaseException:
             connection.close()  # half an answer may be in it
@@ -120,18 +120,18 @@ class Web:
         finally:
             put(connection)
 
-    def _find_way(self, scheme: str, netloc: str, proxy: str, verify: str | bool) -> _Way:
+    def _find_route(self, scheme: str, netloc: str, proxy: str, verify: str | bool) -> _Route:
         request = requests.Request("GET", f"{scheme}://{netloc}/").prepare()
         proxies = {scheme: proxy} if proxy else {}
         pool = cast(HTTPConnectionPool, self._adapter.get_connection_with_tls_context(request, verify, proxies))
         self._adapter.cert_verify(pool, request.url, verify, None)  # type: ignore[no-untyped-call]
-        return _Way(pool, whole=self._adapter.request_url(request, proxies) != "/")
+        return _Route(pool, whole=self._adapter.request_url(request, proxies) != "/")
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
     """Pools of our connections, also those to proxies."""
 
-    def __init__(self, reach: Reach, head_timeout_s: float) -> None:
+    def __init__(self, reach: AllowedScope, head_timeout_s: float) -> None:
         own = {"reach": reach, "head_timeout_s": head_timeout_s}
         plain, secure = type("Plain", (_Plain,), own), type("Secure", (_Secure,), own)
         self._pools = {
@@ -154,7 +154,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
 class _Plain(HTTPConnection):
     """Resolves once, checks every address, and connects to one of those; the name stays what TLS verifies."""
 
-    reach: Reach
+    reach: AllowedScope
     head_timeout_s: float
 
     def _new_conn(self) -> socket.socket:

@@ -26,19 +26,19 @@ _LENGTH = re.compile("[0-9]{1,18}")
 _UNWANTED_S = 0.1  # how long the body of a refusal or a redirect is waited for
 
 
-class NotBrief(Exception):
-    """It has to be asked in the common way. *odd*: so will be what this server answers next."""
+class NeedsFullParser(Exception):
+    """It has to be asked in the common way. *remember*: so will be what this server answers next."""
 
-    def __init__(self, *, odd: bool) -> None:
+    def __init__(self, *, remember: bool) -> None:
         super().__init__("not a brief answer")
-        self.odd = odd
+        self.remember = remember
 
 
-def exchange(connection: Any, target: str, headers: Mapping[str, str], timeout_s: float) -> tuple[HTTPResponse, bool]:
+def fast_get(connection: Any, target: str, headers: Mapping[str, str], timeout_s: float) -> tuple[HTTPResponse, bool]:
     """GET *target* over an open connection of http.client's and read the whole answer, within *timeout_s* seconds; and
     whether the connection serves another.
 
-    Raises NotBrief, also where it broke.
+    Raises NeedsFullParser, also where it broke.
     """
     until = time.monotonic() + timeout_s
     try:
@@ -46,9 +46,9 @@ def exchange(connection: Any, target: str, headers: Mapping[str, str], timeout_s
         connection.sock.sendall(_request(_host(connection), target, headers))
         return _Reading(connection.sock, until).answer()
     except TimeoutError as error:  # it may be so with every answer: none of it is to cost that again
-        raise NotBrief(odd=True) from error
+        raise NeedsFullParser(remember=True) from error
     except (OSError, ValueError) as error:  # whatever it was, asking in the common way finds words for it
-        raise NotBrief(odd=False) from error
+        raise NeedsFullParser(remember=False) from error
 
 
 def _host(connection: Any) -> str:
@@ -74,7 +74,7 @@ class _Reading:
         end = -1
         while end < 0:
             if self._count >= _HEAD or self._buffer.find(b"\n\n", 0, self._count) >= 0:
-                raise NotBrief(odd=True)
+                raise NeedsFullParser(remember=True)
             searched = max(0, self._count - 3)
             self._more()
             end = self._buffer.find(b"\r\n\r\n", searched, min(self._count, _HEAD))
@@ -82,13 +82,13 @@ class _Reading:
         length = int(fields["Content-Length"])
         begin, stop = end + 4, end + 4 + length
         if length > MOST:
-            raise NotBrief(odd=True)
+            raise NeedsFullParser(remember=True)
         if status not in (200, 206):
             self._until = min(self._until, time.monotonic() + _UNWANTED_S)
         while self._count < stop:
             self._more()
         if self._count > stop:  # more than it announced: what would be read next is not an answer to us
-            raise NotBrief(odd=True)
+            raise NeedsFullParser(remember=True)
         body = io.BytesIO(self._buffer[begin:stop])
         answer = HTTPResponse(body, fields, status, preload_content=False, decode_content=False)
         return answer, "close" not in fields.get("Connection", "").lower()
@@ -106,17 +106,17 @@ class _Reading:
 
 
 def _parsed(head: str) -> tuple[int, HTTPHeaderDict]:
-    """Status and fields of an answer that says how long it is. Raises NotBrief for every other."""
+    """Status and fields of an answer that says how long it is. Raises NeedsFullParser for every other."""
     first, *lines = head.split("\r\n")
     status, found = _STATUS.match(first), HTTPHeaderDict()
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon or not _NAME.match(name) or _UNPRINTABLE.search(value):
-            raise NotBrief(odd=True)
+            raise NeedsFullParser(remember=True)
         found.add(name, value.strip(" \t"))
     if status is None:
-        raise NotBrief(odd=True)
+        raise NeedsFullParser(remember=True)
     length = found.get("Content-Length", "")
     if "Transfer-Encoding" in found or not _LENGTH.fullmatch(length) or int(status[1]) in (204, 304):
-        raise NotBrief(odd=True)
+        raise NeedsFullParser(remember=True)
     return int(status[1]), found

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from urllib.parse import unquote, urldefrag, urljoin
 
-from ..errors import Denied, NotFound, NotListable, SourceError
-from ..source import Listed, Listing, Source, join, read_all
+from ..errors import AccessDenied, NotFound, NotListable, SourceError
+from ..source import Listed, Listing, Source, join_locator, read_all
 
 _LISTING_BYTES = 64 << 20
 _PAGES = 10_000
@@ -24,7 +24,7 @@ def listing(source: Source, locator: str) -> Listing:
     folder = locator.rstrip("/") + "/"
     try:
         text = read_all(source, folder + "SHA256SUMS", at_most=_LISTING_BYTES).decode("utf-8")
-    except (NotFound, Denied) as error:
+    except (NotFound, AccessDenied) as error:
         # Static servers on object stores answer 403 for what is not there.
         files = tuple(_index(source, folder, because=error))
     except ValueError as error:
@@ -45,7 +45,7 @@ def _sums(source: Source, folder: str, text: str) -> tuple[Listed, ...]:
             raise NotListable(what, locator=folder, hint=_SUMS_HINT)
         rows.append((match[2].removeprefix("./"), match[1].lower()))
     with ThreadPoolExecutor(8) as pool:
-        sizes = list(pool.map(lambda row: source.size(join(folder, row[0])), rows))
+        sizes = list(pool.map(lambda row: source.size(join_locator(folder, row[0])), rows))
     return tuple(Listed(path=p, size=n, sha256=h) for (p, h), n in zip(rows, sizes, strict=True))
 
 
@@ -72,11 +72,11 @@ def _links(source: Source, page: str, folder: str, because: SourceError) -> list
     )
     try:
         html = read_all(source, page, at_most=_LISTING_BYTES).decode("utf-8", "replace")
-    except (NotFound, Denied, ValueError) as error:
+    except (NotFound, AccessDenied, ValueError) as error:
         if page == folder and isinstance(error, NotFound) and isinstance(because, NotFound):
             hint = f"check the address; if it is right, and that server shows no folders, {_LIST}"
             raise NotListable(f"nothing is at this address ({error.what})", locator=folder, hint=hint) from error
-        if isinstance(because, Denied) and isinstance(error, Denied):
+        if isinstance(because, AccessDenied) and isinstance(error, AccessDenied):
             raise error from because  # not a missing listing: we may not look
         raise no_index from error
     parser = _Links()

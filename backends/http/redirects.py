@@ -11,8 +11,8 @@ from threading import Lock
 from urllib.parse import quote, urljoin, urlsplit
 
 from ..environment import origin
-from ..errors import Misbehaved, SourceError
-from .address_policy import Reach
+from ..errors import ProtocolError, SourceError
+from .address_policy import AllowedScope
 
 REMEMBER_S = 300.0
 _MOST = 1024  # targets remembered at once
@@ -22,36 +22,36 @@ _RESERVED = "!#$%&'()*+,/:;=?@[]~"
 
 
 @dataclass(frozen=True, slots=True)
-class Landing:
+class RedirectTarget:
     """Where a locator leads, and how far its redirects may reach. The URL may be signed: it is kept here, shown nowhere."""
 
     url: str
-    reach: Reach
+    reach: AllowedScope
 
 
-class Landings:
+class RedirectCache:
     """Last targets of locators that were redirected, for ``REMEMBER_S`` seconds. Safe for threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._mutex = clock, Lock()
-        self._known: OrderedDict[str, tuple[float, Landing]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[float, RedirectTarget]] = OrderedDict()
 
-    def find(self, locator: str) -> Landing | None:
+    def find(self, locator: str) -> RedirectTarget | None:
         with self._mutex:
-            at, landing = self._known.get(locator, (0.0, None))
-            return landing if landing is not None and self._clock() - at < REMEMBER_S else None
+            at, target = self._known.get(locator, (0.0, None))
+            return target if target is not None and self._clock() - at < REMEMBER_S else None
 
-    def remember(self, locator: str, landing: Landing) -> None:
+    def remember(self, locator: str, target: RedirectTarget) -> None:
         with self._mutex:
-            self._known[locator] = self._clock(), landing
+            self._known[locator] = self._clock(), target
             self._known.move_to_end(locator)
             while len(self._known) > _MOST:
                 self._known.popitem(last=False)
 
-    def drop(self, locator: str, landing: Landing) -> None:
-        """Forget *landing*, unless another thread has found a newer one by now."""
+    def drop(self, locator: str, target: RedirectTarget) -> None:
+        """Forget *target*, unless another thread has found a newer one by now."""
         with self._mutex:
-            if self._known.get(locator, (0.0, None))[1] == landing:
+            if self._known.get(locator, (0.0, None))[1] == target:
                 del self._known[locator]
 
 
@@ -61,33 +61,33 @@ def check(locator: str) -> None:
         authority = urlsplit(locator).netloc
         origin(locator)
     except ValueError:  # its text may quote a part of a password
-        raise Misbehaved("not a URL that can be asked", locator=locator) from None
+        raise ProtocolError("not a URL that can be asked", locator=locator) from None
     if "@" in authority:
         hint = "put them into ~/.netrc and the locator without them"
         raise SourceError("a URL holds no credentials", locator=locator, hint=hint)
     if _CONTROL.search(locator) or not _AUTHORITY.match(authority):
-        raise Misbehaved("not a URL that can be asked", locator=locator)
+        raise ProtocolError("not a URL that can be asked", locator=locator)
 
 
 def follow(url: str, location: str | None, locator: str) -> str:
-    """The address that an answer of *url* redirects to. Raises Misbehaved where it must not be followed."""
+    """The address that an answer of *url* redirects to. Raises ProtocolError where it must not be followed."""
     if not location:
-        raise Misbehaved("redirected without saying where", locator=locator)
+        raise ProtocolError("redirected without saying where", locator=locator)
     if _CONTROL.search(location):
-        raise Misbehaved("redirected to an address with control characters", locator=locator)
+        raise ProtocolError("redirected to an address with control characters", locator=locator)
     try:
         # http.client reads header bytes as latin-1; what servers send there without asking is UTF-8.
         target = urljoin(url, quote(location.encode("latin-1"), safe=_RESERVED))
         parts = urlsplit(target)
         scheme, host, _ = origin(target)
     except ValueError:
-        raise Misbehaved("redirected to what is no URL", locator=locator) from None
+        raise ProtocolError("redirected to what is no URL", locator=locator) from None
     if scheme not in ("http", "https") or not host:
-        raise Misbehaved(f"redirected to a {scheme[:20] or 'nameless'} address", locator=locator)
+        raise ProtocolError(f"redirected to a {scheme[:20] or 'nameless'} address", locator=locator)
     if url.lower().startswith("https:") and scheme == "http":
-        raise Misbehaved("redirected from https to http", locator=locator)
+        raise ProtocolError("redirected from https to http", locator=locator)
     if "@" in parts.netloc:
-        raise Misbehaved("redirected to an address with credentials in it", locator=locator)
+        raise ProtocolError("redirected to an address with credentials in it", locator=locator)
     if not _AUTHORITY.match(parts.netloc) or ("%" in host and ":" not in host):
-        raise Misbehaved("redirected to a host that cannot be", locator=locator)
+        raise ProtocolError("redirected to a host that cannot be", locator=locator)
     return target

@@ -16,10 +16,10 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-from ..errors import Denied, Misbehaved, NotFound, NotListable, SourceError, Throttled, TimedOut, Unreachable
+from ..errors import AccessDenied, ConnectionFailed, NotFound, NotListable, ProtocolError, SourceError, Throttled, TimedOut
 from ..http.response import BROKEN, body_of, is_range_answer, parse_retry_after, span_of
-from ..source import Body, Listed, Listing, Reader, Sending
-from ..switches import is_on
+from ..source import Body, Listed, Listing, OnSend, ReadRange
+from ..switches import env_flag
 from .multipart import Upload
 
 if TYPE_CHECKING:
@@ -115,9 +115,9 @@ class S3Source:
     def origin(self, locator: str) -> str:
         return f"s3://{_parts(locator)[0]}"
 
-    def put(self, locator: str, size: int, read: Reader, sending: Sending) -> int:
+    def put(self, locator: str, size: int, read: ReadRange, on_send: OnSend) -> int:
         bucket, key, _ = _parts(locator)
-        return Upload(partial(self._ask, locator=locator), bucket, key, read, sending).put(size)
+        return Upload(partial(self._ask, locator=locator), bucket, key, read, on_send).put(size)
 
     # ---- listing
 
@@ -134,7 +134,7 @@ class S3Source:
                 return
             before, token = token, page.get("NextContinuationToken", "")
             if token in ("", before):
-                raise Misbehaved("the listing says that it goes on, and not where", locator=locator)
+                raise ProtocolError("the listing says that it goes on, and not where", locator=locator)
         raise NotListable(f"more than {_PAGES} pages", locator=locator, hint="name a longer prefix")
 
     def _listed(self, bucket: str, prefix: str, key: str, size: int | None) -> Listed:
@@ -203,7 +203,7 @@ def _make() -> tuple[BaseClient, str]:
     """A client, and why it does not sign, where it does not. Endpoints and addressing styles are boto3's to find."""
     session = _session()
     unsigned = ""
-    if is_on(os.environ, "AWS_NO_SIGN_REQUEST"):
+    if env_flag(os.environ, "AWS_NO_SIGN_REQUEST"):
         unsigned = "AWS_NO_SIGN_REQUEST is set, and this is not public"
     elif session.get_credentials() is None:
         unsigned = f"there are no credentials; {_CREDENTIALS_HINT}"
@@ -257,7 +257,9 @@ def _refused(response: Mapping[str, Any], locator: str, unsigned: str) -> Source
     # Some servers find a request without a signature malformed rather than forbidden.
     if code in _DENIED or status in (401, 403, 407) or (unsigned and status == 400):
         hint = unsigned or f"check the credentials ({_DENIED.get(code) or _CREDENTIALS_HINT})"
-        return Denied(f"S3 refused ({code})" + ", asked without credentials" * bool(unsigned), locator=locator, hint=hint)
+        return AccessDenied(
+            f"S3 refused ({code})" + ", asked without credentials" * bool(unsigned), locator=locator, hint=hint
+        )
     if status == 416:
         return _OutOfRange(f"S3 refused ({code})", locator=locator)
     if code in _MISSING or status == 404:
@@ -267,7 +269,7 @@ def _refused(response: Mapping[str, Any], locator: str, unsigned: str) -> Source
     if code == "RequestTimeout" or status in (408, 504):
         return TimedOut(f"S3 waited in vain ({code})", locator=locator)
     if status >= 500 and status != 501:
-        return Unreachable(f"S3 failed ({code})", locator=locator, retry_after=after)
+        return ConnectionFailed(f"S3 failed ({code})", locator=locator, retry_after=after)
     return SourceError(f"S3 refused ({code})", locator=locator)
 
 
@@ -294,13 +296,13 @@ def _failed(error: Exception, locator: str) -> SourceError:
     name = type(error).__name__
     if isinstance(error, spoken + silent):
         what = str(error).rstrip(".") if isinstance(error, spoken) else f"the credentials cannot be had ({name})"
-        return Denied(what, locator=locator, hint=f"{_CREDENTIALS_HINT}; AWS_NO_SIGN_REQUEST=1 for a public bucket")
+        return AccessDenied(what, locator=locator, hint=f"{_CREDENTIALS_HINT}; AWS_NO_SIGN_REQUEST=1 for a public bucket")
     if isinstance(error, botocore.SSLError | urllib3.SSLError):
-        return Misbehaved("the server's certificate is not valid", locator=locator, hint="AWS_CA_BUNDLE names a CA")
+        return ProtocolError("the server's certificate is not valid", locator=locator, hint="AWS_CA_BUNDLE names a CA")
     timeouts = (botocore.ReadTimeoutError, botocore.ConnectTimeoutError, urllib3.TimeoutError, TimeoutError)
     if isinstance(error, timeouts):
         return TimedOut("the server did not answer in time", locator=locator)
     if isinstance(error, (botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError, *BROKEN)):
-        return Unreachable(f"connection failed ({name})", locator=locator)
+        return ConnectionFailed(f"connection failed ({name})", locator=locator)
     hint = "check AWS_ENDPOINT_URL_S3, AWS_DEFAULT_REGION and the profile"
-    return Misbehaved(f"it cannot be asked, or the answer makes no sense ({name})", locator=locator, hint=hint)
+    return ProtocolError(f"it cannot be asked, or the answer makes no sense ({name})", locator=locator, hint=hint)

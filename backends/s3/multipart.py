@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..errors import Denied, NotFound, SourceError
-from ..source import Reader, Sending
+from ..errors import AccessDenied, NotFound, SourceError
+from ..source import OnSend, ReadRange
 
 PART = 8 << 20
 """Bytes of a part, and the least: S3 asks for 5 MiB, and takes 10,000 parts at most."""
@@ -30,8 +30,8 @@ class Upload:
     ask: Request
     bucket: str
     key: str
-    read: Reader
-    sending: Sending
+    read: ReadRange
+    on_send: OnSend
 
     @property
     def _where(self) -> dict[str, str]:
@@ -42,7 +42,7 @@ class Upload:
         if size <= PART:
             data = self.read(0, size)
             sha256 = base64.b64encode(hashlib.sha256(data).digest()).decode()
-            self.sending(size)
+            self.on_send(size)
             self.ask("put_object", arguments={**self._where, "Body": data, "ChecksumSHA256": sha256})
             return size
         sent: list[int] = []
@@ -51,7 +51,7 @@ class Upload:
                 self._put_parts(upload, size, sent)
                 return sum(sent)
             except SourceError as error:
-                if error.transient or isinstance(error, Denied):
+                if error.transient or isinstance(error, AccessDenied):
                     raise
             # Another push has ended this upload, or its parts are of another zstd.
             if self._is_there(size):
@@ -69,7 +69,7 @@ class Upload:
             md5 = hashlib.md5(data, usedforsecurity=False)
             if there.get(number) == md5.hexdigest():
                 return there[number]
-            self.sending(len(data))
+            self.on_send(len(data))
             part = {**self._where, "UploadId": upload, "PartNumber": number, "Body": data}
             tag: str = self.ask("upload_part", arguments=part)["ETag"]
             sent.append(len(data))
@@ -105,7 +105,7 @@ class Upload:
             arguments = {"Bucket": self.bucket, "Key": self.key, "UploadId": upload, **more}
             try:
                 page = self.ask("list_parts", arguments=arguments)
-            except Denied:
+            except AccessDenied:
                 raise
             except SourceError:
                 return

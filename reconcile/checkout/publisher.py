@@ -13,15 +13,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from modelstow.cas import EMPTY, BlobState, BlobStore, Digest, LinkKind, Look, leases, trash, tree
+from modelstow.cas import EMPTY, BlobState, BlobStatus, BlobStore, Digest, LinkKind, leases, trash, tree
 from modelstow.cas import inventory as inventories
 from modelstow.cas.durable import fsync_folder
-from modelstow.cas.inventory import Inventory, Placed
-from modelstow.cas.links import Placer
+from modelstow.cas.inventory import Inventory, InventoryEntry
+from modelstow.cas.links import Linker
 from modelstow.cas.locks import Lock
-from modelstow.cas.tree import Item, Quarantine
+from modelstow.cas.tree import Quarantine, TreeEntry
 
-from ..events.events import Displaced, FileLinked, Note, Pruned, Sink, TreePublished, TreeRemoved
+from ..events.events import Displaced, FileLinked, Info, Pruned, Sink, TreePublished, TreeRemoved
 from ..planning.observer import observe
 from ..planning.planner import Link, Remove, Replace, plan, same_choice
 from ..planning.state import Actual, ActualTree, Desired, DesiredTree, TreeKey
@@ -31,16 +31,16 @@ _TRIES = 100  # to make a folder whose parents others remove
 
 @dataclass(slots=True, kw_only=True)
 class Publisher:
-    """Publishes trees of one store. *placer* is shared, so that what does not work here is tried once."""
+    """Publishes trees of one store. *linker* is shared, so that what does not work here is tried once."""
 
     store: BlobStore
-    placer: Placer
+    linker: Linker
     emit: Sink
     lock_tree: Callable[[TreeKey], Lock]
 
     # ---- making it stand
 
-    def publish(self, desired: Desired, wanted: DesiredTree, known: Mapping[Digest, Look]) -> bool:
+    def publish(self, desired: Desired, wanted: DesiredTree, known: Mapping[Digest, BlobStatus]) -> bool:
         """Make one tree stand as wanted; its blobs must be there. True if anything changed. Durable on return.
 
         *known*: looks at blobs that still hold, since the caller's lease keeps them.
@@ -62,7 +62,7 @@ class Publisher:
             if exchanged and desired.prune and seen.extra:  # they moved into the new tree
                 actual = observe(self.store, one)
             if not exchanged or (desired.prune and seen.extra):
-                self._mend(one, wanted, actual)
+                self._repair_in_place(one, wanted, actual)
             if work:
                 key = wanted.key
                 self.emit(TreePublished(model=key.model, variant=key.variant, path=wanted.path, exchanged=exchanged))
@@ -102,7 +102,7 @@ class Publisher:
             self._discard_staging(staging, files)
             (folder / (record.id + inventories.NEXT)).unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno in tree.EXCHANGE_IMPOSSIBLE and old is not None:
-                self.emit(Note(text=f"{wanted.path} cannot be exchanged here ({error.strerror}); changing it file by file"))
+                self.emit(Info(text=f"{wanted.path} cannot be exchanged here ({error.strerror}); changing it file by file"))
                 return False
             raise
         if swapped:
@@ -116,13 +116,13 @@ class Publisher:
         tree.drain(old_folder, live, old.files, quarantine)
         self._tell_displaced(live, quarantine)
         if not trash.put(self.store.layout, old_folder, old):
-            tree.strip(old_folder, old.files, quarantine)
+            tree.remove_managed(old_folder, old.files, quarantine)
 
-    def _mend(self, desired: Desired, wanted: DesiredTree, actual: Actual) -> None:
+    def _repair_in_place(self, desired: Desired, wanted: DesiredTree, actual: Actual) -> None:
         """Bring a standing tree in order file by file; every path switches in one step."""
         folder = self.store.layout.inventories
         old = inventories.read(folder / inventories.tree_id(wanted.key.tree))
-        before: Mapping[str, Placed] = old.files if old else {}
+        before: Mapping[str, InventoryEntry] = old.files if old else {}
         if not wanted.path.is_dir():
             self._make_folder(wanted.path)
             fsync_folder(wanted.path.parent)
@@ -133,7 +133,7 @@ class Publisher:
         gone = [a.path for a in actions if isinstance(a, Remove)]
         quarantine = Quarantine(self.store.layout.quarantine, wanted.path.name)
         try:
-            self._make_way(wanted, place, gone, actual, before, quarantine)
+            self._clear_conflicts(wanted, place, gone, actual, before, quarantine)
             placed = self._populate(wanted.path, desired, place, wanted, actual, replacing=True)
         except BaseException:
             if old is None and not any(tree.as_placed(f"{wanted.path}/{p}", file) for p, file in expected.items()):
@@ -145,13 +145,13 @@ class Publisher:
         self._tell(placed)
         self._tell_displaced(wanted.path, quarantine)
 
-    def _make_way(
+    def _clear_conflicts(
         self,
         wanted: DesiredTree,
         place: Mapping[str, Digest],
         gone: Iterable[str],
         actual: Actual,
-        before: Mapping[str, Placed],
+        before: Mapping[str, InventoryEntry],
         quarantine: Quarantine,
     ) -> None:
         """Move what stands in the way and may hold bytes that nobody else has; unlink what is ours."""
@@ -187,7 +187,7 @@ class Publisher:
             blobs = os.path.realpath(self.store.layout.blobs)
             return stat.S_ISLNK(found.st_mode) and Path(os.path.realpath(path)).is_relative_to(blobs)
         digest = Digest.of_path(path)
-        return digest == EMPTY or self.store.look(digest, found.st_size).state is BlobState.INTACT
+        return digest == EMPTY or self.store.stat(digest, found.st_size).state is BlobState.INTACT
 
     # ---- taking it away
 
@@ -205,20 +205,20 @@ class Publisher:
             with alone:
                 if unless is not None and unless():
                     return False
-                self._take_away(path, record)
+                self._remove_files(path, record)
             trash.empty(self.store.layout, tree=record.tree)
             if not os.path.isabs(record.tree):
                 self._remove_empty(self.store.layout.models, str(path.relative_to(self.store.layout.models)))
             self.emit(TreeRemoved(model=key.model, variant=key.variant, path=path))
         return True
 
-    def _take_away(self, path: Path, record: Inventory) -> None:
+    def _remove_files(self, path: Path, record: Inventory) -> None:
         """By one rename where nothing but ours is in it, else file by file around the user's."""
         quarantine = Quarantine(self.store.layout.quarantine, path.name)
-        content = tree.sort_out(path, record.files)
+        content = tree.classify(path, record.files)
         only_ours = not content.theirs and not content.edited and tree.is_folder(path)
         if not (only_ours and trash.put(self.store.layout, path, record)):
-            tree.strip(path, record.files, quarantine)
+            tree.remove_managed(path, record.files, quarantine)
         inventories.remove(self.store.layout.inventories, record.id)
         self._tell_displaced(path, quarantine)
 
@@ -236,13 +236,13 @@ class Publisher:
                 for p, f in record.files.items()
                 if f.digest in digests
                 and f.kind is LinkKind.HARDLINK
-                and f.ino != self.store.look(f.digest, desired.size(f.digest)).ino
+                and f.ino != self.store.stat(f.digest, desired.size(f.digest)).ino
                 and _inode(path / p) == f.ino
             }
             if not stale:
                 return
             wanted = DesiredTree(key=key, path=path, files=stale, labels=record.labels)
-            looks = {digest: self.store.look(digest, desired.size(digest)) for digest in set(stale.values())}
+            looks = {digest: self.store.stat(digest, desired.size(digest)) for digest in set(stale.values())}
             placed = self._populate(path, desired, stale, wanted, Actual(blobs=looks), replacing=True)
             inventories.settle(self.store.layout.inventories, replace(record, files={**record.files, **placed}))
             self._tell(placed)
@@ -273,14 +273,14 @@ class Publisher:
             inventories.remove(folder, id_)
         return True
 
-    def _discard_staging(self, staging: Path, files: Mapping[str, Placed]) -> None:
+    def _discard_staging(self, staging: Path, files: Mapping[str, InventoryEntry]) -> None:
         """Remove a folder that never became a tree: all that is in it was put there by us."""
         for path in files:
             try:
                 tree.unlink(staging, path)
             except (FileNotFoundError, NotADirectoryError):
                 pass
-        tree.strip(staging, files, Quarantine(self.store.layout.quarantine, "staging"))
+        tree.remove_managed(staging, files, Quarantine(self.store.layout.quarantine, "staging"))
 
     # ---- bits
 
@@ -293,9 +293,11 @@ class Publisher:
         actual: Actual,
         *,
         replacing: bool = False,
-    ) -> dict[str, Placed]:
+    ) -> dict[str, InventoryEntry]:
         items = {
-            path: Item(EMPTY, 0) if digest == EMPTY else Item(digest, desired.size(digest), actual.blobs[digest].ino)
+            path: TreeEntry(EMPTY, 0)
+            if digest == EMPTY
+            else TreeEntry(digest, desired.size(digest), actual.blobs[digest].ino)
             for path, digest in files.items()
         }
         outside = os.path.isabs(wanted.key.tree)
@@ -306,7 +308,7 @@ class Publisher:
             return blob if outside else os.path.relpath(blob, os.path.dirname(f"{wanted.path}/{path}"))
 
         return tree.populate(
-            root, items, self.store.layout.blob, self.placer, replace=replacing, target=target, folder_mode=self._tree_mode
+            root, items, self.store.layout.blob, self.linker, replace=replacing, target=target, folder_mode=self._tree_mode
         )
 
     @property
@@ -314,13 +316,15 @@ class Publisher:
         """Folders of trees: the group's in a shared store, readable by all who may enter the store otherwise."""
         return 0o2775 if self.store.config.shared else 0o755
 
-    def _expected(self, digest: Digest, actual: Actual) -> Placed:
+    def _expected(self, digest: Digest, actual: Actual) -> InventoryEntry:
         """What a hardlink of this blob will be; a guess that the record after the work corrects."""
         if digest == EMPTY:
-            return Placed(digest, LinkKind.EMPTY, 0)
-        return Placed(digest, LinkKind.HARDLINK, actual.blobs[digest].ino)
+            return InventoryEntry(digest, LinkKind.EMPTY, 0)
+        return InventoryEntry(digest, LinkKind.HARDLINK, actual.blobs[digest].ino)
 
-    def _record(self, wanted: DesiredTree, files: Mapping[str, Placed], *, staging: Path | None = None) -> Inventory:
+    def _record(
+        self, wanted: DesiredTree, files: Mapping[str, InventoryEntry], *, staging: Path | None = None
+    ) -> Inventory:
         parent = os.stat(wanted.path.parent)
         return Inventory(
             tree=wanted.key.tree,
@@ -367,7 +371,7 @@ class Publisher:
             if str(parent) == "." or not tree.remove_folder(root / parent):
                 return
 
-    def _tell(self, placed: Mapping[str, Placed]) -> None:
+    def _tell(self, placed: Mapping[str, InventoryEntry]) -> None:
         for path, file in placed.items():
             self.emit(FileLinked(path=path, kind=file.kind))
 

@@ -15,7 +15,7 @@ from statistics import median
 from modelstow.cas import BlobState, BlobStore, Digest, NoSpaceError
 from modelstow.cas.partial import read_fully
 from modelstow.cas.pieces import PIECE, piece_count, piece_range
-from modelstow.cas.scrub import Level, Subject, scrub
+from modelstow.cas.scrub import Level, ScrubTarget, scrub
 
 from .. import settings
 from ..errors import IntegrityError, InvalidConfigError
@@ -79,7 +79,7 @@ def _check_space(here: Path, total: int) -> None:
 # ---- the file
 
 
-def _stowed(folder: Path, total: int) -> tuple[BlobStore, Subject]:
+def _stowed(folder: Path, total: int) -> tuple[BlobStore, ScrubTarget]:
     """A store of its own in *folder* with one blob of *total* bytes, ingested as any other."""
     store = BlobStore.open(folder / "store")
     store.prepare()
@@ -89,7 +89,7 @@ def _stowed(folder: Path, total: int) -> tuple[BlobStore, Subject]:
         store.copy_in(file.fileno(), digest, total)
     path.unlink()
     layout = store.layout
-    return store, Subject(path=layout.blob(digest), digest=digest, size=total, table=layout.table(digest))
+    return store, ScrubTarget(path=layout.blob(digest), digest=digest, size=total, table=layout.table(digest))
 
 
 def _write(path: Path, total: int) -> Digest:
@@ -107,13 +107,13 @@ def _write(path: Path, total: int) -> Digest:
 # ---- the clock
 
 
-def _measure(store: BlobStore, subject: Subject, repeats: int) -> list[Measured]:
+def _measure(store: BlobStore, target_file: ScrubTarget, repeats: int) -> list[Measured]:
     """Every level so many times, in an order that rotates, after one round that does not count."""
     levels: dict[str, Callable[[], int]] = {
-        _READ: lambda: _read(subject),
-        Level.QUICK: lambda: _look(store, subject),
-        Level.FAST: lambda: _scrub(subject, Level.FAST),
-        Level.FULL: lambda: _scrub(subject, Level.FULL),
+        _READ: lambda: _read(target_file),
+        Level.QUICK: lambda: _look(store, target_file),
+        Level.FAST: lambda: _scrub(target_file, Level.FAST),
+        Level.FULL: lambda: _scrub(target_file, Level.FULL),
     }
     times: dict[str, list[float]] = {name: [] for name in levels}
     bytes_read: dict[str, int] = {}
@@ -133,22 +133,22 @@ def _measured(level: str, read: int, mine: Sequence[float], limit: Sequence[floa
     return Measured(level=level, seconds=median(mine), bytes=read, share=median(shares) if read else None)
 
 
-def _read(subject: Subject) -> int:
-    view = memoryview(bytearray(min(PIECE, subject.size, 1 << 20)))
-    with open(subject.path, "rb", buffering=0) as file:
-        for start in range(0, subject.size, len(view)):
-            read_fully(file.fileno(), view[: subject.size - start], start)
-    return subject.size
+def _read(target_file: ScrubTarget) -> int:
+    view = memoryview(bytearray(min(PIECE, target_file.size, 1 << 20)))
+    with open(target_file.path, "rb", buffering=0) as file:
+        for start in range(0, target_file.size, len(view)):
+            read_fully(file.fileno(), view[: target_file.size - start], start)
+    return target_file.size
 
 
-def _look(store: BlobStore, subject: Subject) -> int:
-    if store.look(subject.digest, subject.size).state is not BlobState.INTACT:
+def _look(store: BlobStore, target_file: ScrubTarget) -> int:
+    if store.stat(target_file.digest, target_file.size).state is not BlobState.INTACT:
         raise IntegrityError("a blob that was just stowed does not look intact", hint="run `modelstow doctor`")
     return 0
 
 
-def _scrub(subject: Subject, level: Level) -> int:
-    verdict = next(scrub([subject], level))
+def _scrub(target_file: ScrubTarget, level: Level) -> int:
+    verdict = next(scrub([target_file], level))
     if not verdict.intact:
         raise IntegrityError("a blob that was just stowed reads back damaged", hint="check this disk and its memory")
     return verdict.bytes_read

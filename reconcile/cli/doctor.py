@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelstow.cas import BlobStore, CasError, Digest, LinkMode, locks
-from modelstow.cas.links import LinkKind, Placer
+from modelstow.cas.links import Linker, LinkKind
 
 from ..errors import ModelstowError
 from ..retention.preflight import disk
@@ -64,7 +64,7 @@ def _packages() -> Check:
 
 def _store(root: Path) -> Check:
     try:
-        store = BlobStore.at(root)
+        store = BlobStore.open_existing(root)
     except (CasError, OSError) as error:
         return Check("store", False, str(error), getattr(error, "hint", ""))
     if store is None:
@@ -116,7 +116,7 @@ def _links(folder: Path) -> Check:
     try:
         for mode in (LinkMode.HARDLINK, LinkMode.REFLINK, LinkMode.SYMLINK, LinkMode.COPY):
             try:
-                works.append(Placer(mode, strict=True).place(str(blob), digest, len(data), fd, mode.value))
+                works.append(Linker(mode, strict=True).place(str(blob), digest, len(data), fd, mode.value))
             except (CasError, OSError):
                 continue
     finally:

@@ -26,7 +26,7 @@ from .session import Answer, Session, read_lock
 
 def run_ls(session: Session) -> Answer:
     ensurer = session.ensurer()
-    store = BlobStore.at(ensurer.settings.root)
+    store = BlobStore.open_existing(ensurer.settings.root)
     pinned = pins.names(store) if store else frozenset()
     models: list[dict[str, Any]] = []
     for each in ensurer.statuses(session.args.selectors or None):
@@ -57,7 +57,7 @@ def _name(each: VariantStatus) -> str:
 
 def run_du(session: Session) -> Answer:
     ensurer = session.ensurer_with_or_without_lock()
-    store = BlobStore.at(ensurer.settings.root)
+    store = BlobStore.open_existing(ensurer.settings.root)
     wanted: set[str] | None = None
     if session.args.selectors:
         wanted = {str(tree.key) for tree in ensurer.desired(session.args.selectors).trees}
@@ -65,7 +65,7 @@ def run_du(session: Session) -> Answer:
         totals = {"logical": 0, "physical": 0, "reclaimable": 0}
         return Answer(document={"trees": [], "totals": totals}, lines=("nothing stored yet",))
     known = roots.read(store)
-    standing = [root for root in known.trees if not root.unfinished and root.standing is not roots.Standing.DEAD]
+    standing = [root for root in known.trees if not root.unfinished and root.state is not roots.RootState.DEAD]
     holders = Counter(digest for root in standing for digest in {p.digest for p in root.record.files.values()})
     sizes = _blob_sizes(store)
     trees = [_tree_usage(root, holders, sizes, store) for root in standing if wanted is None or root.name in wanted]
@@ -153,7 +153,7 @@ def run_which(session: Session) -> Answer:
         raise InvalidConfigError(f"{path}: {error.strerror}", hint=_WHICH_HINT) from error
     if not stat.S_ISREG(found.st_mode):
         raise InvalidConfigError(f"{path} is not a regular file", hint=_WHICH_HINT)
-    store = BlobStore.at(session.settings.root)
+    store = BlobStore.open_existing(session.settings.root)
     known = roots.read(store) if store else None
     digest = _digest_of(path, found, store, known) if store and known else None
     trees, models = [], set()

@@ -115,9 +115,11 @@ def _run(argv: Sequence[str], environ: Mapping[str, str], form: _Form) -> int:
     except OSError as error:  # a full disk behind a redirection
         _quietly_closed()
         from ..errors import FilesystemError
-        from . import complaint
+        from . import output
 
-        complaint.tell(FilesystemError(f"standard output cannot be written: {error.strerror}"), as_event=form.as_events)
+        output.report_error(
+            FilesystemError(f"standard output cannot be written: {error.strerror}"), as_event=form.as_events
+        )
         return 1
 
 
@@ -151,14 +153,14 @@ def _print_lines(lines: Sequence[str]) -> None:
 def _complain(error: BaseException, document: Mapping[str, Any], form: _Form) -> int:
     """Say what went wrong, where, and what next; the exit code."""
     from ..errors import exit_code
-    from . import complaint
+    from . import output
 
     if form.as_json:
         from .session import dump
 
-        print(dump({"schema": 1, "ok": False, **document, "error": complaint.field(error)}))
+        print(dump({"schema": 1, "ok": False, **document, "error": output.error_document(error)}))
         sys.stdout.flush()
-    return exit_code(complaint.tell(error, as_event=form.as_events))
+    return exit_code(output.report_error(error, as_event=form.as_events))
 
 
 def _quietly_closed() -> int:

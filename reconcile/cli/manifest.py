@@ -17,7 +17,7 @@ from modelstow.cas.durable import write_file
 
 from .. import resolution
 from ..desired import manifest as manifests
-from ..desired.locators import EXAMPLES, source_flaw, tidied
+from ..desired.locators import EXAMPLES, check_source, normalize
 from ..desired.validation import name_problem
 from ..errors import InvalidConfigError, ManifestValidationError, ModelNotFoundError, Problem, listing
 from .output import count, size
@@ -119,7 +119,7 @@ def run_lock(session: Session) -> Answer:
     args = session.args
     if args.check and args.upgrade is None:
         stale = resolution.is_stale(session.settings)
-        found = resolution.locked_as_it_is(session.settings)
+        found = resolution.read_lockfile(session.settings)
     else:
         with shown(session) as sink:
             found = resolution.lock(session.settings, upgrade=args.upgrade, write=not args.check, emit=sink)
@@ -149,15 +149,15 @@ def _parse(path: Path) -> tomlkit.TOMLDocument:
 
 def _checked(text: str) -> str:
     """A source as it was typed, if it may be one. Raises InvalidConfigError."""
-    locator = tidied(text)
-    if flaw := source_flaw(locator):
+    locator = normalize(text)
+    if flaw := check_source(locator):
         raise InvalidConfigError(f"{redact(locator) or 'nothing'}: {flaw.what}", hint=flaw.hint)
     if "://" in locator or os.path.isdir(locator):
         return locator
     if os.path.exists(locator):
         raise InvalidConfigError(f"{locator} is a file", hint="name the folder that it is in, and the file by --include")
     hint = f"name a folder that is there, or an address like {EXAMPLES}"
-    if "/" in locator and not locator.startswith((".", "/")) and not source_flaw(f"hf://{locator}"):
+    if "/" in locator and not locator.startswith((".", "/")) and not check_source(f"hf://{locator}"):
         hint = f"if a hub's repository is meant, write hf://{locator}"
     raise InvalidConfigError(f"there is no folder {locator}", hint=hint)
 

@@ -1,8 +1,11 @@
-"""How figures look to people."""
+"""What commands print: figures for people, tables, and what went wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 def size(count: int) -> str:
@@ -36,3 +39,37 @@ def table(rows: Iterable[Sequence[str]], *, right: frozenset[int] = frozenset())
         cells = [cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row)]
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def error_document(error: BaseException) -> dict[str, Any]:
+    """The value of ``error`` in a document."""
+    code, message, hint, details = _facts(error)
+    return {"code": code, "message": message, "hint": hint, "details": details}
+
+
+def report_error(error: BaseException, *, as_event: bool = False) -> str:
+    """Say what went wrong, where, and what next; its code."""
+    code, message, hint, _ = _facts(error)
+    if as_event:
+        row = {"event": "Failed", "code": code, "message": message, "hint": hint}
+        print(json.dumps(row, default=str), file=sys.stderr, flush=True)
+        return code
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr, flush=True)
+    return code
+
+
+def _facts(error: BaseException) -> tuple[str, str, str, Mapping[str, Any]]:
+    from modelstow.backends import SourceError
+
+    from ..errors import as_ours
+
+    ours = as_ours(error)
+    if ours is not None:
+        return ours.code, ours.what, ours.hint, ours.details
+    if isinstance(error, SourceError):
+        rows = [{"source": error.locator, "code": error.code, "reason": error.what}]
+        return error.code, str(error), error.hint, {"sources": rows}
+    hint = "this is a bug; run it again with --verbose for a traceback to report"
+    return "UNKNOWN_ERROR", f"{type(error).__name__}: {error}", hint, {}

@@ -13,7 +13,7 @@ VARIANT = "default"
 
 
 class _Parser(argparse.ArgumentParser):
-    """Complains by raising, so that the complaint can be JSON too; takes options by their whole names only."""
+    """Complains by raising, so that the output can be JSON too; takes options by their whole names only."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)

@@ -32,7 +32,7 @@ def shown(session: Session) -> Iterator[Sink]:
 
 @contextmanager
 def _drawn(session: Session) -> Iterator[Sink]:
-    if session.draws:
+    if session.progress_enabled:
         with _bars(session) as bars:
             yield bars
     else:

@@ -13,10 +13,10 @@ from ..desired import selectors
 from ..desired.validation import Selector
 from ..ensurer import ModelEnsurer
 from ..errors import InvalidConfigError, ModelNotFoundError, listing
-from ..events.events import Note
+from ..events.events import Info
 from ..retention import pins, roots
-from ..retention.collector import Collected, Goals
-from ..retention.roots import Roots, Standing, TreeRoot
+from ..retention.collector import EvictionTargets, GcResult
+from ..retention.roots import Roots, RootState, TreeRoot
 from .output import count, size, table
 from .session import Answer, Session
 
@@ -32,7 +32,7 @@ def run_gc(session: Session) -> Answer:
         return _explain(ensurer, args.explain)
     if args.forget:
         return _forget(ensurer, args.forget)
-    goals = Goals(
+    goals = EvictionTargets(
         max_size=settings.parse_size(args.max_size, "--max-size") if args.max_size else None,
         free=settings.parse_size(args.free, "--free") if args.free else None,
         max_age_s=settings.parse_age(args.max_age, "--max-age") if args.max_age else None,
@@ -47,14 +47,14 @@ def run_gc(session: Session) -> Answer:
     even_so = "even then" if found.dry_run else "even so"
     if found.over_bytes:
         more = size(found.over_bytes)
-        session.tell(Note(text=f"{even_so}, blobs take {more} more than --max-size: what is pinned or in use stays"))
+        session.tell(Info(text=f"{even_so}, blobs take {more} more than --max-size: what is pinned or in use stays"))
     if found.lacking_bytes:
         less, others = size(found.lacking_bytes), "what is pinned or in use stays, and what is not modelstow's"
-        session.tell(Note(text=f"{even_so}, {less} less is free than --free asks for: {others}"))
+        session.tell(Info(text=f"{even_so}, {less} less is free than --free asks for: {others}"))
     return Answer(document=_collected(found), lines=_collected_lines(found))
 
 
-def _collected(found: Collected) -> dict[str, Any]:
+def _collected(found: GcResult) -> dict[str, Any]:
     missed = {"max_size": found.over_bytes, "free": found.lacking_bytes}
     missed = {goal: bytes_ for goal, bytes_ in missed.items() if bytes_}
     return {
@@ -65,7 +65,7 @@ def _collected(found: Collected) -> dict[str, Any]:
     } | ({"missed": missed} if missed else {})
 
 
-def _collected_lines(found: Collected) -> tuple[str, ...]:
+def _collected_lines(found: GcResult) -> tuple[str, ...]:
     word = "would remove" if found.dry_run else "removed"
     lines = [f"{word} tree {path}" for path in found.trees]
     what = f"{count(len(found.blobs), 'blob')} and {count(len(found.partials), 'partial')}"
@@ -76,7 +76,7 @@ def _collected_lines(found: Collected) -> tuple[str, ...]:
 
 
 def _known(ensurer: ModelEnsurer) -> Roots | None:
-    store = BlobStore.at(ensurer.settings.root)
+    store = BlobStore.open_existing(ensurer.settings.root)
     return None if store is None else roots.read(store)
 
 
@@ -84,14 +84,14 @@ def _list_roots(ensurer: ModelEnsurer) -> Answer:
     known = _known(ensurer)
     rows: list[dict[str, Any]] = []
     for lock in known.locks if known else ():
-        rows.append({"id": lock.id, "kind": "lockfile", "path": lock.path, "standing": lock.standing})
+        rows.append({"id": lock.id, "kind": "lockfile", "path": lock.path, "standing": lock.state})
     for root in known.trees if known else ():
         path = str(root.record.path(ensurer.settings.root))
-        rows.append({"id": root.record.id, "kind": "tree", "path": path, "standing": root.standing})
+        rows.append({"id": root.record.id, "kind": "tree", "path": path, "standing": root.state})
     for pin in known.pins if known else ():
-        rows.append({"id": pin.name, "kind": "pin", "path": "", "standing": Standing.ALIVE})
+        rows.append({"id": pin.name, "kind": "pin", "path": "", "standing": RootState.ALIVE})
     for record in known.leased if known else ():
-        rows.append({"id": record.doing, "kind": "lease", "path": "", "standing": Standing.ALIVE})
+        rows.append({"id": record.doing, "kind": "lease", "path": "", "standing": RootState.ALIVE})
     rows.sort(key=lambda row: (row["kind"], row["path"], row["id"]))
     lines = table([(row["kind"], row["standing"], row["id"], row["path"]) for row in rows])
     return Answer(document={"roots": rows}, lines=tuple(lines))
@@ -108,9 +108,9 @@ def _explain(ensurer: ModelEnsurer, text: str) -> Answer:
         desired = ensurer.desired([text])
         digests = sorted({digest for tree in desired.trees for digest in tree.files.values()})
     reasons = dict.fromkeys(why for digest in digests for why in (known.reasons(digest) if known else ()))
-    store = BlobStore.at(ensurer.settings.root)
+    store = BlobStore.open_existing(ensurer.settings.root)
     if known is not None and store is not None and not reasons:
-        looks = [store.look(digest, 0) for digest in digests]
+        looks = [store.stat(digest, 0) for digest in digests]
         if any(look.ino and known.holds_inode(look.ino) for look in looks):
             reasons["a file below models/ that is not on record"] = None
     lines = [f"kept by {why}" for why in reasons] or ["nothing keeps it"]
@@ -118,7 +118,7 @@ def _explain(ensurer: ModelEnsurer, text: str) -> Answer:
 
 
 def _forget(ensurer: ModelEnsurer, text: str) -> Answer:
-    store = BlobStore.looking_at(ensurer.settings.root)
+    store = BlobStore.open_readonly(ensurer.settings.root)
     absolute = os.path.abspath(text)
     tried = [text, inventories.tree_id(text), inventories.tree_id(absolute)]
     if absolute.startswith(str(store.layout.root) + os.sep):
@@ -143,7 +143,7 @@ def run_evict(session: Session) -> Answer:
     pinned = known.pinned() if known else frozenset()
     for root in chosen:
         if root.name in pinned:
-            by_user = root.name in pins.names(BlobStore.looking_at(ensurer.settings.root))
+            by_user = root.name in pins.names(BlobStore.open_readonly(ensurer.settings.root))
             hint = f"`modelstow unpin {root.name}` first" if by_user else _BY_MANIFEST
             raise InvalidConfigError(f"{root.name} is pinned", hint=hint)
     lines = []
@@ -155,7 +155,7 @@ def run_evict(session: Session) -> Answer:
     named = known.named_by_lockfiles() if known else frozenset()
     if any(placed.digest in named for root in chosen for placed in root.record.files.values()):
         hint = "`modelstow gc --max-size` or `--free` removes them all the same"
-        session.tell(Note(text=f"a reconciled lockfile keeps its blobs; {hint}"))
+        session.tell(Info(text=f"a reconciled lockfile keeps its blobs; {hint}"))
     return Answer(document={"changed": bool(chosen) and not session.args.dry_run}, lines=tuple(lines))
 
 
@@ -205,7 +205,7 @@ def run_pin(session: Session) -> Answer:
 
 def run_unpin(session: Session) -> Answer:
     ensurer = session.ensurer_with_or_without_lock()
-    store = BlobStore.looking_at(ensurer.settings.root)
+    store = BlobStore.open_readonly(ensurer.settings.root)
     names = pins.names(store)
     lines, changed = [], False
     for text in session.args.selectors:
@@ -216,5 +216,5 @@ def run_unpin(session: Session) -> Answer:
         changed = changed or done
         lines.append(f"unpinned {text}" if done else f"{text} was not pinned")
         if model in ensurer.lock.models and ensurer.lock.models[model].pin:
-            session.tell(Note(text=f"the manifest pins {model}: {_BY_MANIFEST}"))
+            session.tell(Info(text=f"the manifest pins {model}: {_BY_MANIFEST}"))
     return Answer(document={"changed": changed}, lines=tuple(lines))

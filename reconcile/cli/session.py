@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelstow.backends.switches import is_on
+from modelstow.backends.switches import env_flag
 
 from .. import settings
 from ..desired import lockfile as lockfiles
@@ -131,46 +131,46 @@ class Session:
         return bool(self.args.quiet)
 
     @property
-    def draws(self) -> bool:
+    def progress_enabled(self) -> bool:
         """Whether progress bars may be drawn."""
-        off = self.args.no_progress or self.quiet or is_on(self.environ, "MODELSTOW_NO_PROGRESS")
+        off = self.args.no_progress or self.quiet or env_flag(self.environ, "MODELSTOW_NO_PROGRESS")
         return not off and self.args.progress == "auto" and sys.stderr.isatty()
 
     @property
-    def speaks_json(self) -> bool:
+    def json_progress(self) -> bool:
         """Whether standard error is for programs: events alone, one a line."""
         return bool(self.args.progress == "json")
 
     def say(self, text: str) -> None:
         """Talk to people; programs are told a note."""
-        if self.speaks_json:
-            from ..events.events import Note
+        if self.json_progress:
+            from ..events.events import Info
 
-            self.tell(Note(text=text))
+            self.tell(Info(text=text))
         elif not self.quiet:
             print(text, file=sys.stderr)
 
     def _warn(self, text: str) -> None:
-        from ..events.events import Warned
+        from ..events.events import Warning
 
         if not self.quiet:
-            self.tell(Warned(text=text))
+            self.tell(Warning(text=text))
 
     def tell(self, event: Event) -> None:
         """Talk about what happens."""
-        from ..events.events import Note, SourceFailed, Waiting, Warned
+        from ..events.events import Info, SourceFailed, Waiting, Warning
 
-        if self.speaks_json:
+        if self.json_progress:
             print(event_row(event), file=sys.stderr, flush=True)
             return
         match event:
-            case Note(text=text):
+            case Info(text=text):
                 self.say(f"note: {text}")
-            case Warned(text=text):
+            case Warning(text=text):
                 self.say(f"warning: {text}")
             case Waiting(for_whom=whom):
                 self.say(f"waiting for {whom}")
-            case SourceFailed(locator=locator, what=what, lied=True):
+            case SourceFailed(locator=locator, what=what, corrupt=True):
                 self.say(f"warning: {locator} {what}")
             case SourceFailed(locator=locator, what=what) if self.args.verbose:
                 self.say(f"source failed: {locator}: {what}")

@@ -11,19 +11,19 @@ from modelstow.cas import Stopped
 from modelstow.cas.scrub import Level
 
 from .. import settings
-from ..desired_state import Choice
+from ..desired_state import EnsureOptions
 from ..errors import IntegrityError, InvalidConfigError, as_ours
 from ..events.report import Report, link_counts
 from ..planning.planner import Fetch, Link, Plan, Remove, Replace
 from ..planning.state import ModelState, VariantStatus
-from ..results import Outcome
-from . import complaint
+from ..results import ApplyResult
+from . import output
 from .output import count, seconds, size, table
 from .progress import shown
 from .session import Answer, Session, dump
 
 if TYPE_CHECKING:
-    from ..planning.verifier import Audit, Fault
+    from ..planning.verifier import Finding, VerifyReport
 
 # ---- plan
 
@@ -101,7 +101,7 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
 def run_reconcile(session: Session) -> Answer:
     args = session.args
     if args.dry_run:
-        return plan_answer(session.ensurer().plan(removals=True, choice=Choice(prune=args.prune)))
+        return plan_answer(session.ensurer().plan(removals=True, choice=EnsureOptions(prune=args.prune)))
     if args.watch is None:
         return _reconcile_once(session)
     pause = settings.parse_seconds(args.watch, "--watch")
@@ -115,13 +115,13 @@ def run_reconcile(session: Session) -> Answer:
                 raise
             answer = Answer(error=error)
         if args.json:
-            failure = {} if answer.error is None else {"error": complaint.field(answer.error)}
+            failure = {} if answer.error is None else {"error": output.error_document(answer.error)}
             print(dump({"schema": 1, "ok": not failure, **answer.document, **failure}), flush=True)
         else:
             for line in answer.lines:
                 print(line, flush=True)
-        if answer.error is not None and (session.speaks_json or not args.json):
-            complaint.tell(answer.error, as_event=session.speaks_json)
+        if answer.error is not None and (session.json_progress or not args.json):
+            output.report_error(answer.error, as_event=session.json_progress)
         time.sleep(pause)
 
 
@@ -138,7 +138,7 @@ def run_ensure(session: Session) -> Answer:
     if args.into and len(args.selectors) != 1:
         raise InvalidConfigError("--into takes exactly one selector", hint="e.g. `modelstow ensure minilm#fp16 --into DIR`")
     into = Path(args.into) if args.into else None
-    choice = Choice(into=into, with_=frozenset(args.with_), without=frozenset(args.without), prune=args.prune)
+    choice = EnsureOptions(into=into, with_=frozenset(args.with_), without=frozenset(args.without), prune=args.prune)
     selectors = None if args.all else args.selectors
     with shown(session) as sink:
         ensurer = session.ensurer(events=sink)
@@ -150,7 +150,7 @@ def run_ensure(session: Session) -> Answer:
     return _outcome_answer(outcome, lines=ready)
 
 
-def _outcome_answer(outcome: Outcome, *, lines: tuple[str, ...]) -> Answer:
+def _outcome_answer(outcome: ApplyResult, *, lines: tuple[str, ...]) -> Answer:
     trees = [
         {"model": t.model, "variant": t.variant, "path": str(t.path), "state": t.state, "changed": t.changed}
         for t in outcome.trees
@@ -178,7 +178,7 @@ def _report_summary(report: Report) -> dict[str, Any]:
     }
 
 
-def _reconcile_lines(outcome: Outcome) -> Iterator[str]:
+def _reconcile_lines(outcome: ApplyResult) -> Iterator[str]:
     rows = []
     for tree in outcome.trees:
         word = "changed" if tree.changed else "unchanged"
@@ -210,7 +210,7 @@ def _displaced_lines(report: Report) -> Iterator[str]:
 
 
 def _tell_displaced(session: Session, report: Report) -> None:
-    if session.speaks_json:
+    if session.json_progress:
         return  # each was an event
     for line in _displaced_lines(report):
         session.say(line)
@@ -271,7 +271,7 @@ def run_verify(session: Session) -> Answer:
             ensurer = session.ensurer_with_or_without_lock()
             ensurer.events = sink
         audit, outcome = ensurer.verify(args.selectors or None, level, repair=args.repair)
-    left: tuple[Fault, ...] = audit.faults
+    left: tuple[Finding, ...] = audit.faults
     if outcome is not None:
         left = ensurer.verify(args.selectors or None, Level.QUICK)[0].faults
     repairs = outcome.report.repairs if outcome else ()
@@ -285,7 +285,7 @@ def run_verify(session: Session) -> Answer:
 
 
 def _verify_answer(
-    audit: Audit, left: tuple[Fault, ...], document: dict[str, Any], outcome: Outcome | None, *, repairs: int
+    audit: VerifyReport, left: tuple[Finding, ...], document: dict[str, Any], outcome: ApplyResult | None, *, repairs: int
 ) -> Answer:
     lines = [*_verify_lines(audit)]
     if repairs:
@@ -301,7 +301,7 @@ def _verify_answer(
     return Answer(document=document, lines=tuple(lines), code=3 if left else 0, error=error)
 
 
-def _fault(fault: Fault) -> dict[str, Any]:
+def _fault(fault: Finding) -> dict[str, Any]:
     return {
         "kind": fault.kind,
         "digest": fault.digest,
@@ -311,7 +311,7 @@ def _fault(fault: Fault) -> dict[str, Any]:
     }
 
 
-def _verify_lines(audit: Audit) -> Iterator[str]:
+def _verify_lines(audit: VerifyReport) -> Iterator[str]:
     for fault in audit.faults:
         pieces = f", {count(len(fault.pieces), 'piece')}" if fault.pieces else ""
         yield f"{fault.kind} {fault.digest.short}{pieces}"

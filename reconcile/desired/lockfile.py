@@ -19,7 +19,7 @@ from modelstow.cas import Digest
 
 from ..errors import LockfileInvalidError, Problem, SchemaVersionError
 from . import validation
-from .locators import locator_flaw
+from .locators import check_locator
 
 LOCK_VERSION = 1
 _MOST_BYTES = 64 << 20  # before anything is parsed; 100,000 files are 40 MB
@@ -267,7 +267,7 @@ def _blob_problems(key: str, value: object) -> Iterator[tuple[str, str]]:
         yield ".urls", f"expected a list of locators, got {_shown(urls)}"
         return
     for number, url in enumerate(urls):
-        if flaw := locator_flaw(url):
+        if flaw := check_locator(url):
             yield f".urls[{number}]", str(flaw)
 
 

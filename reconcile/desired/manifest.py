@@ -15,7 +15,7 @@ from modelstow.cas import Digest
 
 from ..errors import ManifestValidationError, Problem, SchemaVersionError
 from . import validation
-from .locators import source_flaw, tidied
+from .locators import check_source, normalize
 from .lockfile import MOST_SIZE
 
 SCHEMA = 1
@@ -175,7 +175,7 @@ def _manifest(top: _Table, path: Path) -> Manifest:
     mirrors_table = top.table("mirrors")
     mirrors = mirrors_table.texts("urls")
     for number, url in enumerate(mirrors):
-        if flaw := source_flaw(url):
+        if flaw := check_source(url):
             mirrors_table.wrong(f"urls[{number}]", str(flaw))
     mirrors_table.done("urls")
     for key, _ in list(top.table("policy").tables()):
@@ -194,7 +194,7 @@ def _manifest(top: _Table, path: Path) -> Manifest:
     top.done("schema, models, mirrors, policy")
     _check_extends(models, models_table)
     meaning = {key: model.entry for key, model in models.items()}
-    return Manifest(path=path, models=models, mirrors=tuple(map(tidied, mirrors)), meaning=_digest(meaning))
+    return Manifest(path=path, models=models, mirrors=tuple(map(normalize, mirrors)), meaning=_digest(meaning))
 
 
 def _model(key: str, table: _Table) -> Model | None:
@@ -208,9 +208,9 @@ def _model(key: str, table: _Table) -> Model | None:
     for kind, part in (("name", name), ("version", version)):
         if what := validation.name_problem(kind, part):
             table.problems.append(Problem(table.place, what))
-    sources = tuple(tidied(source) for source in table.texts("sources"))
+    sources = tuple(normalize(source) for source in table.texts("sources"))
     for number, source in enumerate(sources):
-        if flaw := source_flaw(source):
+        if flaw := check_source(source):
             table.wrong(f"sources[{number}]", str(flaw))
     default, pin = table.text("default"), table.flag("pin")
     variants_table = table.table("variants")

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from pathspec import GitIgnoreSpec
 
-from modelstow.backends import Denied, Listed, Listing, Offline, Registry, SourceError, beginnings, join
+from modelstow.backends import AccessDenied, Listed, Listing, Offline, Registry, SourceError, join_locator, locator_prefixes
 from modelstow.cas import Digest
 
 from ..errors import AuthError, ManifestValidationError, Problem, SourceUnavailableError
@@ -26,10 +26,10 @@ from .manifest import Manifest, Model, Variant
 _PULL_HINT = "check the network and lock again; if the source lists what it does not have, leave that out with `exclude`"
 
 
-class Depot(Protocol):
+class Prefetcher(Protocol):
     """What fetches files that no listing names, proves them by naming them, and keeps them."""
 
-    def pull_all(self, locators: Iterable[str]) -> Mapping[str, tuple[Digest, int]]:
+    def prefetch_all(self, locators: Iterable[str]) -> Mapping[str, tuple[Digest, int]]:
         """Fetch each once; names and sizes in bytes. Raises SourceError, Stopped and what the store raises."""
         ...
 
@@ -38,7 +38,7 @@ class Depot(Protocol):
         ...
 
 
-Patiently = Callable[[Callable[[], Listing]], Listing]
+WithRetries = Callable[[Callable[[], Listing]], Listing]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +55,19 @@ def resolve(
     previous: Lockfile | None,
     *,
     registry: Registry,
-    depot: Depot,
+    prefetcher: Prefetcher,
     upgrade: Callable[[validation.ModelId], bool] = lambda id_: False,
-    patiently: Patiently = lambda ask: ask(),
+    with_retries: WithRetries = lambda ask: ask(),
 ) -> Lockfile:
-    """The lockfile for *manifest*. *upgrade* says which models are listed anew although nothing changed; *patiently* asks
-    again, where no source of a model could be listed and that may help.
+    """The lockfile for *manifest*.
+
+    *upgrade* says which models are listed again although nothing changed; *with_retries* repeats a listing that failed
+    for every source of a model, where repeating may help.
 
     Raises ManifestValidationError with every problem; SourceUnavailableError naming each source and its reason;
-    AuthError; what the depot raises.
+    AuthError; what the prefetcher raises.
     """
-    resolver = _Resolver(manifest, previous, registry, depot, upgrade, patiently)
+    resolver = _Resolver(manifest, previous, registry, prefetcher, upgrade, with_retries)
     models = {key: resolver.model(model) for key, model in manifest.models.items()}
     if resolver.problems:
         raise ManifestValidationError(str(manifest.path), resolver.problems)
@@ -80,13 +82,13 @@ class _Resolver:
         manifest: Manifest,
         previous: Lockfile | None,
         registry: Registry,
-        depot: Depot,
+        prefetcher: Prefetcher,
         upgrade: Callable[[validation.ModelId], bool],
-        patiently: Patiently,
+        with_retries: WithRetries,
     ) -> None:
         self._manifest, self._previous = manifest, previous
-        self._registry, self._depot, self._upgrade = registry, depot, upgrade
-        self._patiently = patiently
+        self._registry, self._depot, self._upgrade = registry, prefetcher, upgrade
+        self._patiently = with_retries
         self._base = manifest.path.parent
         self._listings: dict[str, Listing | SourceError] = {}
         self._pulled: dict[str, tuple[Digest, int]] = {}
@@ -152,7 +154,7 @@ class _Resolver:
         while waiting:
             each = waiting.pop()
             for source in each.sources:
-                yield from beginnings(source)
+                yield from locator_prefixes(source)
             waiting += [self._manifest.models[key] for key in _extended(each) - seen]
             seen |= _extended(each)
 
@@ -165,7 +167,7 @@ class _Resolver:
             other, _, other_variant = text.partition("#")
             files |= self._files(other, other_variant)
         for listed in variant.files:
-            urls = tuple(join(source, listed.source_path) for source in model.sources)
+            urls = tuple(join_locator(source, listed.source_path) for source in model.sources)
             files[listed.path] = _File(listed.digest, listed.size, urls)
         if variant.include:
             files |= self._chosen(model, variant, place)
@@ -178,7 +180,7 @@ class _Resolver:
         source, listing = self._listing(model)
         wanted = _select(listing.files, variant, place, self.problems)
         folder = absolute(listing.locator, self._base)
-        locators = {listed.path: join(folder, listed.path) + listed.suffix for listed in wanted}
+        locators = {listed.path: join_locator(folder, listed.path) + listed.suffix for listed in wanted}
         if variant.index is not None:
             wanted = self._by_index(variant.index, wanted, locators, place)
         self._pull([locators[listed.path] for listed in wanted if listed.sha256 is None or listed.size is None])
@@ -189,7 +191,9 @@ class _Resolver:
             else:
                 digest, size = Digest.of_hex(listed.sha256), listed.size
             urls = tuple(
-                join(listing.locator, listed.path) + listed.suffix if other == source else join(other, listed.path)
+                join_locator(listing.locator, listed.path) + listed.suffix
+                if other == source
+                else join_locator(other, listed.path)
                 for other in model.sources
             )
             path = variant.rename.get(listed.path, listed.path)
@@ -217,7 +221,7 @@ class _Resolver:
         if not hint and any(isinstance(error, Offline) for error in reasons):
             hint = "drop --offline, or list the files in models.toml"
         hint = hint or "check the address and the network, or list the variant's `files` in models.toml"
-        kind = AuthError if any(isinstance(error, Denied) for error in reasons) else SourceUnavailableError
+        kind = AuthError if any(isinstance(error, AccessDenied) for error in reasons) else SourceUnavailableError
         raise kind(f"{model.id}: no source could be listed ({text})", hint=hint, sources=rows)
 
     def _ask_again(self, source: str) -> Listing | None:
@@ -227,7 +231,7 @@ class _Resolver:
             return found if isinstance(found, Listing) else None
         return None
 
-    def _ask(self, source: str, how: Patiently = lambda ask: ask()) -> Listing | SourceError:
+    def _ask(self, source: str, how: WithRetries = lambda ask: ask()) -> Listing | SourceError:
         locator = absolute(source, self._base)
         try:
             listing = how(lambda: self._registry.find(locator).listing(locator))
@@ -262,10 +266,10 @@ class _Resolver:
         if not missing:
             return
         try:
-            self._pulled |= self._depot.pull_all(missing)
+            self._pulled |= self._depot.prefetch_all(missing)
         except SourceError as error:
             rows = [{"source": error.locator, "code": error.code, "reason": error.what}]
-            kind = AuthError if isinstance(error, Denied) else SourceUnavailableError
+            kind = AuthError if isinstance(error, AccessDenied) else SourceUnavailableError
             raise kind(str(error), hint=error.hint or _PULL_HINT, sources=rows) from error
 
     def _place(self, key: str) -> str:

@@ -14,7 +14,7 @@ from .validation import ModelId, Selector
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Chosen:
+class VariantId:
     """One variant of a lockfile."""
 
     model: str  # name@version
@@ -29,12 +29,12 @@ class Chosen:
         return f"models/{self.model}/{self.variant}"
 
 
-def every(lock: Lockfile) -> list[Chosen]:
+def every(lock: Lockfile) -> list[VariantId]:
     """All variants of a lockfile."""
-    return [Chosen(key, variant) for key in sorted(lock.models) for variant in sorted(lock.models[key].variants)]
+    return [VariantId(key, variant) for key in sorted(lock.models) for variant in sorted(lock.models[key].variants)]
 
 
-def choose(lock: Lockfile, text: str, variant: str | None = None) -> Chosen:
+def choose(lock: Lockfile, text: str, variant: str | None = None) -> VariantId:
     """The one variant that a selector means; an explicit *variant* wins over the selector's.
 
     Raises InvalidModelIdError, ModelNotFoundError, VariantNotFoundError, each listing what there is.
@@ -55,7 +55,7 @@ def choose(lock: Lockfile, text: str, variant: str | None = None) -> Chosen:
             variant=name or "",
             available_variants=variants,
         )
-    return Chosen(key, name)
+    return VariantId(key, name)
 
 
 def _model(lock: Lockfile, selector: Selector) -> str:
@@ -82,7 +82,7 @@ def _model(lock: Lockfile, selector: Selector) -> str:
     return fitting[0]
 
 
-def check_components(chosen: Chosen, variant: LockedVariant, names: Iterable[str]) -> None:
+def check_components(chosen: VariantId, variant: LockedVariant, names: Iterable[str]) -> None:
     """Raises InvalidConfigError for a component that the variant does not have."""
     for name in names:
         if name not in variant.components:
@@ -117,7 +117,7 @@ PINNED = "pinned"
 
 
 def labels(
-    chosen: Chosen, lockfile: Path | None, with_: Iterable[str], without: Iterable[str], *, pin: bool
+    chosen: VariantId, lockfile: Path | None, with_: Iterable[str], without: Iterable[str], *, pin: bool
 ) -> dict[str, str]:
     """What a tree's inventory says of where it came from, and what else has to be known of it without a lockfile."""
     found = {"model": chosen.model, "variant": chosen.variant}

@@ -78,7 +78,7 @@ class SourceFailed:
 
     locator: str  # without secrets
     what: str
-    lied: bool = False  # it gave other bytes
+    corrupt: bool = False  # it gave other bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,14 +154,14 @@ class TaskEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
+class Info:
     """Something people should know."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Warned:
+class Warning:
     """Something is probably not as people want it; the work goes on."""
 
     text: str
@@ -185,8 +185,8 @@ Event = (
     | TaskBegan
     | TaskAdvanced
     | TaskEnded
-    | Note
-    | Warned
+    | Info
+    | Warning
 )
 Sink = Callable[[Event], None]
 """Takes events from any thread, one call at a time."""

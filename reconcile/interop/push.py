@@ -14,9 +14,9 @@ from threading import Event, Lock
 from typing import TypeVar
 
 from modelstow.backends import NotFound, Offline, Registry, SourceError, redact
-from modelstow.backends.source import Reader, Source, Target
+from modelstow.backends.source import ReadRange, Source, Target
 from modelstow.cas import BlobState, BlobStore, Digest, Stopped, leases
-from modelstow.cas.compressed import PackIndex, pack
+from modelstow.cas.compressed import CompressedIndex, compress
 from modelstow.cas.durable import write_all
 from modelstow.cas.layout import TABLE_FROM
 from modelstow.cas.partial import read_fully
@@ -30,21 +30,21 @@ from modelstow.cas.pieces import (
     piece_range,
     proven_table,
 )
-from modelstow.cas.scrub import name_file
+from modelstow.cas.scrub import hash_file
 
-from ..desired.mirrors import PACKED, mirrored
+from ..desired.mirrors import COMPRESSED_SUFFIX, mirrored
 from ..errors import IntegrityError, InvalidConfigError, listing
 from ..events.events import Sink
 from ..events.progress import Task
-from ..transfer.pool import Crew
-from ..transfer.retry import RetryPolicy, patiently
+from ..transfer.pool import WorkerPool
+from ..transfer.retry import RetryPolicy, with_retries
 
 _T = TypeVar("_T")
-WORTH = 0.9
+MIN_SAVING = 0.9
 """A blob is published compressed only if that takes less than so much of its size."""
 _STOPPED = "stopped; what was sent is kept, and the next push continues there"
 _SAMPLES = 4  # pieces that are tried before all are
-_HEADWAY = 64 << 20  # an attempt that sent so many bytes was not in vain: all attempts are there again
+PROGRESS_RESET_BYTES = 64 << 20  # an attempt that sent so many bytes was not in vain: all attempts are there again
 
 
 @dataclass(slots=True)
@@ -87,11 +87,11 @@ class Push:
         done = self.done
         lease = leases.take(self.store, doing="push", digests=list(sizes), stop=self.stop)
         try:
-            absent = [d for d, size in sizes.items() if self.store.look(d, size).state is not BlobState.INTACT]
+            absent = [d for d, size in sizes.items() if self.store.stat(d, size).state is not BlobState.INTACT]
             if absent:
                 what = f"{len(absent)} of {len(sizes)} blobs are not in the store, or changed"
                 raise InvalidConfigError(what, hint="run `modelstow ensure` with the same selectors first")
-            with Task(f"sending {len(sizes):,} blob{'s' * (len(sizes) > 1)}", self.emit) as task:
+            with Task(f"on_send {len(sizes):,} blob{'s' * (len(sizes) > 1)}", self.emit) as task:
                 task.begin(sum(sizes.values()))
                 self._publish_all(sizes, task)
         finally:
@@ -120,7 +120,7 @@ class Push:
 
     def _publish_all(self, sizes: Mapping[Digest, int], task: Task) -> None:
         order = sorted(sizes, key=lambda digest: (-sizes[digest], digest))
-        with Crew(self.threads, "push", stop=self.stop, outer=self.outer, stopped=_STOPPED) as crew:
+        with WorkerPool(self.threads, "push", stop=self.stop, outer=self.outer, stopped=_STOPPED) as crew:
             for digest in order:
                 crew.start(self._publish, digest, sizes[digest], task)
             while crew.at_work:
@@ -140,7 +140,7 @@ class Push:
 
     def _publish_once(self, digest: Digest, size: int, tell: Callable[[int], None]) -> None:
         plain = mirrored(self.url, digest)
-        names = [plain + PACKED, plain] if self.compress and size > TABLE_FROM else [plain]
+        names = [plain + COMPRESSED_SUFFIX, plain] if self.compress and size > TABLE_FROM else [plain]
         if any(self._is_there(name, size if name == plain else None) for name in names):
             with self._mutex:
                 self.done.there += 1
@@ -168,11 +168,13 @@ class Push:
                 table = blob.table.encode()
                 if not self._is_there(f"{plain}.pieces", len(table)):
                     sent += self._put(f"{plain}.pieces", len(table), lambda start, stop: table[start:stop])
-                if self.compress and blob.is_worth_packing():
+                if self.compress and blob.is_worth_compressing():
                     with tempfile.TemporaryFile(dir=self.store.layout.partials) as spool:
-                        index = blob.pack_into(spool.fileno())
-                        if index.total < size * WORTH:
-                            sent += self._put(plain + PACKED, index.total, _packed_reader(index, spool.fileno()), tell)
+                        index = blob.compress_into(spool.fileno())
+                        if index.total < size * MIN_SAVING:
+                            sent += self._put(
+                                plain + COMPRESSED_SUFFIX, index.total, _compressed_reader(index, spool.fileno()), tell
+                            )
                             return sent, True
             return sent + self._put(plain, size, blob.read, tell), False
 
@@ -183,8 +185,8 @@ class Push:
             return False
         return size is None or found in (None, size)
 
-    def _put(self, locator: str, size: int, read: Reader, tell: Callable[[int], None] = lambda count: None) -> int:
-        sending = 0
+    def _put(self, locator: str, size: int, read: ReadRange, tell: Callable[[int], None] = lambda count: None) -> int:
+        on_send = 0
 
         def go_on() -> None:
             if self.stop.is_set():
@@ -195,22 +197,22 @@ class Push:
             return read(start, stop)
 
         def paid(count: int) -> None:
-            nonlocal sending
+            nonlocal on_send
             self.pay(count)
             go_on()
-            sending += count
+            on_send += count
             tell(count)
 
         def put(source: Source) -> int:
-            nonlocal sending
-            sending = 0
+            nonlocal on_send
+            on_send = 0
             assert isinstance(source, Target)
             return source.put(locator, size, checked, paid)
 
-        return self._patiently(put, lambda: sending > _HEADWAY)
+        return self._patiently(put, lambda: on_send > PROGRESS_RESET_BYTES)
 
     def _patiently(self, ask: Callable[[Source], _T], progressed: Callable[[], bool] = lambda: False) -> _T:
-        return patiently(lambda: ask(self.registry.find(self.url)), self.policy, self.stop, progressed=progressed)
+        return with_retries(lambda: ask(self.registry.find(self.url)), self.policy, self.stop, progressed=progressed)
 
 
 class _Damaged(Exception):
@@ -240,7 +242,7 @@ class _Blob:
     def _proven_table(self) -> PieceTable:
         table = proven_table(self._store.layout.table(self._digest), self._digest, self._size)
         if table is None:  # it was lost: only a whole sha256 makes another
-            table = name_file(self._fd, self._size)
+            table = hash_file(self._fd, self._size)
             if table.digest != self._digest:
                 raise _Damaged
             table.state = TableState.PROVEN
@@ -262,26 +264,26 @@ class _Blob:
                 raise _Damaged
         return bytes(data)
 
-    def is_worth_packing(self) -> bool:
+    def is_worth_compressing(self) -> bool:
         """Whether some pieces, evenly spread, become small enough: the rest is not read where they do not."""
         count = piece_count(self._size)
         tried = sorted({index * count // _SAMPLES for index in range(_SAMPLES)})
         pieces = [self.read(*piece_range(index, self._size)) for index in tried]
-        return sum(len(pack(piece)) for piece in pieces) < WORTH * sum(map(len, pieces))
+        return sum(len(compress(piece)) for piece in pieces) < MIN_SAVING * sum(map(len, pieces))
 
-    def pack_into(self, fd: int) -> PackIndex:
+    def compress_into(self, fd: int) -> CompressedIndex:
         """Write every piece's frame, one after the other; where they are."""
         lengths = []
         for index in range(piece_count(self._size)):
             if self._stop.is_set():
                 raise Stopped("stopped")
-            frame = pack(self.read(*piece_range(index, self._size)))
+            frame = compress(self.read(*piece_range(index, self._size)))
             write_all(fd, frame)
             lengths.append(len(frame))
-        return PackIndex.of(self._digest, self._size, lengths)
+        return CompressedIndex.of(self._digest, self._size, lengths)
 
 
-def _packed_reader(index: PackIndex, fd: int) -> Reader:
+def _compressed_reader(index: CompressedIndex, fd: int) -> ReadRange:
     head = index.encode()
 
     def read(start: int, stop: int) -> bytes:

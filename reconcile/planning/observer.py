@@ -13,9 +13,9 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from modelstow.cas import ABSENT, EMPTY, BlobState, BlobStore, Digest, Look
+from modelstow.cas import ABSENT, EMPTY, BlobState, BlobStatus, BlobStore, Digest
 from modelstow.cas import inventory as inventories
-from modelstow.cas.inventory import Inventory, Placed
+from modelstow.cas.inventory import Inventory, InventoryEntry
 from modelstow.cas.links import LinkKind
 from modelstow.cas.locks import Holder
 from modelstow.cas.tree import Scan, scan
@@ -35,7 +35,7 @@ def observe(
     desired: Desired,
     *,
     free: Callable[[], int] = lambda: 0,
-    known: Mapping[Digest, Look] | None = None,
+    known: Mapping[Digest, BlobStatus] | None = None,
 ) -> Actual:
     """What is on disk of what *desired* names. *known*: looks at blobs that still hold, under the same lease.
 
@@ -43,7 +43,7 @@ def observe(
     """
     store.refresh()
     # In the order of their folders: the kernel finds neighbours sooner.
-    blobs = {d: (known or {}).get(d) or store.look(d, desired.size(d)) for d in sorted(desired.digests)}
+    blobs = {d: (known or {}).get(d) or store.stat(d, desired.size(d)) for d in sorted(desired.digests)}
     absent = (digest for digest, look in blobs.items() if look.state is not BlobState.INTACT)
     partials = _partials(store, absent, desired)
     device = _device(store.layout.blobs)
@@ -67,7 +67,9 @@ def _device(path: Path) -> int:
         return -1
 
 
-def _tree(store: BlobStore, tree: DesiredTree, desired: Desired, blobs: Mapping[Digest, Look], device: int) -> ActualTree:
+def _tree(
+    store: BlobStore, tree: DesiredTree, desired: Desired, blobs: Mapping[Digest, BlobStatus], device: int
+) -> ActualTree:
     id_ = inventories.tree_id(tree.key.tree)
     record = inventories.read(store.layout.inventories / id_)
     unfinished = inventories.read(store.layout.inventories / (id_ + inventories.NEXT))
@@ -99,14 +101,14 @@ class _Look:
         self,
         tree: DesiredTree,
         desired: Desired,
-        linkable: Mapping[Digest, Look],
+        linkable: Mapping[Digest, BlobStatus],
         found: Scan,
         record: Inventory | None,
-        blobs: Mapping[Digest, Look],
+        blobs: Mapping[Digest, BlobStatus],
     ) -> None:
         self._root, self._desired = str(tree.path), desired
         self._linkable, self._found, self._blobs = linkable, found, blobs
-        self._record: Mapping[str, Placed] = record.files if record else {}
+        self._record: Mapping[str, InventoryEntry] = record.files if record else {}
         self.placed: dict[str, Digest] = {}
         self.foreign: dict[str, Foreign] = {}
 
@@ -123,7 +125,7 @@ class _Look:
             elif path in self._found.folders:
                 self.foreign[path] = Foreign(None)
 
-    def _by_stat(self, path: str, digest: Digest, blob: Look) -> None:
+    def _by_stat(self, path: str, digest: Digest, blob: BlobStatus) -> None:
         try:
             there = os.lstat(f"{self._root}/{path}")
         except FileNotFoundError:
@@ -144,18 +146,18 @@ class _Look:
             elif recorded.kind is LinkKind.HARDLINK and carries_proof and not self._blobs.get(digest, ABSENT).ino:
                 self.placed[path] = digest  # its blob is gone from the store, the inode lives on here
             else:
-                self.foreign[path] = Foreign(size, altered=not carries_proof or recorded.suspect)
+                self.foreign[path] = Foreign(size, modified=not carries_proof or recorded.suspect)
         elif recorded is not None and _as_recorded(there, recorded):
             self.placed[path] = recorded.digest  # an older version's file, as it was put there
         else:
-            self.foreign[path] = Foreign(size, altered=recorded is not None and not carries_proof)
+            self.foreign[path] = Foreign(size, modified=recorded is not None and not carries_proof)
 
-    def superfluous(self, path: str, recorded: Placed) -> None:
+    def superfluous(self, path: str, recorded: InventoryEntry) -> None:
         """A path that an older lock named."""
         if self._found.files.get(path) == recorded.ino:
             self.placed[path] = recorded.digest
         elif path in self._found.files:
-            self.foreign[path] = Foreign(None, altered=True)
+            self.foreign[path] = Foreign(None, modified=True)
 
 
 def _target_inode(path: str) -> int:
@@ -166,7 +168,7 @@ def _target_inode(path: str) -> int:
         return -1
 
 
-def _as_recorded(there: os.stat_result, recorded: Placed) -> bool:
+def _as_recorded(there: os.stat_result, recorded: InventoryEntry) -> bool:
     own_proof = there.st_mtime_ns == recorded.digest.mtime * 1_000_000_000
     return there.st_ino == recorded.ino and own_proof and not recorded.suspect
 

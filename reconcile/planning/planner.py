@@ -132,9 +132,9 @@ def _superfluous(tree: DesiredTree, seen: ActualTree, *, prune: bool) -> Iterato
 
 def _fetches(desired: Desired, actual: Actual, intact: set[Digest]) -> list[Fetch]:
     """What must come from a source: blobs that are needed, that are not intact, and that no file at hand may be."""
-    anew = desired.anew
-    missing: set[Digest] = {*anew, *(desired.alone - intact)}
-    at_hand: set[Digest] = set()
+    force_refetch = desired.force_refetch
+    missing: set[Digest] = {*force_refetch, *(desired.extra_blobs - intact)}
+    local: set[Digest] = set()
     for tree in desired.trees:
         if intact.issuperset(tree.files.values()):
             continue
@@ -144,15 +144,15 @@ def _fetches(desired: Desired, actual: Actual, intact: set[Digest]) -> list[Fetc
                 continue
             missing.add(digest)
             if actual.blob(digest) is BlobState.ABSENT and _may_be(path, digest, seen, desired.size(digest)):
-                at_hand.add(digest)  # a suspect one is counted whole: what it still has is known when it was read
+                local.add(digest)  # a suspect one is counted whole: what it still has is known when it was read
     fetches = [
         Fetch(
             digest=digest,
             size=desired.size(digest),
-            have=0 if digest in anew else min(actual.partials.get(digest, 0), desired.size(digest)),
+            have=0 if digest in force_refetch else min(actual.partials.get(digest, 0), desired.size(digest)),
             url=_first_locator(digest, desired),
         )
-        for digest in missing - (at_hand - anew)
+        for digest in missing - (local - force_refetch)
     ]
     return sorted(fetches, key=lambda f: (f.have == 0, f.size - f.have if f.have else -f.size, f.digest))
 
@@ -166,7 +166,7 @@ def _first_locator(digest: Digest, desired: Desired) -> str:
 
 def _may_be(path: str, digest: Digest, seen: ActualTree, size: int) -> bool:
     foreign = seen.foreign.get(path)
-    return seen.placed.get(path) == digest or (foreign is not None and foreign.may_be(size))
+    return seen.placed.get(path) == digest or (foreign is not None and foreign.could_match(size))
 
 
 def _by_place(actions: Iterable[Link] | Iterable[Replace] | Iterable[Remove]) -> list[Action]:
@@ -186,7 +186,7 @@ def _summary(actions: Iterable[Action], desired: Desired, actual: Actual) -> Sum
                 if key in others:
                     elsewhere[others[key]] = elsewhere.get(others[key], 0) + desired.size(digest)
                 else:
-                    copied += desired.size(digest) if desired.copies else 0
+                    copied += desired.size(digest) if desired.needs_copies else 0
             case Remove():
                 remove_files += 1
             case _:
@@ -203,24 +203,24 @@ def _summary(actions: Iterable[Action], desired: Desired, actual: Actual) -> Sum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class PendingWork:
     """What a first look, without a lease, found to do: trees, and the sizes of blobs to be fetched for them."""
 
     trees: tuple[DesiredTree, ...] = ()
     missing: Mapping[Digest, int] = field(default_factory=dict)
 
 
-def needing(desired: Desired, actual: Actual) -> Work:
+def find_work(desired: Desired, actual: Actual) -> PendingWork:
     """The trees that need anything: files, the end of a change that broke off, a record, or other labels on it."""
     work = plan(desired, actual)
     touched = {tree.key for tree in work.trees()}
     found = []
     for tree in desired.trees:
         seen = actual.trees.get(tree.key, NO_TREE)
-        again = desired.anew and not desired.anew.isdisjoint(tree.files.values())
+        again = desired.force_refetch and not desired.force_refetch.isdisjoint(tree.files.values())
         if tree.key in touched or again or not seen.recorded or not same_choice(seen.labels, tree.labels):
             found.append(tree)
-    return Work(trees=tuple(found), missing={a.digest: a.size for a in work.actions if isinstance(a, Fetch)})
+    return PendingWork(trees=tuple(found), missing={a.digest: a.size for a in work.actions if isinstance(a, Fetch)})
 
 
 def same_choice(recorded: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
@@ -264,4 +264,4 @@ def _is_corrupt(path: str, digest: Digest, seen: ActualTree, desired: Desired, a
             return False  # an older version's file: merely not up to date
         return actual.blob(digest) is BlobState.SUSPECT
     foreign = seen.foreign.get(path)
-    return foreign is not None and not foreign.may_be(desired.size(digest))
+    return foreign is not None and not foreign.could_match(desired.size(digest))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelstow.cas import ABSENT, EMPTY, BlobState, Digest, Look
+from modelstow.cas import ABSENT, EMPTY, BlobState, BlobStatus, Digest
 from modelstow.cas.inventory import Inventory
 
 from ..desired.lockfile import LockedBlob
@@ -62,15 +62,15 @@ class Desired:
     blobs: Mapping[Digest, LockedBlob]
     mirrors: tuple[str, ...] = ()  # asked for each blob before its own locators
     removals: tuple[TreeKey, ...] = ()  # whole trees that are no longer wanted
-    copies: bool = False
+    needs_copies: bool = False
     prune: bool = False
-    anew: frozenset[Digest] = frozenset()
-    alone: frozenset[Digest] = frozenset()
+    force_refetch: frozenset[Digest] = frozenset()
+    extra_blobs: frozenset[Digest] = frozenset()
 
     @property
     def digests(self) -> frozenset[Digest]:
         """Every blob that is wanted."""
-        return frozenset(digest for tree in self.trees for digest in tree.files.values()) - {EMPTY} | self.alone
+        return frozenset(digest for tree in self.trees for digest in tree.files.values()) - {EMPTY} | self.extra_blobs
 
     def size(self, digest: Digest) -> int:
         """Bytes in a blob."""
@@ -85,11 +85,11 @@ class Foreign:
     """
 
     size: int | None
-    altered: bool = False
+    modified: bool = False
 
-    def may_be(self, size: int) -> bool:
+    def could_match(self, size: int) -> bool:
         """Whether its content could still be right; only reading tells."""
-        return self.size == size and not self.altered
+        return self.size == size and not self.modified
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +113,7 @@ NO_TREE = ActualTree()
 class Actual:
     """What was seen, once."""
 
-    blobs: Mapping[Digest, Look] = field(default_factory=dict)
+    blobs: Mapping[Digest, BlobStatus] = field(default_factory=dict)
     partials: Mapping[Digest, int] = field(default_factory=dict)  # bytes on record
     trees: Mapping[TreeKey, ActualTree] = field(default_factory=dict)
     free_bytes: int = 0

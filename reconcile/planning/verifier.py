@@ -19,14 +19,14 @@ from modelstow.cas import EMPTY, BlobState, BlobStore, Digest, LinkKind, LockTim
 from modelstow.cas import inventory as inventories
 from modelstow.cas.locks import Holder
 from modelstow.cas.pieces import piece_range
-from modelstow.cas.scrub import Level, Subject, Verdict
+from modelstow.cas.scrub import Level, ScrubResult, ScrubTarget
 
 from .observer import observe
 from .state import Actual, Desired, DesiredTree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
+class Finding:
     """One thing that is not what it should be. ``paths`` are absolute: every place where it can be reached."""
 
     kind: str  # "corrupt" | "missing" | "drift"
@@ -38,7 +38,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Audit:
+class VerifyReport:
     """What a verification saw."""
 
     level: Level
@@ -46,7 +46,7 @@ class Audit:
     files: int
     bytes: int  # read
     seconds: float
-    faults: tuple[Fault, ...]
+    faults: tuple[Finding, ...]
 
 
 def audit(
@@ -57,8 +57,8 @@ def audit(
     also: Mapping[Digest, int] | None = None,
     on_total: Callable[[int], None] = lambda total: None,
     on_bytes: Callable[[int], None] | None = None,
-) -> Audit:
-    """Look at every blob and file of *desired*, and at the blobs in *also* (digest -> size in bytes).
+) -> VerifyReport:
+    """BlobStatus at every blob and file of *desired*, and at the blobs in *also* (digest -> size in bytes).
 
     *on_total* is told of the bytes that will be read, if any, and *on_bytes*, from any thread, of those that were.
 
@@ -73,9 +73,9 @@ def audit(
         paths = _paths(desired)
         faults = list(_tree_faults(desired, actual))
         copies = _copies(store, desired, actual)
-        present = [d for d in sorted(sizes) if store.look(d, sizes[d]).state is not BlobState.ABSENT]
+        present = [d for d in sorted(sizes) if store.stat(d, sizes[d]).state is not BlobState.ABSENT]
         faults += [
-            Fault(kind="missing", digest=d, bytes=sizes[d], paths=tuple(paths.get(d, ())))
+            Finding(kind="missing", digest=d, bytes=sizes[d], paths=tuple(paths.get(d, ())))
             for d in sorted(sizes.keys() - set(present))
         ]
         if level is not Level.QUICK:
@@ -87,8 +87,8 @@ def audit(
                 faults.append(_corrupt(store, verdict, paths.get(digest, ())))
                 if level is not Level.QUICK:  # a stat asks for a re-proof, it convicts nobody
                     _put_on_record(store, digest)
-            elif level is not Level.QUICK and store.look(digest, sizes[digest]).state is BlobState.SUSPECT:
-                _certify(store, digest)
+            elif level is not Level.QUICK and store.stat(digest, sizes[digest]).state is BlobState.SUSPECT:
+                _restamp(store, digest)
         for tree, path, verdict in _copy_verdicts(store, copies, desired, level, on_bytes):
             read += verdict.bytes_read
             if not verdict.intact:
@@ -96,7 +96,7 @@ def audit(
                 _mark_copy(store, tree, path)
         files = sum(len(tree.files) for tree in desired.trees)
     seconds = time.monotonic() - began
-    return Audit(level=level, blobs=len(present), files=files, bytes=read, seconds=seconds, faults=tuple(faults))
+    return VerifyReport(level=level, blobs=len(present), files=files, bytes=read, seconds=seconds, faults=tuple(faults))
 
 
 def _paths(desired: Desired) -> dict[Digest, list[str]]:
@@ -108,20 +108,20 @@ def _paths(desired: Desired) -> dict[Digest, list[str]]:
     return paths
 
 
-def _tree_faults(desired: Desired, actual: Actual) -> Iterator[Fault]:
+def _tree_faults(desired: Desired, actual: Actual) -> Iterator[Finding]:
     for tree in desired.trees:
         seen = actual.trees[tree.key]
         if not seen.exists:
             every = tuple(str(tree.path / path) for path in tree.files)
             yield from (
-                Fault(kind="missing", digest=tree.files[p], paths=(e,)) for p, e in zip(tree.files, every, strict=True)
+                Finding(kind="missing", digest=tree.files[p], paths=(e,)) for p, e in zip(tree.files, every, strict=True)
             )
             continue
         for path, digest in tree.files.items():
             if path in seen.foreign or seen.placed.get(path, digest) != digest:
-                yield Fault(kind="drift", digest=digest, paths=(str(tree.path / path),))
+                yield Finding(kind="drift", digest=digest, paths=(str(tree.path / path),))
             elif path not in seen.placed:
-                yield Fault(kind="missing", digest=digest, paths=(str(tree.path / path),))
+                yield Finding(kind="missing", digest=digest, paths=(str(tree.path / path),))
 
 
 def _copies(store: BlobStore, desired: Desired, actual: Actual) -> list[tuple[DesiredTree, str]]:
@@ -142,25 +142,25 @@ def _verdicts(
     sizes: Mapping[Digest, int],
     level: Level,
     on_bytes: Callable[[int], None] | None,
-) -> Iterator[tuple[Digest, Verdict]]:
+) -> Iterator[tuple[Digest, ScrubResult]]:
     layout = store.layout
-    subjects = [
-        Subject(path=layout.blob(d), digest=d, size=sizes[d], table=layout.table(d), makes_table=True) for d in present
+    targets = [
+        ScrubTarget(path=layout.blob(d), digest=d, size=sizes[d], table=layout.table(d), makes_table=True) for d in present
     ]
     if level is Level.QUICK:
-        for subject in subjects:
-            intact = store.look(subject.digest, subject.size).state is BlobState.INTACT
-            yield subject.digest, Verdict(subject=subject, intact=intact)
+        for target_file in targets:
+            intact = store.stat(target_file.digest, target_file.size).state is BlobState.INTACT
+            yield target_file.digest, ScrubResult(target_file=target_file, intact=intact)
         return
     # A blob that a verification convicted by sha256 may still agree with its table: it is read in full.
     convicted = store.suspects()
     for chosen, deep in (("fast", False), ("full", True)):
-        rows = [t for t in subjects if (t.digest.hex in convicted) is deep] if level is Level.FAST else subjects
+        rows = [t for t in targets if (t.digest.hex in convicted) is deep] if level is Level.FAST else targets
         if level is Level.FULL and chosen == "fast":
             continue
         how = Level.FULL if deep or level is Level.FULL else Level.FAST
         for verdict in scrub.scrub(rows, how, on_bytes=on_bytes):
-            yield verdict.subject.digest, verdict
+            yield verdict.target_file.digest, verdict
 
 
 def _copy_verdicts(
@@ -169,30 +169,30 @@ def _copy_verdicts(
     desired: Desired,
     level: Level,
     on_bytes: Callable[[int], None] | None,
-) -> Iterator[tuple[DesiredTree, str, Verdict]]:
+) -> Iterator[tuple[DesiredTree, str, ScrubResult]]:
     if level is Level.QUICK:
         return  # the observer has looked at them already
-    subjects = []
+    targets = []
     for tree, path in copies:
         digest = tree.files[path]
         table = store.layout.table(digest)
-        subjects.append(Subject(path=str(tree.path / path), digest=digest, size=desired.size(digest), table=table))
-    for (tree, path), verdict in zip(copies, scrub.scrub(subjects, level, on_bytes=on_bytes), strict=True):
+        targets.append(ScrubTarget(path=str(tree.path / path), digest=digest, size=desired.size(digest), table=table))
+    for (tree, path), verdict in zip(copies, scrub.scrub(targets, level, on_bytes=on_bytes), strict=True):
         yield tree, path, verdict
 
 
-def _corrupt(store: BlobStore, verdict: Verdict, paths: Sequence[str]) -> Fault:
-    subject = verdict.subject
+def _corrupt(store: BlobStore, verdict: ScrubResult, paths: Sequence[str]) -> Finding:
+    target_file = verdict.target_file
     pieces = verdict.bad_pieces
-    spans = (piece_range(index, subject.size) for index in pieces)
-    damaged = sum(stop - start for start, stop in spans) if pieces else subject.size
+    spans = (piece_range(index, target_file.size) for index in pieces)
+    damaged = sum(stop - start for start, stop in spans) if pieces else target_file.size
     links = 0
     with suppress(OSError):
-        there = os.lstat(subject.path)
+        there = os.lstat(target_file.path)
         ours = sum(1 for path in paths if _inode(path) == there.st_ino)
         links = max(0, there.st_nlink - 1 - ours)
-    return Fault(
-        kind="corrupt", digest=subject.digest, pieces=pieces, bytes=damaged, paths=tuple(paths), foreign_links=links
+    return Finding(
+        kind="corrupt", digest=target_file.digest, pieces=pieces, bytes=damaged, paths=tuple(paths), foreign_links=links
     )
 
 
@@ -211,10 +211,10 @@ def _put_on_record(store: BlobStore, digest: Digest) -> None:
         store.note_suspect(digest)
 
 
-def _certify(store: BlobStore, digest: Digest) -> None:
+def _restamp(store: BlobStore, digest: Digest) -> None:
     with suppress(OSError, LockTimeoutError):
         with store.lock_blob(digest, doing="giving a proven blob its proof back", timeout_s=1):
-            store.certify(digest)
+            store.restamp(digest)
 
 
 def _mark_copy(store: BlobStore, tree: DesiredTree, path: str) -> None:

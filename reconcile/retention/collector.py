@@ -35,7 +35,7 @@ from modelstow.cas.locks import Holder
 
 from ..planning.state import TreeKey
 from . import roots
-from .roots import Roots, Standing, TreeRoot
+from .roots import Roots, RootState, TreeRoot
 
 TRASH_S = 3600.0
 _INCOMING_S, _RECALLED_S = 86_400, 30 * 86_400
@@ -43,7 +43,7 @@ _BATCH = 256  # blobs unlinked under one hold of the exclusive lock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Goals:
+class EvictionTargets:
     """How far to evict; None: not at all for this reason."""
 
     max_size: int | None = None  # bytes of blobs to keep at most
@@ -56,7 +56,7 @@ class Goals:
 
 
 @dataclass(slots=True, kw_only=True)
-class Collected:
+class GcResult:
     """What went, or would go in a dry run."""
 
     dry_run: bool
@@ -66,8 +66,8 @@ class Collected:
     reclaimed_bytes: int = 0
     kept_blobs: int = 0
     kept_bytes: int = 0
-    over_bytes: int = 0  # how far ``Goals.max_size`` was missed
-    lacking_bytes: int = 0  # how far ``Goals.free`` was missed
+    over_bytes: int = 0  # how far ``EvictionTargets.max_size`` was missed
+    lacking_bytes: int = 0  # how far ``EvictionTargets.free`` was missed
 
 
 class TreeRemover(Protocol):
@@ -89,8 +89,13 @@ class Collector:
     clock: Callable[[], float] = time.time
 
     def collect(
-        self, goals: Goals = Goals(), *, dry_run: bool = False, quarantine: bool = False, state_lost: bool = False
-    ) -> Collected:
+        self,
+        goals: EvictionTargets = EvictionTargets(),
+        *,
+        dry_run: bool = False,
+        quarantine: bool = False,
+        state_lost: bool = False,
+    ) -> GcResult:
         """Remove what nothing keeps; with *goals*, evict trees until they are met.
 
         Raises StoreStateError, having deleted nothing, where a root cannot be believed or ``state/`` was lost;
@@ -103,11 +108,11 @@ class Collector:
             )
         if not dry_run:
             self.store.prepare()
-            self._refuse_where_locks_lie()
-            self.store.tidy(wholly=True)
+            self._refuse_unreliable_locks()
+            self.store.remove_temp_files(in_blobs=True)
         if state_lost and not dry_run:
             roots.accept_loss(self.store)
-        result = Collected(dry_run=dry_run)
+        result = GcResult(dry_run=dry_run)
         known = roots.read(self.store)
         evicted = self._choose(known, goals) if goals.evict else []
         if not dry_run:
@@ -123,7 +128,7 @@ class Collector:
         self._compare(result, goals)
         return result
 
-    def _compare(self, result: Collected, goals: Goals) -> None:
+    def _compare(self, result: GcResult, goals: EvictionTargets) -> None:
         """Say how far the goals were missed: what is pinned or used stays, and what is not ours too."""
         if goals.max_size is not None:
             result.over_bytes = max(0, result.kept_bytes - goals.max_size)
@@ -131,7 +136,7 @@ class Collector:
             free = self.free() + (result.reclaimed_bytes if result.dry_run else 0)
             result.lacking_bytes = max(0, goals.free - free)
 
-    def _refuse_where_locks_lie(self) -> None:
+    def _refuse_unreliable_locks(self) -> None:
         """Without honest locks a sweep could take what another process is about to link."""
         if self.exclusive:
             return
@@ -145,7 +150,7 @@ class Collector:
 
     # ---- blobs
 
-    def _sweep(self, result: Collected, *, lockfiles: bool, without: frozenset[str]) -> None:
+    def _sweep(self, result: GcResult, *, lockfiles: bool, without: frozenset[str]) -> None:
         ours = _inodes_below(self.store.layout.trash)  # links that go too, and so do not keep a blob's bytes
         for tree_ in without:
             ours += _inodes_below(self.store.layout.root / tree_)
@@ -178,7 +183,7 @@ class Collector:
                             with suppress(FileNotFoundError):
                                 os.unlink(path)
 
-    def _split(self, result: Collected, live: frozenset[Digest]) -> list[tuple[Digest, os.DirEntry[str]]]:
+    def _split(self, result: GcResult, live: frozenset[Digest]) -> list[tuple[Digest, os.DirEntry[str]]]:
         dead = []
         for digest, entry in self.store.blobs():
             if digest in live:
@@ -189,7 +194,7 @@ class Collector:
                 dead.append((digest, entry))
         return sorted(dead, key=lambda row: row[0])
 
-    def _sweep_partials(self, result: Collected) -> None:
+    def _sweep_partials(self, result: GcResult) -> None:
         known = roots.read(self.store)
         leased = {digest for record in known.leased for digest in record.digests}
         for digest in sweep.stale_partials(self.store, known.named_by_lockfiles() | leased):
@@ -215,12 +220,12 @@ class Collector:
 
     def _forget_dead(self, known: Roots) -> None:
         for root in known.locks:
-            if root.standing is Standing.DEAD:
+            if root.state is RootState.DEAD:
                 roots.forget(self.store, root.id)
         for tree_root in known.trees:
             if tree_root.is_dead:
                 self._forget_tree(tree_root)
-        leases.standing(self.store, remove_expired=True)
+        leases.active(self.store, remove_expired=True)
         for path in self.store.layout.verifying.iterdir():
             with suppress(OSError, ValueError):
                 holder = Holder.parse(json.loads(path.read_bytes()))
@@ -249,9 +254,9 @@ class Collector:
     def _evict(self, root: TreeRoot) -> bool:
         return self.remove_tree(root.record, root.key, unless=lambda: self._is_used(root))
 
-    def _choose(self, known: Roots, goals: Goals) -> list[TreeRoot]:
+    def _choose(self, known: Roots, goals: EvictionTargets) -> list[TreeRoot]:
         """The trees to evict, least recently used first."""
-        paper = _Paper(self.store, known)
+        paper = EvictionSimulation(self.store, known)
         pinned = known.pinned()
         candidates = [root for root in known.trees if self._may_go(root, pinned)]
         candidates.sort(key=lambda root: (root.used_at, root.record.tree))
@@ -284,12 +289,12 @@ class Collector:
         return sorted(chosen + extra, key=lambda root: (root.used_at, root.record.tree))
 
     def _may_go(self, root: TreeRoot, pinned: frozenset[str]) -> bool:
-        return root.standing is Standing.ALIVE and not root.unfinished and root.name not in pinned
+        return root.state is RootState.ALIVE and not root.unfinished and root.name not in pinned
 
     def _is_used(self, root: TreeRoot) -> bool:
         """Whether a lease covers the tree or somebody has one of its files open."""
         digests = _digests(root) - {EMPTY}
-        for _, record, held in leases.standing(self.store):
+        for _, record, held in leases.active(self.store):
             if held and digests <= record.digests:
                 return True
         path = root.record.path(self.store.layout.root)
@@ -297,7 +302,7 @@ class Collector:
         return any(self.in_use(os.path.realpath(path / name)) for name in root.record.files)
 
 
-class _Paper:
+class EvictionSimulation:
     """Which blobs stay while trees are taken away on paper."""
 
     def __init__(self, store: BlobStore, known: Roots) -> None:

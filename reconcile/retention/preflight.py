@@ -11,9 +11,9 @@ from pathlib import Path
 
 from modelstow.cas import BlobState, BlobStore, Digest, NoSpaceError, StoreStateError, leases
 
-from ..events.events import Note, Sink
+from ..events.events import Info, Sink
 from ..planning.planner import Fetch, Plan
-from .collector import Collector, Goals
+from .collector import Collector, EvictionTargets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +53,12 @@ class Preflight:
         limit = None if self.max_size is None else self.max_size - _in_store(plan)
         if limit is not None and limit < 0:
             return
-        goals = Goals(free=self._needed(plan), max_size=limit)
+        goals = EvictionTargets(free=self._needed(plan), max_size=limit)
         on_paper = self.collector.collect(goals, dry_run=True)
         if on_paper.over_bytes or on_paper.lacking_bytes:
             return
         for path in self.collector.collect(goals).trees:
-            self.emit(Note(text=f"evicted {path} to make room"))
+            self.emit(Info(text=f"evicted {path} to make room"))
 
     def _fits(self, plan: Plan) -> bool:
         return self._needed(plan) <= self.free() and self._over_quota(plan) <= 0
@@ -77,13 +77,13 @@ class Preflight:
         """What other live fetches still will take: sizes less what their partials have; a crash releases it by itself."""
         others: dict[Digest, int] = {}
         with suppress(StoreStateError):  # a lease that cannot be read stops gc, not those who fetch
-            for _, record, held in leases.standing(self.store):
+            for _, record, held in leases.active(self.store):
                 if held:
                     others |= {digest: size for digest, size in record.reserved.items() if digest not in mine}
         return sum(
             size - self._allocated(digest, size)
             for digest, size in others.items()
-            if self.store.look(digest, size).state is BlobState.ABSENT
+            if self.store.stat(digest, size).state is BlobState.ABSENT
         )
 
     def _allocated(self, digest: Digest, most: int) -> int:

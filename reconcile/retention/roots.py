@@ -31,7 +31,7 @@ from .pins import Pin
 _FORMAT = 1
 
 
-class Standing(enum.StrEnum):
+class RootState(enum.StrEnum):
     """Whether what a root stands for is there."""
 
     ALIVE = "alive"
@@ -83,18 +83,18 @@ class LockRoot:
         )
 
     @property
-    def standing(self) -> Standing:
-        return _standing(Path(self.path), self.parent)
+    def state(self) -> RootState:
+        return _root_state(Path(self.path), self.parent)
 
 
-def _standing(path: Path, parent: tuple[int, int]) -> Standing:
+def _root_state(path: Path, parent: tuple[int, int]) -> RootState:
     if os.path.lexists(path):
-        return Standing.ALIVE
+        return RootState.ALIVE
     try:
         found = os.stat(path.parent)
     except OSError:
-        return Standing.UNVERIFIABLE
-    return Standing.DEAD if (found.st_dev, found.st_ino) == tuple(parent) else Standing.UNVERIFIABLE
+        return RootState.UNVERIFIABLE
+    return RootState.DEAD if (found.st_dev, found.st_ino) == tuple(parent) else RootState.UNVERIFIABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,7 @@ class TreeRoot:
 
     record: Inventory
     file: Path
-    standing: Standing
+    state: RootState
 
     @property
     def unfinished(self) -> bool:
@@ -112,7 +112,7 @@ class TreeRoot:
     @property
     def is_dead(self) -> bool:
         """Whether it keeps nothing: its tree is gone; if that tree was only announced, for a week."""
-        if self.standing is not Standing.DEAD:
+        if self.state is not RootState.DEAD:
             return False
         return not self.unfinished or time.time() - self.used_at > leases.UNFINISHED_S
 
@@ -173,7 +173,7 @@ class Roots:
 
     def named_by_lockfiles(self) -> frozenset[Digest]:
         """What registered lockfiles name."""
-        return frozenset(digest for root in self.locks if root.standing is not Standing.DEAD for digest in root.digests)
+        return frozenset(digest for root in self.locks if root.state is not RootState.DEAD for digest in root.digests)
 
     def pinned(self) -> frozenset[str]:
         """The variants that are pinned, by user or manifest: name@version#variant."""
@@ -188,15 +188,15 @@ class Roots:
             if tree_root.is_dead or tree_root.record.tree in without:
                 continue
             kept = {placed.digest for placed in tree_root.record.files.values()}
-            shown = "" if tree_root.standing is Standing.ALIVE else f" ({tree_root.standing})"
+            shown = "" if tree_root.state is RootState.ALIVE else f" ({tree_root.state})"
             yield f"tree {tree_root.record.tree}{shown}", kept
         for pin in self.pins:
             yield f"pin {pin.name}", pin.digests
         for record in self.leased:
             yield f"lease ({record.doing})", record.digests
         for root in self.locks:
-            if lockfiles and root.standing is not Standing.DEAD:
-                shown = "" if root.standing is Standing.ALIVE else f" ({root.standing})"
+            if lockfiles and root.state is not RootState.DEAD:
+                shown = "" if root.state is RootState.ALIVE else f" ({root.state})"
                 yield f"lockfile {root.path}{shown}", root.digests
 
 
@@ -213,7 +213,7 @@ def read(store: BlobStore) -> Roots:
         locks=tuple(_read_locks(layout.roots)),
         trees=tuple(trees),
         pins=tuple(pins.read(layout.pins)),
-        leased=tuple(record for _, record, _ in leases.standing(store)),
+        leased=tuple(record for _, record, _ in leases.active(store)),
         inodes=inodes,
         proofs=proofs,
     )
@@ -224,7 +224,7 @@ def read_tree(store: BlobStore, file: Path) -> TreeRoot:
     record = inventories.read(file)
     if record is None:
         raise FileNotFoundError(file)
-    return TreeRoot(record=record, file=file, standing=_tree_standing(record, store.layout.root))
+    return TreeRoot(record=record, file=file, state=_tree_state(record, store.layout.root))
 
 
 def stamp(store: BlobStore) -> tuple[object, ...]:
@@ -240,10 +240,10 @@ def stamp(store: BlobStore) -> tuple[object, ...]:
     return tuple(rows)
 
 
-def _tree_standing(record: Inventory, root: Path) -> Standing:
+def _tree_state(record: Inventory, root: Path) -> RootState:
     if os.path.isabs(record.tree):
-        return _standing(Path(record.tree), record.parent)
-    return Standing.ALIVE if (root / record.tree).is_dir() else Standing.DEAD
+        return _root_state(Path(record.tree), record.parent)
+    return RootState.ALIVE if (root / record.tree).is_dir() else RootState.DEAD
 
 
 def _below_models(models: Path, recorded: set[str]) -> tuple[dict[str, int], frozenset[tuple[int, int]]]:
@@ -297,7 +297,7 @@ def register_lock(store: BlobStore, root: LockRoot) -> None:
     write_file(store.layout.roots / root.id, root.encode())
     if epoch(store) != store.config.epoch:
         write_file(store.layout.epoch, store.config.epoch.encode())
-    store.tidy()
+    store.remove_temp_files()
 
 
 def epoch(store: BlobStore) -> str:

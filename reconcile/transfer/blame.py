@@ -9,18 +9,20 @@ from contextlib import suppress
 from modelstow.backends import SourceError, redact
 
 from ..events.events import SourceFailed
-from .compressed import Pairs
-from .context import Engine, Wanted
-from .retry import Fact
+from .compressed import CompressedForms
+from .context import BlobRequest, TransferContext
+from .retry import Failure
 
 
-class Blame:
-    """``note``, ``absolve`` and ``right`` are called under the download's lock, ``tell`` outside of it."""
+class FailureAttribution:
+    """``note``, ``clear`` and ``right`` are called under the download's lock, ``tell`` outside of it."""
 
-    def __init__(self, engine: Engine, wanted: Wanted, locators: Mapping[str, str], pairs: Pairs) -> None:
+    def __init__(
+        self, engine: TransferContext, wanted: BlobRequest, locators: Mapping[str, str], pairs: CompressedForms
+    ) -> None:
         self._engine, self._wanted, self._locators, self._pairs = engine, wanted, locators, pairs
         self._lied: dict[str, set[int]] = {}  # who sent wrong bytes, and the pieces that it has not sent right since
-        self._untold = deque[tuple[str, Fact]]()
+        self._untold = deque[tuple[str, Failure]]()
 
     def late(self) -> frozenset[str]:
         """Who failed lately, or lied about this blob: asked last."""
@@ -34,7 +36,7 @@ class Blame:
         return frozenset(locator for locator in late if self._engine.failures.given_up(self._keys(locator)))
 
     def note(
-        self, locator: str, fact: Fact, *, exactly: bool = False, given_up: bool = False, wrong: Iterable[int] = ()
+        self, locator: str, fact: Failure, *, exactly: bool = False, given_up: bool = False, wrong: Iterable[int] = ()
     ) -> None:
         """A source failed: *exactly* at this locator, else what fails together with it; *wrong* pieces were lies."""
         if locator not in self._locators:
@@ -44,10 +46,10 @@ class Blame:
             if plain is None:
                 return
             locator, exactly = plain, True
-        lied = fact.code == "CHECKSUM_FAIL"
-        if lied:
+        corrupt = fact.code == "CHECKSUM_FAIL"
+        if corrupt:
             self._lied.setdefault(locator, set()).update(wrong)
-        key = self._keys(locator)[0 if exactly or lied else 1]
+        key = self._keys(locator)[0 if exactly or corrupt else 1]
         self._engine.failures.note(key, fact.code, fact.what, given_up=given_up)
         self._untold.append((locator, fact))
 
@@ -56,7 +58,7 @@ class Blame:
         if lies := self._lied.get(locator):
             lies.discard(piece)
 
-    def absolve(self, senders: Iterable[str]) -> None:
+    def clear(self, senders: Iterable[str]) -> None:
         """The blob is proven: whoever sent something of it, and nothing wrong, serves well."""
         lied = {locator for locator, pieces in self._lied.items() if pieces}
         honest = (frozenset(senders) & self._locators.keys()) - lied
@@ -69,10 +71,10 @@ class Blame:
         with suppress(IndexError):  # told by now, by whoever was first
             while True:
                 locator, fact = self._untold.popleft()
-                lied = fact.code == "CHECKSUM_FAIL"
-                if lied:
+                corrupt = fact.code == "CHECKSUM_FAIL"
+                if corrupt:
                     self._engine.lies.note(self._wanted.digest, locator)
-                self._engine.emit(SourceFailed(locator=redact(locator), what=fact.what, lied=lied))
+                self._engine.emit(SourceFailed(locator=redact(locator), what=fact.what, corrupt=corrupt))
 
     def _keys(self, locator: str) -> tuple[str, str]:
         """Under what a failure of this locator may be on record: itself, and what fails together with it."""

@@ -6,25 +6,25 @@ something did happen: ``Download`` goes on from there.
 
 from __future__ import annotations
 
-from modelstow.backends import EndedEarly, TimedOut, Unreachable
+from modelstow.backends import ConnectionFailed, EndedEarly, TimedOut
 from modelstow.cas import Stopped
 from modelstow.cas.partial import Partial
 from modelstow.cas.pieces import piece_hash, source_key
 
 from ..desired.lockfile import absolute
 from ..events.events import BytesArrived
-from .context import STOPPED, Engine, Wanted
-from .intake import FIRST_STEP, STUMBLES, Intake, senseless
+from .context import STOPPED, BlobRequest, TransferContext
+from .intake import FIRST_STEP, SOURCE_BUGS, BodyReader, malformed_response
 from .worker import WrongSize
 
 
-def suits(engine: Engine, wanted: Wanted) -> bool:
+def suits(engine: TransferContext, wanted: BlobRequest) -> bool:
     """Whether there is nothing to choose, and nothing is known against the source."""
     few = 0 < wanted.size <= FIRST_STEP  # what comes within one read
     return few and len(wanted.urls) == 1 and not engine.failures.any and not engine.lies.of(wanted.digest)
 
 
-def bring(engine: Engine, wanted: Wanted, partial: Partial) -> int:
+def bring(engine: TransferContext, wanted: BlobRequest, partial: Partial) -> int:
     """How many bytes came. They are on record if they are as many as they should be; whether they are right, is to be seen.
 
     Raises SourceError, WrongSize, Stopped, OSError of this disk.
@@ -33,10 +33,10 @@ def bring(engine: Engine, wanted: Wanted, partial: Partial) -> int:
     view, count = memoryview(bytearray(size + 1)), 0
     try:
         body = engine.registry.find(locator).open(locator, start=0, stop=size)
-    except STUMBLES as error:
-        raise senseless(error, locator) from error
+    except SOURCE_BUGS as error:
+        raise malformed_response(error, locator) from error
     try:
-        intake = Intake(body, locator, engine.policy, engine.clock)
+        intake = BodyReader(body, locator, engine.policy, engine.clock)
         if body.total not in (None, size):
             raise WrongSize(size, body.total)
         if body.start != 0:
@@ -46,7 +46,7 @@ def bring(engine: Engine, wanted: Wanted, partial: Partial) -> int:
             count += came
             if engine.stop.is_set():
                 raise Stopped(STOPPED)
-    except (Unreachable, TimedOut):
+    except (ConnectionFailed, TimedOut):
         if not count:
             raise
     finally:

@@ -6,23 +6,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
 
-from modelstow.backends import Body, EndedEarly, Misbehaved, Source
+from modelstow.backends import Body, EndedEarly, ProtocolError, Source
 from modelstow.cas import Digest
-from modelstow.cas.compressed import PackIndex, index_bytes, unpack
+from modelstow.cas.compressed import CompressedIndex, decompress, index_bytes
 from modelstow.cas.pieces import PIECE, piece_count, piece_range
 
-from .intake import Intake
-from .retry import Fact, Kind, RetryPolicy
+from .intake import BodyReader
+from .retry import Failure, Reason, RetryPolicy
 
 
-class WrongPack(Misbehaved):
+class WrongCompressedData(ProtocolError):
     """An index or a frame that is none of this blob: wrong bytes, seen before they were written."""
 
     code = "CHECKSUM_FAIL"
 
 
 @dataclass(slots=True)
-class Packed:
+class CompressedBlob:
     """One blob's ``.pzst`` at *locator*. Safe for threads."""
 
     locator: str
@@ -30,7 +30,7 @@ class Packed:
     size: int
     policy: RetryPolicy
     clock: Callable[[], float]
-    _index: PackIndex | None = None
+    _index: CompressedIndex | None = None
     _mutex: Lock = field(default_factory=Lock)
 
     def open(self, source: Source, start: int, stop: int, heard: Callable[[int], object]) -> Body:
@@ -46,7 +46,9 @@ class Packed:
         intake = self._intake(inner)
         try:
             if inner.total not in (None, index.total) or inner.start != (begin if inner.ranged else 0):
-                raise Misbehaved("it has another length than its index says, or sends another range", locator=self.locator)
+                raise ProtocolError(
+                    "it has another length than its index says, or sends another range", locator=self.locator
+                )
             if not inner.ranged:
                 piece, last = 0, piece_count(self.size) - 1
                 _fill(intake, memoryview(bytearray(index.frame(0)[0])), self.locator)
@@ -63,9 +65,9 @@ class Packed:
                 start, stop = piece_range(piece, self.size)
                 _fill(intake, frame, self.locator, heard, stop - start)
                 try:
-                    plain = memoryview(unpack(frame, piece, self.size))
+                    plain = memoryview(decompress(frame, piece, self.size))
                 except ValueError as error:
-                    raise WrongPack(f"sent wrong bytes ({error})", locator=self.locator) from error
+                    raise WrongCompressedData(f"sent wrong bytes ({error})", locator=self.locator) from error
                 piece += 1
             count = min(len(view), len(plain))
             view[:count], plain = plain[:count], plain[count:]
@@ -74,41 +76,41 @@ class Packed:
         at = 0 if not inner.ranged else start
         return Body(start=at, total=self.size, read_into=read_into, close=inner.close, ranged=inner.ranged)
 
-    def _intake(self, body: Body) -> Intake:
-        return Intake(body, self.locator, self.policy, self.clock)
+    def _intake(self, body: Body) -> BodyReader:
+        return BodyReader(body, self.locator, self.policy, self.clock)
 
-    def _read_index(self, source: Source) -> PackIndex:
+    def _read_index(self, source: Source) -> CompressedIndex:
         with self._mutex:
             if self._index is None:
                 raw = memoryview(bytearray(index_bytes(self.size)))
                 body = source.open(self.locator, start=0, stop=len(raw))
                 try:
                     _fill(self._intake(body), raw, self.locator)
-                    self._index = PackIndex.decode(bytes(raw), self.digest, self.size)
+                    self._index = CompressedIndex.decode(bytes(raw), self.digest, self.size)
                 except ValueError as error:
-                    raise WrongPack(f"sent wrong bytes ({error})", locator=self.locator) from error
+                    raise WrongCompressedData(f"sent wrong bytes ({error})", locator=self.locator) from error
                 finally:
                     body.close()
             return self._index
 
 
-class Pairs:
+class CompressedForms:
     """What mirrors may hold of one blob in two forms: which addresses belong together, and which hold nothing."""
 
-    def __init__(self, packs: Mapping[str, str], packed: Callable[[str], Packed]) -> None:
+    def __init__(self, packs: Mapping[str, str], packed: Callable[[str], CompressedBlob]) -> None:
         """*packs*: the compressed one of each plain address; *packed* opens one."""
         self._packs = {pack: packed(pack) for pack in packs.values()}
         self._twins = {**packs, **{pack: plain for plain, pack in packs.items()}}
         self._absent: set[str] = set()
 
-    def pack(self, locator: str) -> Packed | None:
+    def pack(self, locator: str) -> CompressedBlob | None:
         """What reads it, if it is a compressed one."""
         return self._packs.get(locator)
 
-    def shows_absence(self, locator: str, fact: Fact) -> bool:
+    def shows_absence(self, locator: str, fact: Failure) -> bool:
         """A mirror does not hold the blob in this form. Some buckets refuse what is not there; the plain form tells."""
         codes = ("INCOMPLETE_DOWNLOAD", "AUTH_FAIL") if locator in self._packs else ("INCOMPLETE_DOWNLOAD",)
-        return locator in self._twins and fact.code in codes and fact.kind is not Kind.TRANSIENT
+        return locator in self._twins and fact.code in codes and fact.kind is not Reason.TRANSIENT
 
     def note_absent(self, locator: str) -> str | None:
         """The plain address if the mirror holds neither form; None as long as it may hold the other."""
@@ -120,7 +122,7 @@ class Pairs:
 
 
 def _fill(
-    intake: Intake, view: memoryview, locator: str, heard: Callable[[int], object] = lambda count: None, plain: int = 0
+    intake: BodyReader, view: memoryview, locator: str, heard: Callable[[int], object] = lambda count: None, plain: int = 0
 ) -> None:
     """Read all of *view*, which stands for so many *plain* bytes."""
     done = told = 0

@@ -13,7 +13,7 @@ _QUIET_S, _LONGEST_QUIET_S = 5.0, 60.0  # after a try that did not help
 
 
 @dataclass(slots=True)
-class Pace:
+class ConcurrencyController:
     """Starts with one connection, then 4, 8, … up to *most*, as long as the rate grows by 15 % at each step.
 
     Where the bytes arrive at half the rate of sha256 or faster, another connection could at best double a rate that the

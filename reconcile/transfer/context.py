@@ -12,7 +12,7 @@ from modelstow.backends import Registry
 from modelstow.cas import Digest
 
 from ..events.events import Sink
-from .lies import Lies
+from .lies import BadSources
 from .retry import RetryPolicy
 from .source_health import FailureTable
 
@@ -20,18 +20,18 @@ STOPPED = "stopped; what was fetched is kept and the next run continues there"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class BlobRequest:
     """One blob to bring home."""
 
     digest: Digest
     size: int
     urls: tuple[str, ...]
     # Of *urls*, those that hold it as compressed pieces, by the plain one of the same mirror.
-    packed: Mapping[str, str] = field(default_factory=dict)
+    compressed: Mapping[str, str] = field(default_factory=dict)
     paths: tuple[str, ...] = ()  # in trees, for messages
     name: str = ""  # what progress calls it
-    spares: tuple[str, ...] = ()  # files on this disk that may hold its bytes
-    anew: bool = False  # fetch it even if it is there
+    local_candidates: tuple[str, ...] = ()  # files on this disk that may hold its bytes
+    force_refetch: bool = False  # fetch it even if it is there
     seen_commit: str = ""  # ``store.commits_seen`` when it was asked for
 
 
@@ -60,13 +60,13 @@ class Connections:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
+class TransferContext:
     """Set *stop* to end all downloads soon."""
 
     registry: Registry
     base: Path  # what relative locators are relative to
     failures: FailureTable
-    lies: Lies
+    lies: BadSources
     emit: Sink
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     connections: Connections = field(default_factory=lambda: Connections(1))

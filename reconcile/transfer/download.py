@@ -1,4 +1,4 @@
-"""One blob's download: ``Transfer`` decides, ``Pace`` says how many connections, lanes bring the bytes."""
+"""One blob's download: ``Transfer`` decides, ``ConcurrencyController`` says how many connections, lanes bring the bytes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from threading import Condition, Thread
 
 from modelstow.backends import Body, SourceError
 from modelstow.cas import Stopped, locks, syscalls
-from modelstow.cas.hasher import Chaser
+from modelstow.cas.hasher import BackgroundHasher
 from modelstow.cas.layout import TABLE_FROM
 from modelstow.cas.partial import Partial, read_fully
 from modelstow.cas.pieces import PIECE, PieceTable, piece_count, piece_hash, piece_range, source_key
 
 from ..desired.lockfile import absolute
-from ..events.events import BytesArrived, Note
-from .blame import Blame
-from .compressed import Packed, Pairs
-from .concurrency import Pace
-from .context import STOPPED, Engine, Wanted
-from .reasons import given_up
-from .retry import Fact, Kind
+from ..events.events import BytesArrived, Info
+from .blame import FailureAttribution
+from .compressed import CompressedBlob, CompressedForms
+from .concurrency import ConcurrencyController
+from .context import STOPPED, BlobRequest, TransferContext
+from .reasons import all_sources_failed
+from .retry import Failure, Reason
 from .scheduler import EARLIER, Transfer
-from .steps import Ask, GiveUp, Idle, Prove, Step, Wait
-from .worker import Beginning, Lane, Receiver, WrongSize
+from .steps import Backoff, Fail, Idle, Request, Step, Verify
+from .worker import Beginning, TransferSink, Worker, WrongSize
 
 THIS_STORE = "this store"
 """The sender of pieces that were saved from a damaged blob or a copy."""
@@ -30,7 +30,7 @@ _SAY_S = 0.5  # a wait from so long on is told
 _TICK_S = 0.02  # how often growing, silence and a stop are looked at
 
 
-class Download(Receiver):
+class Download(TransferSink):
     """One blob's transfer while it lasts. ``fill`` runs in one thread and starts others, which end before it does.
 
     A lane that waits for an answer when its range was given to another is left behind: it holds no claim, writes
@@ -39,8 +39,8 @@ class Download(Receiver):
 
     def __init__(
         self,
-        engine: Engine,
-        wanted: Wanted,
+        engine: TransferContext,
+        wanted: BlobRequest,
         partial: Partial,
         table: PieceTable | None,
         lock: locks.Lock,
@@ -51,14 +51,16 @@ class Download(Receiver):
         self.engine, self.wanted, self.partial, self.table, self._lock = engine, wanted, partial, table, lock
         self.size, self.fetched = wanted.size, 0
         self._locators = {absolute(url, engine.base): url for url in wanted.urls}
-        packs = {absolute(plain, engine.base): absolute(pack, engine.base) for plain, pack in wanted.packed.items()}
-        self._pairs = Pairs(packs, lambda pack: Packed(pack, wanted.digest, wanted.size, engine.policy, engine.clock))
-        self._blame = Blame(engine, wanted, self._locators, self._pairs)
+        packs = {absolute(plain, engine.base): absolute(pack, engine.base) for plain, pack in wanted.compressed.items()}
+        self._pairs = CompressedForms(
+            packs, lambda pack: CompressedBlob(pack, wanted.digest, wanted.size, engine.policy, engine.clock)
+        )
+        self._blame = FailureAttribution(engine, wanted, self._locators, self._pairs)
         late = self._blame.late()
         self._transfer = Transfer(wanted.size, tuple(self._locators), engine.policy, late, self._blame.spent(late))
         # Each connection has a piece in flight, which a kill costs: it should not be all there is.
-        self._pace = Pace(min(engine.connections.most, max(1, piece_count(wanted.size) // 2)))
-        self._chaser: Chaser | None = None
+        self._pace = ConcurrencyController(min(engine.connections.most, max(1, piece_count(wanted.size) // 2)))
+        self._hasher_thread: BackgroundHasher | None = None
         self._state = Condition()  # guards everything below and the transfer
         self._bodies: dict[int, Body] = {}  # by claim, while they are read
         self._working: dict[int, Thread] = {}  # by claim: lanes whose range still counts
@@ -89,28 +91,28 @@ class Download(Receiver):
     def _advance(self) -> bool:
         with self._state:
             step = self._look()
-            while self._working and not isinstance(step, Prove | GiveUp | Wait):
+            while self._working and not isinstance(step, Verify | Fail | Backoff):
                 self._state.wait(_TICK_S)
                 step = self._look()
         self._blame.tell()
         match step:
-            case Ask():  # one piece from one source: no other connection could help, and a thread costs more than it
+            case Request():  # one piece from one source: no other connection could help, and a thread costs more than it
                 self._serve(step, alone=True)
-            case Wait(seconds=seconds):
+            case Backoff(seconds=seconds):
                 name = next(iter(self.wanted.paths), self.wanted.digest.short)
                 if seconds >= _SAY_S:
                     why = ", ".join(dict.fromkeys(fact.what for fact in self._transfer.failures().values()))
-                    self.engine.emit(Note(text=f"{name}: every source failed ({why}); asking again in {seconds:.0f} s"))
+                    self.engine.emit(Info(text=f"{name}: every source failed ({why}); asking again in {seconds:.0f} s"))
                 self.engine.stop.wait(seconds)
-            case Prove():
+            case Verify():
                 return self._prove()
-            case GiveUp(failures=failures):
+            case Fail(failures=failures):
                 told = {
                     name: fact
                     for name, fact in failures.items()
                     if not (self._pairs.pack(name) and self._pairs.shows_absence(name, fact))
                 }
-                raise given_up(self.wanted, told)
+                raise all_sources_failed(self.wanted, told)
         return False
 
     def _look(self) -> Step:
@@ -121,12 +123,12 @@ class Download(Receiver):
             raise self._broken
         now = self.engine.clock()
         for claim in self._transfer.overdue(now):
-            self._fail(claim, Fact(code="NETWORK_TIMEOUT", what="it fell silent", kind=Kind.TRANSIENT))
+            self._fail(claim, Failure(code="NETWORK_TIMEOUT", what="it fell silent", kind=Reason.TRANSIENT))
         for claim in [claim for claim in self._working if not self._transfer.lives(claim)]:
             del self._working[claim]
             if claim in self._bodies:
                 self._bodies[claim].close()
-        rate, limit = self._chaser.rate if self._chaser else None, self.engine.limit_rate
+        rate, limit = self._hasher_thread.rate if self._hasher_thread else None, self.engine.limit_rate
         share = None if limit is None else limit * len(self._working) / max(1, self.engine.connections.used)
         before, allowed = self._pace.allowed, self._pace.look(now, self.fetched, len(self._working), rate, share)
         if allowed < before:  # their unfinished pieces would be lost to a kill the longer, and nothing is gained
@@ -137,7 +139,7 @@ class Download(Receiver):
             if borrowed and not self.engine.connections.take():
                 return Idle()
             step = self._transfer.next(now, allowed)
-            if not isinstance(step, Ask):
+            if not isinstance(step, Request):
                 if borrowed:
                     self.engine.connections.give()
                 return step
@@ -146,9 +148,9 @@ class Download(Receiver):
             self._start(step, borrowed=borrowed)
         return Idle()
 
-    def _start(self, ask: Ask, *, borrowed: bool) -> None:
-        if self._chaser is None and self.size > PIECE:
-            self._chaser = Chaser(self.partial)
+    def _start(self, ask: Request, *, borrowed: bool) -> None:
+        if self._hasher_thread is None and self.size > PIECE:
+            self._hasher_thread = BackgroundHasher(self.partial)
 
         def work() -> None:
             try:
@@ -171,16 +173,16 @@ class Download(Receiver):
     def _prove(self) -> bool:
         self._join()
         self._end_chase()
-        actual = self.partial.proof()
+        actual = self.partial.actual_digest()
         if actual == self.wanted.digest:
-            self._blame.absolve(self._transfer.senders())
+            self._blame.clear(self._transfer.senders())
             for liar in self._transfer.proven():
-                self._blame.note(liar, Fact(code="CHECKSUM_FAIL", what="sent wrong bytes"))
+                self._blame.note(liar, Failure(code="CHECKSUM_FAIL", what="sent wrong bytes"))
             return True
         what = f"sent wrong bytes (sha256:{actual.hex[:12]}…)"
-        fact = Fact(code="CHECKSUM_FAIL", what=what, kind=Kind.INTEGRITY, actual=str(actual))
+        fact = Failure(code="CHECKSUM_FAIL", what=what, kind=Reason.INTEGRITY, actual=str(actual))
         struck, liars = self._transfer.wrong(fact)
-        self.partial.forget(list(struck))
+        self.partial.invalidate(list(struck))
         for liar in liars:
             self._blame.note(liar, fact, wrong=struck)
         return False
@@ -202,15 +204,15 @@ class Download(Receiver):
             thread.join()
 
     def _end_chase(self) -> None:
-        if self._chaser is not None:
-            chaser, self._chaser = self._chaser, None
+        if self._hasher_thread is not None:
+            chaser, self._hasher_thread = self._hasher_thread, None
             chaser.finish()
 
     # ---- the threads that bring it
 
-    def _serve(self, ask: Ask | None, *, alone: bool) -> None:
+    def _serve(self, ask: Request | None, *, alone: bool) -> None:
         """Bring one range after the other, as long as there is one for this connection."""
-        lane = Lane(self, self.engine.policy, self.engine.clock)
+        lane = Worker(self, self.engine.policy, self.engine.clock)
         while ask is not None:
             with self._state:  # a range begins inside a piece only where its beginning is the last that was left of it
                 begun = self._begun.pop(ask.start // PIECE, None) if ask.start % PIECE else None
@@ -218,7 +220,7 @@ class Download(Receiver):
             ask = self._next(ask, fact, lane.beginning, alone=alone)
             self._blame.tell()
 
-    def _next(self, ask: Ask, fact: Fact | None, beginning: Beginning | None, *, alone: bool) -> Ask | None:
+    def _next(self, ask: Request, fact: Failure | None, beginning: Beginning | None, *, alone: bool) -> Request | None:
         with self._state:
             self._bodies.pop(ask.claim, None)
             mine = self._working.pop(ask.claim, None)
@@ -231,25 +233,25 @@ class Download(Receiver):
             if len(self._working) >= allowed:
                 return None
             step = self._transfer.next(self.engine.clock(), allowed)
-            if not isinstance(step, Ask):
+            if not isinstance(step, Request):
                 return None
             self._working[step.claim] = mine
             self._reading.discard(mine)  # until it is answered again
             return step
 
-    def _fail(self, claim: int, fact: Fact, beginning: Beginning | None = None) -> None:
+    def _fail(self, claim: int, fact: Failure, beginning: Beginning | None = None) -> None:
         locator, piece = self._transfer.locator(claim), self._transfer.current(claim)
         packed = self._pairs.pack(locator) is not None
-        if packed or fact.kind not in (Kind.TRANSIENT, Kind.RATE_LIMIT):
+        if packed or fact.kind not in (Reason.TRANSIENT, Reason.RATE_LIMIT):
             beginning = None  # a frame is unpacked whole; and what is wrong with the object is wrong with its beginning
         if self._transfer.failed(claim, fact, self.engine.clock(), beginning.reached if beginning else 0):
             if beginning is not None:
                 self._begun[piece] = beginning
-            alone = packed and fact.kind is Kind.PERMANENT
+            alone = packed and fact.kind is Reason.PERMANENT
             exactly = alone or fact.code in ("INCOMPLETE_DOWNLOAD", "SIZE_MISMATCH")
             self._blame.note(locator, fact, exactly=exactly, given_up=self._transfer.over(locator), wrong=[piece])
 
-    def open(self, ask: Ask) -> Body:
+    def open(self, ask: Request) -> Body:
         refused, self._refused = self._refused, None
         if refused is not None:
             raise refused
@@ -279,7 +281,7 @@ class Download(Receiver):
         with self._state:
             self._transfer.ignores_ranges(claim)
 
-    def got(self, ask: Ask, count: int) -> bool:
+    def got(self, ask: Request, count: int) -> bool:
         return self._got(ask.claim, 0 if self._pairs.pack(ask.locator) else count)  # it was told while its frame arrived
 
     def _got(self, claim: int, count: int) -> bool:
@@ -308,7 +310,7 @@ class Download(Receiver):
             if self._over:
                 return False
             if known is not None and known.hash != hash_:
-                fact = Fact(code="CHECKSUM_FAIL", what=f"sent wrong bytes in piece {piece}", kind=Kind.INTEGRITY)
+                fact = Failure(code="CHECKSUM_FAIL", what=f"sent wrong bytes in piece {piece}", kind=Reason.INTEGRITY)
                 locator = self._transfer.locator(claim)
                 self._transfer.wrong_piece(claim, fact)
                 self._blame.note(locator, fact, wrong=[piece])
@@ -324,8 +326,8 @@ class Download(Receiver):
         with self._state:
             self._transfer.kept(claim, piece, hash_, self.engine.clock())
             self._blame.right(locator, piece)
-        if self._chaser is not None:
-            self._chaser.advance()
+        if self._hasher_thread is not None:
+            self._hasher_thread.advance()
 
     def whole_file(self, claim: int, body: Body) -> bool:
         """Share a local file's extents where the file system can; its pieces are then read from our own file."""
@@ -336,7 +338,7 @@ class Download(Receiver):
             if self._over or not self._transfer.claim_rest(claim):
                 return False
         try:
-            syscalls.clone(body.fd, self.partial.fd)
+            syscalls.reflink(body.fd, self.partial.fd)
         except OSError:
             return False
         os.ftruncate(self.partial.fd, self.size)

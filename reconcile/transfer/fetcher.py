@@ -12,16 +12,27 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from modelstow.backends import SourceError
-from modelstow.cas import BlobState, BlobStore, ChecksumError, Digest, LockTimeoutError, Look, Stopped, locks, scrub, sweep
+from modelstow.cas import (
+    BlobState,
+    BlobStatus,
+    BlobStore,
+    ChecksumError,
+    Digest,
+    LockTimeoutError,
+    Stopped,
+    locks,
+    scrub,
+    sweep,
+)
 from modelstow.cas.partial import Partial, read_fully
 from modelstow.cas.pieces import PIECE, PieceTable, open_regular, piece_hash, piece_range, proven_table, source_key
 from modelstow.cas.scrub import Level
 
 from ..events.events import BlobReused, FetchStarted, Waiting
 from . import brief
-from .context import Engine, Wanted
+from .context import BlobRequest, TransferContext
 from .download import THIS_STORE, Download
-from .group_commit import Batch, Filled, subject_of
+from .group_commit import GroupCommit, PendingCommit, subject_of
 from .worker import WrongSize
 
 
@@ -30,11 +41,11 @@ class Fetcher:
     """Brings blobs into a store. One object serves any number of threads. ``before_commit`` may raise to forbid one."""
 
     store: BlobStore
-    engine: Engine
+    engine: TransferContext
     before_commit: Callable[[], object] = lambda: None
-    _batches: set[Batch] = field(default_factory=set)
+    _batches: set[GroupCommit] = field(default_factory=set)
 
-    def obtain_all(self, blobs: Iterable[Wanted]) -> dict[Digest, bool | Exception]:
+    def obtain_all(self, blobs: Iterable[BlobRequest]) -> dict[Digest, bool | Exception]:
         """Make sure that blobs are in the store, proven and durable, one after the other.
 
         Of each: True if its inode is another now than before; or ChecksumError, SizeMismatchError,
@@ -42,7 +53,7 @@ class Fetcher:
 
         Small ones are committed together. Who holds a lock waits for none meanwhile.
         """
-        batch, busy = Batch(self.store, self.engine, lambda: self.before_commit()), []
+        batch, busy = GroupCommit(self.store, self.engine, lambda: self.before_commit()), []
         self._batches.add(batch)
         try:
             for wanted in blobs:
@@ -63,7 +74,7 @@ class Fetcher:
         for batch in tuple(self._batches):
             batch.commit_due()
 
-    def _bring(self, wanted: Wanted, batch: Batch, *, waits: bool) -> bool:
+    def _bring(self, wanted: BlobRequest, batch: GroupCommit, *, waits: bool) -> bool:
         """All but the commit, which is the *batch*'s; False if another holds the blob's lock and nobody *waits*."""
         try:
             lock = self._lock(wanted, waits=waits)
@@ -72,7 +83,7 @@ class Fetcher:
             with ExitStack() as held:
                 held.enter_context(lock)
                 found = self._begin(wanted, lock, batch)
-                if isinstance(found, Filled):
+                if isinstance(found, PendingCommit):
                     held.pop_all()
                     batch.add(found)
                 else:
@@ -83,7 +94,7 @@ class Fetcher:
             batch.outcomes[wanted.digest] = error
         return True
 
-    def _lock(self, wanted: Wanted, *, waits: bool) -> locks.Lock | None:
+    def _lock(self, wanted: BlobRequest, *, waits: bool) -> locks.Lock | None:
         doing = f"fetching {wanted.digest.short}"
 
         def tell(holder: locks.Holder | None) -> None:
@@ -104,27 +115,27 @@ class Fetcher:
                 raise
             return None
 
-    def _begin(self, wanted: Wanted, lock: locks.Lock, batch: Batch) -> bool | Filled:
+    def _begin(self, wanted: BlobRequest, lock: locks.Lock, batch: GroupCommit) -> bool | PendingCommit:
         digest = wanted.digest
         self.store.refresh()
-        look = self.store.look(digest, wanted.size)
-        shared = wanted.anew and self.store.commits_seen(digest) != wanted.seen_commit
-        if look.state is BlobState.INTACT and (shared or not wanted.anew):
+        look = self.store.stat(digest, wanted.size)
+        shared = wanted.force_refetch and self.store.commits_seen(digest) != wanted.seen_commit
+        if look.state is BlobState.INTACT and (shared or not wanted.force_refetch):
             self.engine.emit(BlobReused(digest=digest, size=wanted.size))
             return False
-        if not wanted.anew and self._at_hand(wanted, look.state, lock):
+        if not wanted.force_refetch and self._at_hand(wanted, look.state, lock):
             self.store.note_commit(lock, digest)
             self.engine.emit(BlobReused(digest=digest, size=wanted.size))
-            return look.ino != 0 and look.ino != self.store.look(digest, wanted.size).ino
+            return look.ino != 0 and look.ino != self.store.stat(digest, wanted.size).ino
         return self._fill(wanted, look, lock, batch)
 
     # ---- what is on this disk
 
-    def _at_hand(self, wanted: Wanted, state: BlobState, lock: locks.Lock) -> bool:
-        """Prove what stands on this disk already, by reading it; False if nothing of it is right as a whole."""
+    def _at_hand(self, wanted: BlobRequest, state: BlobState, lock: locks.Lock) -> bool:
+        """Verify what stands on this disk already, by reading it; False if nothing of it is right as a whole."""
         if state is BlobState.SUSPECT and self._prove_in_place(wanted, lock):
             return True
-        for spare in wanted.spares:
+        for spare in wanted.local_candidates:
             try:
                 fd = open_regular(spare)
             except OSError:
@@ -139,7 +150,7 @@ class Fetcher:
                 os.close(fd)
         return False
 
-    def _prove_in_place(self, wanted: Wanted, lock: locks.Lock) -> bool:
+    def _prove_in_place(self, wanted: BlobRequest, lock: locks.Lock) -> bool:
         """A touched or restored blob costs reading, not fetching. One that a verification convicted is read in full."""
         convicted = wanted.digest.hex in self.store.suspects()
         level = Level.FULL if convicted else Level.FAST
@@ -147,7 +158,7 @@ class Fetcher:
         if not verdict.intact:
             return False
         try:
-            self.store.certify(wanted.digest)
+            self.store.restamp(wanted.digest)
         except PermissionError:  # another member's of a shared store: ours takes its place
             fd = open_regular(self.store.layout.blob(wanted.digest))
             try:
@@ -156,13 +167,13 @@ class Fetcher:
                 os.close(fd)
         return True
 
-    def _save_pieces(self, wanted: Wanted, partial: Partial, table: PieceTable) -> tuple[int, ...]:
+    def _save_pieces(self, wanted: BlobRequest, partial: Partial, table: PieceTable) -> tuple[int, ...]:
         """Copy the good pieces of a damaged blob and of copies into *partial*; which were damaged in the blob."""
         buffer = memoryview(bytearray(min(PIECE, wanted.size)))
         damaged = []
         for index in list(partial.table.missing()):
             slot = table.slots[index]
-            for path in (self.store.layout.blob(wanted.digest), *wanted.spares):
+            for path in (self.store.layout.blob(wanted.digest), *wanted.local_candidates):
                 start, stop = piece_range(index, wanted.size)
                 view = buffer[: stop - start]
                 if slot is not None and _read_piece(path, view, start) and piece_hash(view) == slot.hash:
@@ -175,37 +186,37 @@ class Fetcher:
 
     # ---- what comes from sources
 
-    def _fill(self, wanted: Wanted, look: Look, lock: locks.Lock, batch: Batch) -> Filled:
+    def _fill(self, wanted: BlobRequest, look: BlobStatus, lock: locks.Lock, batch: GroupCommit) -> PendingCommit:
         digest, size = wanted.digest, wanted.size
-        if wanted.anew:
+        if wanted.force_refetch:
             sweep.drop_partial(self.store, digest)
         partial = self.store.partial(digest, size)
-        mending = look.state is BlobState.SUSPECT and not wanted.anew
+        mending = look.state is BlobState.SUSPECT and not wanted.force_refetch
         table = proven_table(self.store.layout.table(digest), digest, size) if mending else None
-        filled = Filled(wanted, lock, look, partial, resumed=partial.held_bytes)
+        filled = PendingCommit(wanted, lock, look, partial, resumed=partial.held_bytes)
         try:
             filled.damaged = self._save_pieces(wanted, partial, table) if table is not None else ()
             self.engine.emit(FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=wanted.name))
             refused = self._bring_briefly(filled) if brief.suits(self.engine, wanted) else None
-            if partial.front() < size or partial.proof() != digest:
+            if partial.contiguous_end() < size or partial.actual_digest() != digest:
                 self._download(filled, table, refused)
         except BaseException as error:
             batch.note_failed(filled)
             told = batch.explained(error, filled) if isinstance(error, Exception) else error
-            partial.leave()
+            partial.close_or_discard()
             if told is not error:
                 raise told from error
             raise
         return filled
 
-    def _bring_briefly(self, filled: Filled) -> SourceError | WrongSize | None:
+    def _bring_briefly(self, filled: PendingCommit) -> SourceError | WrongSize | None:
         try:
             filled.fetched = brief.bring(self.engine, filled.wanted, filled.partial)
         except (SourceError, WrongSize) as error:
             return error
         return None
 
-    def _download(self, filled: Filled, table: PieceTable | None, refused: SourceError | WrongSize | None) -> None:
+    def _download(self, filled: PendingCommit, table: PieceTable | None, refused: SourceError | WrongSize | None) -> None:
         run = Download(self.engine, filled.wanted, filled.partial, table, filled.lock, refused)
         try:
             run.fill()

@@ -9,56 +9,56 @@ from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 
-from modelstow.cas import BlobState, BlobStore, Digest, LockTimeoutError, Look, NoSpaceError, locks, scrub
+from modelstow.cas import BlobState, BlobStatus, BlobStore, Digest, LockTimeoutError, NoSpaceError, locks, scrub
 from modelstow.cas.errors import FULL
 from modelstow.cas.partial import Partial
 from modelstow.cas.scrub import Level
 
 from ..events.events import BlobFailed, BlobFetched
-from .context import Engine, Wanted
+from .context import BlobRequest, TransferContext
 
 _ENOUGH = 1 << 16  # descriptors
 _TOGETHER, _TOGETHER_S = 1 << 20, 0.25  # bytes that make a batch full, and the seconds that any of it may wait
 
 
-def subject_of(store: BlobStore, wanted: Wanted) -> scrub.Subject:
+def subject_of(store: BlobStore, wanted: BlobRequest) -> scrub.ScrubTarget:
     """The blob as it stands in the store, to be read."""
     path, table = store.layout.blob(wanted.digest), store.layout.table(wanted.digest)
-    return scrub.Subject(path=path, digest=wanted.digest, size=wanted.size, table=table, makes_table=True)
+    return scrub.ScrubTarget(path=path, digest=wanted.digest, size=wanted.size, table=table, makes_table=True)
 
 
 @dataclass(slots=True)
-class Filled:
+class PendingCommit:
     """A blob that is here and proven but for the commit. Its lock is held."""
 
-    wanted: Wanted
+    wanted: BlobRequest
     lock: locks.Lock
-    look: Look  # before
+    look: BlobStatus  # before
     partial: Partial
     resumed: int  # bytes that an earlier run had left
     fetched: int = 0  # bytes that came, those that were wrong too
     damaged: tuple[int, ...] = ()  # pieces of the blob before
 
-    def leave(self) -> None:
+    def close_or_discard(self) -> None:
         """Let go of it, whether it was committed or not."""
         with self.lock, suppress(OSError):  # what is left of the partial, the next run removes
-            self.partial.leave()
+            self.partial.close_or_discard()
 
 
-class Batch:
+class GroupCommit:
     """What one worker has filled. Another thread may commit it, when the worker is at something that takes long."""
 
-    def __init__(self, store: BlobStore, engine: Engine, before_commit: Callable[[], object]) -> None:
+    def __init__(self, store: BlobStore, engine: TransferContext, before_commit: Callable[[], object]) -> None:
         self._store, self._engine, self._before_commit = store, engine, before_commit
         self.outcomes: dict[Digest, bool | Exception] = {}
         """Of each blob: whether its inode is another now than before, or why it failed."""
-        self._filled: list[Filled] = []
+        self._filled: list[PendingCommit] = []
         self._bytes, self._began, self._mutex = 0, 0.0, Lock()
         # Each holds two descriptors: its partial's and its lock's. Half of what a process may open is left to others.
         may_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most = max(1, (_ENOUGH if may_open == resource.RLIM_INFINITY else may_open) // (4 * engine.connections.most))
 
-    def add(self, filled: Filled) -> None:
+    def add(self, filled: PendingCommit) -> None:
         """Keep it until there is enough to be worth a commit, and commit then."""
         with self._mutex:
             if not self._filled:
@@ -92,18 +92,18 @@ class Batch:
                     self.outcomes[each.wanted.digest] = self._ended(each, failed.get(each.wanted.digest))
                 except Exception as error:
                     self.outcomes[each.wanted.digest] = error
-                self._filled.pop().leave()
+                self._filled.pop().close_or_discard()
 
     def drop(self) -> None:
         """Let go of what is there without a commit: a mebibyte is lost at most."""
         with self._mutex:
             for each in self._filled:
                 self.note_failed(each)
-                each.leave()
+                each.close_or_discard()
             self._filled.clear()
 
-    def _ready(self) -> tuple[list[Filled], dict[Digest, Exception]]:
-        ready: list[Filled] = []
+    def _ready(self) -> tuple[list[PendingCommit], dict[Digest, Exception]]:
+        ready: list[PendingCommit] = []
         failed: dict[Digest, Exception] = {}
         for each in self._filled:
             try:
@@ -120,13 +120,13 @@ class Batch:
                 failed[each.wanted.digest] = error
         return ready, failed
 
-    def _is_there(self, filled: Filled) -> bool:
+    def _is_there(self, filled: PendingCommit) -> bool:
         """Whether the blob was fetched anew beside one that is as good, by its content."""
         if filled.look.state is not BlobState.INTACT:
             return False
         return next(scrub.scrub([subject_of(self._store, filled.wanted)], Level.FULL)).intact
 
-    def _ended(self, filled: Filled, error: Exception | None) -> bool | Exception:
+    def _ended(self, filled: PendingCommit, error: Exception | None) -> bool | Exception:
         wanted, before = filled.wanted, filled.look.ino
         if error is not None:
             self.note_failed(filled)
@@ -141,13 +141,13 @@ class Batch:
         )
         self._engine.emit(event)
         self._store.note_commit(filled.lock, wanted.digest)
-        return before != 0 and before != self._store.look(wanted.digest, wanted.size).ino
+        return before != 0 and before != self._store.stat(wanted.digest, wanted.size).ino
 
-    def note_failed(self, filled: Filled) -> None:
+    def note_failed(self, filled: PendingCommit) -> None:
         """Tell that nothing will come of it in this run."""
         self._engine.emit(BlobFailed(digest=filled.wanted.digest, fetched_bytes=filled.fetched))
 
-    def explained(self, error: Exception, filled: Filled) -> Exception:
+    def explained(self, error: Exception, filled: PendingCommit) -> Exception:
         """The error, but a full disk with its figures."""
         if not isinstance(error, OSError) or error.errno not in FULL:
             return error

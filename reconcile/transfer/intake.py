@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from modelstow.backends import Body, Misbehaved, TimedOut
+from modelstow.backends import Body, ProtocolError, TimedOut
 
 from .retry import RetryPolicy
 
@@ -12,15 +12,15 @@ MOST_STEP = 1 << 20
 FIRST_STEP, _LEAST_STEP = 1 << 16, 1 << 14
 _QUICK_S, _SLOW_S = 0.005, 0.1  # a large read returns when its buffer is full: it should take neither less nor more
 
-STUMBLES = (ValueError, KeyError, TypeError, AttributeError)
+SOURCE_BUGS = (ValueError, KeyError, TypeError, AttributeError)
 """What a source may raise that stumbles over an answer. What others raise, a caller's progress callback say, is theirs."""
 
 
-def senseless(error: Exception, locator: str) -> Misbehaved:
-    return Misbehaved(f"its answer makes no sense ({type(error).__name__})", locator=locator)
+def malformed_response(error: Exception, locator: str) -> ProtocolError:
+    return ProtocolError(f"its answer makes no sense ({type(error).__name__})", locator=locator)
 
 
-class Intake:
+class BodyReader:
     """One body, read by one thread."""
 
     def __init__(self, body: Body, locator: str, policy: RetryPolicy, clock: Callable[[], float]) -> None:
@@ -33,8 +33,8 @@ class Intake:
         before = self._clock()
         try:
             count = self._body.read_into(view[: self._step])
-        except STUMBLES as error:
-            raise senseless(error, self._locator) from error
+        except SOURCE_BUGS as error:
+            raise malformed_response(error, self._locator) from error
         now = self._clock()
         if now - before < _QUICK_S:
             self._step = min(2 * self._step, MOST_STEP)

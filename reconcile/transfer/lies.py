@@ -1,4 +1,4 @@
-"""Proven lies, by source and digest, remembered on disk: another process need not be lied to again.
+"""Proven lies, by source and digest, remembered on disk: another process need not be sent_corrupt_data to again.
 
 Only what was proven is shared: a source that could not be reached, or refused, may serve a neighbour who has the token.
 """
@@ -22,7 +22,7 @@ KEPT_S = 7 * 86_400.0
 
 
 @dataclass(slots=True)
-class Lies:
+class BadSources:
     """One file a digest in *folder*, safe for threads. What cannot be read or written is no lie: it costs a download."""
 
     folder: Path

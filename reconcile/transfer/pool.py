@@ -13,7 +13,7 @@ POLL_S = 0.2
 """How often a stop is looked for while threads work."""
 
 
-class Crew:
+class WorkerPool:
     """Up to *most* threads. A context manager; where it is left by an error, *stop* is set, which the threads heed.
 
     *outer* is the caller's, and ends this run and others: Stopped with the text *stopped* is raised then.
@@ -41,7 +41,7 @@ class Crew:
         for future in done:
             future.result()
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -16,8 +16,8 @@ from ..errors import (
     RateLimitError,
     SourceUnavailableError,
 )
-from .context import Wanted
-from .retry import Fact, Kind
+from .context import BlobRequest
+from .retry import Failure, Reason
 
 _KINDS: dict[str, type[SourceUnavailableError]] = {
     "AUTH_FAIL": AuthError,
@@ -33,7 +33,7 @@ _HINTS = {
 }
 
 
-def given_up(wanted: Wanted, failures: Mapping[str, Fact]) -> ModelstowError | ChecksumError:
+def all_sources_failed(wanted: BlobRequest, failures: Mapping[str, Failure]) -> ModelstowError | ChecksumError:
     """The error for *failures* by locator; its code is the first of the contract's order."""
     rows = [{"source": redact(locator), "code": f.code, "reason": f.what} for locator, f in failures.items()]
     ranked = sorted(failures.values(), key=lambda fact: _rank(fact.code))
@@ -53,7 +53,7 @@ def given_up(wanted: Wanted, failures: Mapping[str, Fact]) -> ModelstowError | C
         hint = "give the model `sources` in models.toml, and run `modelstow lock`"
         return kind(what, hint=hint, missing_files=list(wanted.paths), **fields)
     # A body that broke off has the code of a file that is not there, and other advice.
-    advice = _HINTS[""] if ranked[0].kind is Kind.TRANSIENT else _HINTS.get(code, _HINTS[""])
+    advice = _HINTS[""] if ranked[0].kind is Reason.TRANSIENT else _HINTS.get(code, _HINTS[""])
     hint = next((fact.hint for fact in ranked if fact.code == code and fact.hint), advice)
     return kind(what, hint=hint, missing_files=list(wanted.paths), **fields)
 

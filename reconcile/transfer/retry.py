@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import TypeVar
 
-from modelstow.backends import Denied, SourceError, Throttled
+from modelstow.backends import AccessDenied, SourceError, Throttled
 from modelstow.cas import Stopped
 
 _T = TypeVar("_T")
 _MiB = 1 << 20
 
 
-class Kind(enum.Enum):
+class Reason(enum.Enum):
     """What kind of failure it was; each has its own patience."""
 
     TRANSIENT = "transient"  # a connection that broke, a server that failed, silence
@@ -28,7 +28,7 @@ class Kind(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Backoff:
+class RetrySchedule:
     """*attempts* in a row without progress; the pause before each further one, growing by *factor*. Seconds."""
 
     attempts: int = 1
@@ -41,12 +41,12 @@ class Backoff:
 class RetryPolicy:
     """All waiting of the engine. A full disk is never tried again: it ends the run, and what was fetched is kept."""
 
-    transient: Backoff = Backoff(attempts=5, pause_s=1.0, factor=2.0, longest_s=30.0)
-    rate_limit: Backoff = Backoff(attempts=10, pause_s=5.0, factor=1.5, longest_s=300.0)
+    transient: RetrySchedule = RetrySchedule(attempts=5, pause_s=1.0, factor=2.0, longest_s=30.0)
+    rate_limit: RetrySchedule = RetrySchedule(attempts=10, pause_s=5.0, factor=1.5, longest_s=300.0)
     # At once: waiting mends no credential, but a signed address that ran out is signed anew.
-    authentication: Backoff = Backoff(attempts=2)
+    authentication: RetrySchedule = RetrySchedule(attempts=2)
     # The second is asked for only where no other source can serve.
-    integrity: Backoff = Backoff(attempts=2)
+    integrity: RetrySchedule = RetrySchedule(attempts=2)
     retry_after_cap_s: float = 300.0
     stall_s: float = 5.0  # silence after which a range goes to another connection, if one can be had
     floor_bytes_s: int = 1024  # a source must give so much a second, ...
@@ -58,53 +58,53 @@ class RetryPolicy:
     progress: int = _MiB // 4  # bytes of a piece that make up for the connection that broke behind them
     window: int = 512 * _MiB  # bytes ahead of the first gap that may be asked for
 
-    def of(self, kind: Kind) -> Backoff:
+    def of(self, kind: Reason) -> RetrySchedule:
         """The patience for one kind of failure."""
-        if kind is Kind.TRANSIENT:
+        if kind is Reason.TRANSIENT:
             return self.transient
-        if kind is Kind.RATE_LIMIT:
+        if kind is Reason.RATE_LIMIT:
             return self.rate_limit
-        if kind is Kind.AUTHENTICATION:
+        if kind is Reason.AUTHENTICATION:
             return self.authentication
-        return self.integrity if kind is Kind.INTEGRITY else Backoff()
+        return self.integrity if kind is Reason.INTEGRITY else RetrySchedule()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fact:
+class Failure:
     """Why a source did not give what was asked."""
 
     code: str
     what: str
-    kind: Kind = Kind.PERMANENT
+    kind: Reason = Reason.PERMANENT
     retry_after: float | None = None  # seconds, as the source asked
     actual: str | int | None = None  # the wrong digest or size, where that is the reason
     hint: str = ""
 
 
 @dataclass(slots=True)
-class Patience:
+class RetryState:
     """What is left of one source's attempts. *late*: it failed lately elsewhere, and breaks only once more."""
 
     policy: RetryPolicy
     late: bool = False
     jitter: Callable[[], float] = random.random
     ready_at: float = 0.0  # not to be asked before
-    _failed: dict[Kind, int] = field(default_factory=dict)  # in a row
+    _failed: dict[Reason, int] = field(default_factory=dict)  # in a row
 
-    def failed(self, fact: Fact, now: float) -> bool:
+    def failed(self, fact: Failure, now: float) -> bool:
         """Count a failure; False when there is no attempt left."""
         backoff = self.policy.of(fact.kind)
         failures = self._failed[fact.kind] = self._failed.get(fact.kind, 0) + 1
-        if failures >= (1 if self.late and fact.kind is Kind.TRANSIENT else backoff.attempts):
+        if failures >= (1 if self.late and fact.kind is Reason.TRANSIENT else backoff.attempts):
             return False
         pause = min(backoff.pause_s * backoff.factor ** (failures - 1), backoff.longest_s)
         # With jitter, so that many who failed together do not come back together.
         self.ready_at = now + pause * (0.5 + self.jitter() / 2)
-        self.heed(fact, now)
+        self.honor_retry_after(fact, now)
         return True
 
-    def heed(self, fact: Fact, now: float) -> None:
-        """Wait as long as the source asks for, up to the cap, whether the failure counts or not."""
+    def honor_retry_after(self, fact: Failure, now: float) -> None:
+        """Backoff as long as the source asks for, up to the cap, whether the failure counts or not."""
         self.ready_at = max(self.ready_at, now + min(fact.retry_after or 0.0, self.policy.retry_after_cap_s))
 
     def progressed(self) -> None:
@@ -113,21 +113,21 @@ class Patience:
         self.late = False
 
 
-def fact_of(error: SourceError) -> Fact:
+def failure_of(error: SourceError) -> Failure:
     """An error of a source as the transfer judges it."""
-    kind = Kind.PERMANENT
+    kind = Reason.PERMANENT
     if isinstance(error, Throttled):
-        kind = Kind.RATE_LIMIT
-    elif isinstance(error, Denied):
-        kind = Kind.AUTHENTICATION
+        kind = Reason.RATE_LIMIT
+    elif isinstance(error, AccessDenied):
+        kind = Reason.AUTHENTICATION
     elif error.transient:
-        kind = Kind.TRANSIENT
+        kind = Reason.TRANSIENT
     elif error.code == "CHECKSUM_FAIL":
-        kind = Kind.INTEGRITY
-    return Fact(code=error.code, what=error.what, kind=kind, retry_after=error.retry_after, hint=error.hint)
+        kind = Reason.INTEGRITY
+    return Failure(code=error.code, what=error.what, kind=kind, retry_after=error.retry_after, hint=error.hint)
 
 
-def patiently(
+def with_retries(
     ask: Callable[[], _T],
     policy: RetryPolicy,
     stop: Event,
@@ -135,18 +135,18 @@ def patiently(
     *,
     progressed: Callable[[], bool] = lambda: False,
 ) -> _T:
-    """Ask a source until it answers or its patience is over. Raises SourceError, Stopped.
+    """Request a source until it answers or its patience is over. Raises SourceError, Stopped.
 
     *progressed*: whether the attempt that has just failed got so far that all attempts are there again.
     """
-    patience = Patience(policy)
+    patience = RetryState(policy)
     while True:
         try:
             return ask()
         except SourceError as error:
             if progressed():
                 patience.progressed()
-            if not patience.failed(fact_of(error), clock()):
+            if not patience.failed(failure_of(error), clock()):
                 raise
             if stop.wait(max(0.0, patience.ready_at - clock())):
                 raise Stopped("stopped") from error

@@ -10,7 +10,7 @@ others are asked; nothing waits while another source could serve. A permanent on
 
 When all pieces are there and the whole is wrong, somebody lied. One sender: it is convicted, and another source takes
 over; where none can, it is asked once more. Several: *purify*. One sender's pieces are kept and the others' fetched
-again from it. Right now: every sender whose piece differed is convicted. Still wrong: the purifier itself is.
+again from it. Right now: every sender whose piece differed is convicted. Still wrong: the reference itself is.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 
 from modelstow.cas.pieces import PIECE, piece_count, piece_range
 
-from .retry import Fact, Kind, Patience, RetryPolicy
-from .state import Range, Standing
-from .steps import Ask, GiveUp, Idle, Prove, Step, Wait
+from .retry import Failure, Reason, RetryPolicy, RetryState
+from .state import Range, SourceState
+from .steps import Backoff, Fail, Idle, Request, Step, Verify
 
 EARLIER = "an earlier run"
 """The sender of pieces whose source is not among those of today."""
-_NOT_ASKED = Fact(code="SOURCE_UNAVAILABLE", what="not asked")
+_NOT_ASKED = Failure(code="SOURCE_UNAVAILABLE", what="not asked")
 _STALE_RATE_S = 30.0  # a source that was not asked for so long is tried again
 
 
@@ -51,17 +51,17 @@ class Transfer:
     _reached: dict[int, int] = field(default_factory=dict)  # piece -> the farthest that any beginning went
     _asked: int = 0
     _moved: dict[int, int] = field(default_factory=dict)  # piece -> how often it was taken over
-    _standings: list[Standing] = field(default_factory=list)
-    _purifier: str | None = None
+    _sources: list[SourceState] = field(default_factory=list)
+    _reference: str | None = None
     _hopeless: bool = False  # a blob of no bytes was found not to be its name
     _before: dict[int, tuple[str, bytes]] = field(default_factory=dict)  # what purifying replaced
 
     def __post_init__(self) -> None:
         for locator in dict.fromkeys(self.locators):
             late = locator in self.late
-            patience = Patience(self.policy, locator in self.spent, self.jitter)
-            self._standings.append(Standing(locator, late, patience, self.policy.integrity.attempts - 1))
-        self._standings.sort(key=lambda standing: standing.late)
+            patience = RetryState(self.policy, locator in self.spent, self.jitter)
+            self._sources.append(SourceState(locator, late, patience, self.policy.integrity.attempts - 1))
+        self._sources.sort(key=lambda source: source.late)
 
     # ---- facts
 
@@ -88,13 +88,13 @@ class Transfer:
     def ignores_ranges(self, claim: int) -> None:
         """The source sends everything, to one connection if to any: where another may serve, it is asked last."""
         if range_ := self._ranges.get(claim):
-            range_.endless = range_.standing.endless = True
-            range_.standing.most = 1
+            range_.endless = range_.source.endless = True
+            range_.source.most = 1
             if self._claims.get(0) != claim and self._ranged():
                 self.ended(claim)  # most of what it would send is there, or comes from elsewhere
 
-    def _ranged(self) -> list[Standing]:
-        return [s for s in self._standings if self._may_serve(s) and not s.endless]
+    def _ranged(self) -> list[SourceState]:
+        return [s for s in self._sources if self._may_serve(s) and not s.endless]
 
     def got(self, claim: int, count: int, now: float) -> bool:
         """So many bytes came for a range; False if it was taken over."""
@@ -115,16 +115,16 @@ class Transfer:
     def kept(self, claim: int, piece: int, hash_: bytes, now: float) -> None:
         """The piece was written and is on record."""
         range_ = self._ranges[claim]
-        standing = range_.standing
+        source = range_.source
         start, stop = piece_range(piece, self.size)
         rate = (stop - start - range_.skipped) / max(now - range_.began, 1e-6)
         # The harmonic mean: one slow piece counts for more than many quick ones before it.
-        standing.rate, standing.rated_at = rate if standing.rate is None else 2 / (1 / standing.rate + 1 / rate), now
-        standing.patience.progressed()
-        standing.over = standing.over and standing.failure is not None and standing.failure.kind is Kind.PERMANENT
+        source.rate, source.rated_at = rate if source.rate is None else 2 / (1 / source.rate + 1 / rate), now
+        source.patience.progressed()
+        source.over = source.over and source.failure is not None and source.failure.kind is Reason.PERMANENT
         range_.began, range_.heard, range_.got, range_.skipped, range_.writing = now, now, 0, 0, None
         del self._claims[piece]
-        self.hold(piece, standing.locator, hash_)
+        self.hold(piece, source.locator, hash_)
         if len(self._held) == piece_count(self.size):  # what others send of everything, nobody needs any more
             for other in [other for other, r in self._ranges.items() if r.endless and other != claim]:
                 self.ended(other)
@@ -132,55 +132,55 @@ class Transfer:
     def ended(self, claim: int) -> None:
         """A range is over, whatever it brought."""
         if range_ := self._ranges.pop(claim, None):
-            range_.standing.running -= 1
+            range_.source.running -= 1
             self._claims = {piece: owner for piece, owner in self._claims.items() if owner != claim}
 
-    def failed(self, claim: int, fact: Fact, now: float, reached: int = 0) -> bool:
+    def failed(self, claim: int, fact: Failure, now: float, reached: int = 0) -> bool:
         """A source did not give what was asked. False, and not counted, if the range was not its own any more.
 
         *reached*: up to which byte the piece that was arriving is there, if the source may go on behind it.
         """
         if claim not in self._ranges:
             return False
-        standing = self._ranges[claim].standing
-        self._note_beginning(self.current(claim), standing, reached)
+        source = self._ranges[claim].source
+        self._note_beginning(self.current(claim), source, reached)
         self.ended(claim)
-        standing.failure = fact
+        source.failure = fact
         # What was on its way when the last failure was counted broke with it: one restart of a server, one failure.
-        if claim > standing.counted or fact.kind is Kind.PERMANENT:
-            standing.counted = self._asked
-            standing.over = not standing.patience.failed(fact, now) or standing.over
+        if claim > source.counted or fact.kind is Reason.PERMANENT:
+            source.counted = self._asked
+            source.over = not source.patience.failed(fact, now) or source.over
         else:
-            standing.patience.heed(fact, now)
-        standing.most = max(1, standing.running) if fact.kind is Kind.RATE_LIMIT else standing.most
+            source.patience.honor_retry_after(fact, now)
+        source.most = max(1, source.running) if fact.kind is Reason.RATE_LIMIT else source.most
         # It goes to the end of the row: the others are asked first, it is asked again when they cannot.
-        self._standings.remove(standing)
-        self._standings.append(standing)
-        if standing.over and self._purifier == standing.locator:
-            self._purifier = None
+        self._sources.remove(source)
+        self._sources.append(source)
+        if source.over and self._reference == source.locator:
+            self._reference = None
         return True
 
-    def _note_beginning(self, piece: int, standing: Standing, reached: int) -> None:
+    def _note_beginning(self, piece: int, source: SourceState, reached: int) -> None:
         """What a range leaves of a piece. One that got farther than any before it is progress."""
         start, stop = piece_range(max(piece, 0), self.size)
         if piece >= 0 and start < reached < stop:
-            self._begun[piece] = standing.locator, reached
+            self._begun[piece] = source.locator, reached
             if reached - self._reached.get(piece, start) >= self.policy.progress:
                 self._reached[piece] = reached
-                standing.patience.progressed()
+                source.patience.progressed()
 
     def slowest(self, count: int) -> list[int]:
         """Ranges to give up where fewer connections do as well: those that have got least of their piece."""
         idle = [claim for claim, range_ in self._ranges.items() if range_.writing is None]
         return sorted(idle, key=lambda claim: self._ranges[claim].got)[:count]
 
-    def failures(self) -> dict[str, Fact]:
+    def failures(self) -> dict[str, Failure]:
         """What each source failed with last."""
-        return {s.locator: s.failure or _NOT_ASKED for s in self._standings}
+        return {s.locator: s.failure or _NOT_ASKED for s in self._sources}
 
     def over(self, locator: str) -> bool:
         """Whether a source has no attempt left."""
-        return any(standing.over for standing in self._standings if standing.locator == locator)
+        return any(source.over for source in self._sources if source.locator == locator)
 
     def overdue(self, now: float) -> list[int]:
         """Ranges that have been silent for too long while another connection could bring their pieces."""
@@ -199,7 +199,7 @@ class Transfer:
 
     def locator(self, claim: int) -> str:
         """Who was asked for a range; empty where it does not count any more."""
-        return self._ranges[claim].standing.locator if claim in self._ranges else ""
+        return self._ranges[claim].source.locator if claim in self._ranges else ""
 
     def current(self, claim: int) -> int:
         """The piece that a range is bringing just now; -1 where it brings none."""
@@ -215,74 +215,74 @@ class Transfer:
             dict.fromkeys(sender for piece, (sender, hash_) in self._before.items() if self._hashes.get(piece) != hash_)
         )
 
-    def wrong(self, fact: Fact) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    def wrong(self, fact: Failure) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """The whole is wrong. Returns the pieces to be struck off, and the senders convicted by this."""
         senders = set(self._held.values())
-        if self._purifier is None and len(senders) > 1:
-            purifier = self._choose_purifier(senders)
-            if purifier is not None:
-                others = tuple(piece for piece, sender in self._held.items() if sender != purifier)
+        if self._reference is None and len(senders) > 1:
+            reference = self._choose_reference(senders)
+            if reference is not None:
+                others = tuple(piece for piece, sender in self._held.items() if sender != reference)
                 self._before |= {piece: (self._held[piece], self._hashes[piece]) for piece in others}
-                self._purifier = purifier
-                self._strike(others)
+                self._reference = reference
+                self._invalidate(others)
                 return others, ()
         if not senders:  # a blob of no bytes that is not its name: no source can change that
             self._hopeless = True
-            for standing in self._standings:
-                standing.over, standing.failure = True, fact
+            for source in self._sources:
+                source.over, source.failure = True, fact
         # Of several senders of whom none can be asked again nobody can be convicted: another may have lied.
-        alone = {self._purifier} if self._purifier else senders if len(senders) == 1 else set()
+        alone = {self._reference} if self._reference else senders if len(senders) == 1 else set()
         liars = tuple(sorted(alone))
         for liar in liars:
-            self._convict(liar, fact)
-        self._purifier = None
+            self._mark_corrupt(liar, fact)
+        self._reference = None
         struck = tuple(self._held)
-        self._strike(struck)
+        self._invalidate(struck)
         return struck, liars
 
-    def wrong_piece(self, claim: int, fact: Fact) -> None:
+    def wrong_piece(self, claim: int, fact: Failure) -> None:
         """A piece arrived that cannot be right, because what it should hash to was proven before."""
         range_ = self._ranges.get(claim)
         if range_ is None:
             return
-        self._convict(range_.standing.locator, fact)
-        if self._purifier == range_.standing.locator:
-            self._purifier = None
+        self._mark_corrupt(range_.source.locator, fact)
+        if self._reference == range_.source.locator:
+            self._reference = None
 
     # ---- decisions
 
     def next(self, now: float, allowed: int = 1) -> Step:
         """What one more connection should do now; *allowed*: how many may run at once."""
         if len(self._held) == piece_count(self.size) and not self._hopeless:
-            return Idle() if self._ranges else Prove()
-        open_ = [s for s in self._standings if self._may_serve(s)]
-        if not open_ and not self._ranges and self._purifier is None:
-            self._give_second_chances()
-            open_ = [s for s in self._standings if self._may_serve(s)]
+            return Idle() if self._ranges else Verify()
+        open_ = [s for s in self._sources if self._may_serve(s)]
+        if not open_ and not self._ranges and self._reference is None:
+            self._retrust_once()
+            open_ = [s for s in self._sources if self._may_serve(s)]
         if not open_:
-            return Idle() if self._ranges else GiveUp(self.failures())
+            return Idle() if self._ranges else Fail(self.failures())
         open_ = self._ranged() or open_
         ready = [s for s in open_ if s.patience.ready_at <= now and s.running < s.most]
         if not ready:
-            return Idle() if self._ranges else Wait(seconds=min(s.patience.ready_at for s in open_) - now)
-        standing = self._choose(ready, now, allowed)
-        first = self._first_for(standing)
+            return Idle() if self._ranges else Backoff(seconds=min(s.patience.ready_at for s in open_) - now)
+        source = self._choose(ready, now, allowed)
+        first = self._first_for(source)
         if first is not None:
-            return self._ask(standing, first, self._run(first, standing, allowed), now)
-        return self._take_over(standing, now, allowed) or Idle()
+            return self._ask(source, first, self._run(first, source, allowed), now)
+        return self._take_over(source, now, allowed) or Idle()
 
-    def _may_serve(self, standing: Standing) -> bool:
-        if standing.over or standing.convicted:
+    def _may_serve(self, source: SourceState) -> bool:
+        if source.over or source.corrupt:
             return False
-        return self._purifier is None or standing.locator == self._purifier
+        return self._reference is None or source.locator == self._reference
 
-    def _choose(self, ready: Sequence[Standing], now: float, allowed: int) -> Standing:
+    def _choose(self, ready: Sequence[SourceState], now: float, allowed: int) -> SourceState:
         """The source that is fastest just now; with several connections, each source is tried by one of them first."""
         several = allowed > 1 or bool(self._ranges)
-        for standing in ready if several else ready[:1]:
-            untried = standing.rate is None or now - standing.rated_at > _STALE_RATE_S
-            if untried and not standing.late and not standing.running:
-                return standing
+        for source in ready if several else ready[:1]:
+            untried = source.rate is None or now - source.rated_at > _STALE_RATE_S
+            if untried and not source.late and not source.running:
+                return source
         measured = [s for s in ready if s.rate is not None]
         return max(measured, key=lambda s: s.rate or 0.0, default=ready[0])
 
@@ -293,41 +293,41 @@ class Transfer:
         stop = min(piece_count(self.size), self._front + max(1, self.policy.window // PIECE))
         return (piece for piece in range(self._front, stop) if piece not in self._held and piece not in self._claims)
 
-    def _first_for(self, standing: Standing) -> int | None:
+    def _first_for(self, source: SourceState) -> int | None:
         """The next piece for a source: what another has begun is left to that one, as long as there is something else."""
         free = list(self._unclaimed())
-        return next((piece for piece in free if self._may_begin(piece, standing)), next(iter(free), None))
+        return next((piece for piece in free if self._may_begin(piece, source)), next(iter(free), None))
 
-    def _may_begin(self, piece: int, standing: Standing) -> bool:
-        return self._begun.get(piece, (standing.locator, 0))[0] == standing.locator
+    def _may_begin(self, piece: int, source: SourceState) -> bool:
+        return self._begun.get(piece, (source.locator, 0))[0] == source.locator
 
-    def _run(self, first: int, standing: Standing, allowed: int) -> int:
+    def _run(self, first: int, source: SourceState, allowed: int) -> int:
         """The end of the range to be asked: some seconds' worth, and a fair share where several connections run."""
         free = [piece for piece in self._unclaimed() if piece >= first]
-        if standing.rate is None:  # all to the first that is asked, one piece to one that is tried beside others
+        if source.rate is None:  # all to the first that is asked, one piece to one that is tried beside others
             most = 1 if self._ranges else len(free)
         else:
-            most = max(1, int(standing.rate * self.policy.range_s / PIECE))
+            most = max(1, int(source.rate * self.policy.range_s / PIECE))
         if allowed > 1:
             most = min(most, max(1, len(free) // (2 * allowed)))
         stop = first + 1
-        while stop - first < most and stop in free[:most] and self._may_begin(stop, standing):
+        while stop - first < most and stop in free[:most] and self._may_begin(stop, source):
             stop += 1
         return stop
 
-    def _ask(self, standing: Standing, first: int, stop: int, now: float) -> Ask:
+    def _ask(self, source: SourceState, first: int, stop: int, now: float) -> Request:
         self._asked += 1
         self._claims |= dict.fromkeys(range(first, stop), self._asked)
         start, end = piece_range(first, self.size)[0], piece_range(stop - 1, self.size)[1]
         sender, reached = self._begun.get(first, ("", start))
-        at = reached if sender == standing.locator and not standing.endless else start
+        at = reached if sender == source.locator and not source.endless else start
         for piece in range(first, stop):
             self._begun.pop(piece, None)
-        self._ranges[self._asked] = Range(standing, now, now, skipped=at - start)
-        standing.running += 1
-        return Ask(claim=self._asked, locator=standing.locator, start=at, stop=end)
+        self._ranges[self._asked] = Range(source, now, now, skipped=at - start)
+        source.running += 1
+        return Request(claim=self._asked, locator=source.locator, start=at, stop=end)
 
-    def _take_over(self, standing: Standing, now: float, allowed: int) -> Ask | None:
+    def _take_over(self, source: SourceState, now: float, allowed: int) -> Request | None:
         """Some of what the slowest range still has to bring; or its last piece, if it would take far longer."""
         rows = []
         for claim, range_ in self._ranges.items():
@@ -338,8 +338,8 @@ class Transfer:
         if left_s < self.policy.worth_s:
             return None
         range_ = self._ranges[claim]
-        if divisible and not standing.rate:
-            return self._ask(standing, pieces[-1], pieces[-1] + 1, now)
+        if divisible and not source.rate:
+            return self._ask(source, pieces[-1], pieces[-1] + 1, now)
         if divisible:
             # It keeps its share and the rest is free again, for whoever comes: in small ranges and in file order, so that
             # the proof can follow. Halves would leave gaps that end together with the whole. One piece alone is the last,
@@ -347,11 +347,11 @@ class Transfer:
             share = max(1, len(pieces) // (2 * allowed)) if len(pieces) > 1 else 0
             for later in pieces[share:]:
                 del self._claims[later]
-            free = self._first_for(standing)
-            return None if free is None else self._ask(standing, free, self._run(free, standing, allowed), now)
+            free = self._first_for(source)
+            return None if free is None else self._ask(source, free, self._run(free, source, allowed), now)
         piece = pieces[0]
-        mine_s = PIECE / standing.rate if standing.rate else 0.0
-        unknown = standing.rate is None and standing is range_.standing
+        mine_s = PIECE / source.rate if source.rate else 0.0
+        unknown = source.rate is None and source is range_.source
         if left_s < 2 * mine_s + self.policy.worth_s or unknown or self._moved.get(piece, 0) >= self.policy.takeovers:
             return None
         if now - range_.began < self.policy.worth_s:
@@ -359,38 +359,38 @@ class Transfer:
         self._moved[piece] = self._moved.get(piece, 0) + 1
         if not range_.endless:
             self.ended(claim)
-        return self._ask(standing, piece, piece + 1, now)
+        return self._ask(source, piece, piece + 1, now)
 
     def _other_could(self, range_: Range, now: float) -> bool:
         """Whether another source could bring what this range does not, or the same over another connection."""
-        for standing in self._standings:
-            if standing is not range_.standing and self._may_serve(standing) and standing.patience.ready_at <= now:
+        for source in self._sources:
+            if source is not range_.source and self._may_serve(source) and source.patience.ready_at <= now:
                 return True
-        fellows = (r for r in self._ranges.values() if r is not range_ and r.standing is range_.standing)
+        fellows = (r for r in self._ranges.values() if r is not range_ and r.source is range_.source)
         return any(now - fellow.heard < self.policy.stall_s / 2 for fellow in fellows)
 
     # ---- those who lied
 
-    def _give_second_chances(self) -> None:
+    def _retrust_once(self) -> None:
         """Nobody else can serve: whoever sent wrong bytes is asked once more."""
-        for standing in self._standings:
-            if standing.convicted and standing.chances and not standing.over:
-                standing.convicted, standing.chances = False, standing.chances - 1
+        for source in self._sources:
+            if source.corrupt and source.chances and not source.over:
+                source.corrupt, source.chances = False, source.chances - 1
 
-    def _choose_purifier(self, senders: Iterable[str]) -> str | None:
-        able = [s.locator for s in self._standings if s.locator in senders and not s.over and not s.convicted]
+    def _choose_reference(self, senders: Iterable[str]) -> str | None:
+        able = [s.locator for s in self._sources if s.locator in senders and not s.over and not s.corrupt]
         held = list(self._held.values())
         return max(able, key=held.count, default=None)
 
-    def _convict(self, locator: str, fact: Fact) -> None:
-        for standing in self._standings:
-            if standing.locator == locator:
-                standing.convicted, standing.failure = True, fact
+    def _mark_corrupt(self, locator: str, fact: Failure) -> None:
+        for source in self._sources:
+            if source.locator == locator:
+                source.corrupt, source.failure = True, fact
         self._begun = {piece: begun for piece, begun in self._begun.items() if begun[0] != locator}
-        for claim in [claim for claim, r in self._ranges.items() if r.standing.locator == locator and r.writing is None]:
+        for claim in [claim for claim, r in self._ranges.items() if r.source.locator == locator and r.writing is None]:
             self.ended(claim)
 
-    def _strike(self, pieces: Iterable[int]) -> None:
+    def _invalidate(self, pieces: Iterable[int]) -> None:
         for piece in pieces:
             self._held.pop(piece, None)
             self._hashes.pop(piece, None)

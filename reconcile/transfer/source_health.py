@@ -31,14 +31,14 @@ class FailureTable:
 
     def note(self, key: str, code: str, what: str, *, given_up: bool = False) -> None:
         with self._mutex:
-            before = self._standing(key)
+            before = self._active(key)
             given_up |= before is not None and before.given_up
             self._failures[key] = SourceFailure(self._clock(), code, what, given_up)
 
     def given_up(self, keys: Iterable[str]) -> bool:
         """Whether one of these failed until no attempt was left, and none succeeded since."""
         with self._mutex:
-            return any((failure := self._standing(key)) is not None and failure.given_up for key in keys)
+            return any((failure := self._active(key)) is not None and failure.given_up for key in keys)
 
     def clear(self, keys: Iterable[str]) -> None:
         """Success: forget what failed before."""
@@ -49,7 +49,7 @@ class FailureTable:
     def expire(self) -> None:
         """Forget what is older than ``ttl_s`` seconds."""
         with self._mutex:
-            self._failures = {key: f for key in self._failures if (f := self._standing(key)) is not None}
+            self._failures = {key: f for key in self._failures if (f := self._active(key)) is not None}
 
     @property
     def any(self) -> bool:
@@ -61,13 +61,13 @@ class FailureTable:
 
     def __contains__(self, key: str) -> bool:
         with self._mutex:
-            return self._standing(key) is not None
+            return self._active(key) is not None
 
-    def _standing(self, key: str) -> SourceFailure | None:
+    def _active(self, key: str) -> SourceFailure | None:
         failure = self._failures.get(key)
         return failure if failure is not None and self._clock() - failure.at < self.ttl_s else None
 
-    def standing(self) -> dict[str, SourceFailure]:
+    def active(self) -> dict[str, SourceFailure]:
         """Every failure that still counts."""
         self.expire()
         with self._mutex:

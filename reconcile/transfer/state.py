@@ -6,22 +6,22 @@ from dataclasses import dataclass
 
 from modelstow.cas.pieces import PIECE
 
-from .retry import Fact, Patience
+from .retry import Failure, RetryState
 
 _GUESS = 8 << 20  # bytes a second of a source that has sent nothing yet
 
 
 @dataclass(slots=True)
-class Standing:
+class SourceState:
     """How one source stands in this transfer."""
 
     locator: str
     late: bool  # it failed lately, elsewhere
-    patience: Patience
+    patience: RetryState
     chances: int  # how often it is asked again after wrong bytes
     over: bool = False  # permanent for this blob
-    convicted: bool = False
-    failure: Fact | None = None
+    corrupt: bool = False
+    failure: Failure | None = None
     rate: float | None = None  # bytes a second of one connection, lately
     rated_at: float = 0.0
     running: int = 0
@@ -34,7 +34,7 @@ class Standing:
 class Range:
     """A range on its way. ``began``: when the piece that is arriving began; ``got``: its bytes so far."""
 
-    standing: Standing
+    source: SourceState
     began: float
     heard: float
     got: int = 0
@@ -44,7 +44,7 @@ class Range:
 
     def left_s(self, pieces: int, now: float) -> float:
         """Seconds until so many pieces will be there, at the rate seen."""
-        rate, took = self.standing.rate or _GUESS, now - self.began
+        rate, took = self.source.rate or _GUESS, now - self.began
         if took > 1.0 or (self.got and took > 0):
             rate = self.got / took
         return max(0.0, pieces * PIECE - self.got) / rate if rate else float("inf")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .retry import Fact
+from .retry import Failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """Ask *locator* for bytes ``[start, stop)``, which end pieces that are missing; *claim* is the right to write these.
+class Request:
+    """A request to *locator* for bytes ``[start, stop)``; *claim* is the right to write the missing pieces in it.
 
     *start* is inside a piece where the same source has begun it before.
     """
@@ -22,7 +22,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wait:
+class Backoff:
     """Nobody may be asked for so many seconds."""
 
     seconds: float
@@ -34,15 +34,15 @@ class Idle:
 
 
 @dataclass(frozen=True, slots=True)
-class Prove:
+class Verify:
     """Every piece is held and nothing is on its way: look at the digest of the whole."""
 
 
 @dataclass(frozen=True, slots=True)
-class GiveUp:
+class Fail:
     """No source is left; ``failures`` has the reason of each."""
 
-    failures: Mapping[str, Fact]
+    failures: Mapping[str, Failure]
 
 
-Step = Ask | Wait | Idle | Prove | GiveUp
+Step = Request | Backoff | Idle | Verify | Fail

@@ -9,18 +9,18 @@ from typing import Protocol
 from modelstow.backends import Body, EndedEarly, SourceError, TimedOut
 from modelstow.cas.pieces import PIECE, PieceHasher, piece_count, piece_range
 
-from .intake import MOST_STEP, STUMBLES, Intake, senseless
-from .retry import Fact, RetryPolicy, fact_of
-from .steps import Ask
+from .intake import MOST_STEP, SOURCE_BUGS, BodyReader, malformed_response
+from .retry import Failure, RetryPolicy, failure_of
+from .steps import Request
 
 
-class Receiver(Protocol):
+class TransferSink(Protocol):
     """Whom lanes bring the bytes of one blob: told of each step, and asked before it. Any number may call at once."""
 
     size: int
 
-    def open(self, ask: Ask) -> Body:
-        """Ask a source. Raises SourceError."""
+    def open(self, ask: Request) -> Body:
+        """Request a source. Raises SourceError."""
         ...
 
     def opened(self, claim: int, body: Body) -> bool:
@@ -43,7 +43,7 @@ class Receiver(Protocol):
         """Whether it still has a later piece to bring."""
         ...
 
-    def got(self, ask: Ask, count: int) -> bool:
+    def got(self, ask: Request, count: int) -> bool:
         """So many bytes came of what was asked; False if nobody waits for more. Raises Stopped."""
         ...
 
@@ -76,23 +76,23 @@ class _TakenOver(Exception):
     """Another connection brings what this one was asked for."""
 
 
-class Lane:
+class Worker:
     """Reads ranges one after the other through one small buffer, which stays in the processor's cache."""
 
-    def __init__(self, blob: Receiver, policy: RetryPolicy, clock: Callable[[], float]) -> None:
+    def __init__(self, blob: TransferSink, policy: RetryPolicy, clock: Callable[[], float]) -> None:
         self._blob, self._policy, self._clock = blob, policy, clock
         self._buffer = memoryview(bytearray(min(MOST_STEP, blob.size)))
         self.beginning: Beginning | None = None  # what the last range left of the piece that it was bringing
 
-    def run(self, ask: Ask, beginning: Beginning | None = None) -> Fact | None:
+    def run(self, ask: Request, beginning: Beginning | None = None) -> Failure | None:
         """Bring one range; why it failed, or None. *beginning*: what is there of its first piece, where *ask* begins
         behind that. Raises Stopped, OSError of this disk."""
         self.beginning = beginning
         try:
             try:
                 body = self._blob.open(ask)
-            except STUMBLES as error:
-                raise senseless(error, ask.locator) from error
+            except SOURCE_BUGS as error:
+                raise malformed_response(error, ask.locator) from error
             try:
                 if self._blob.opened(ask.claim, body):
                     self._receive(ask, body)
@@ -101,14 +101,14 @@ class Lane:
         except _TakenOver:
             return None
         except SourceError as error:
-            return fact_of(error)
+            return failure_of(error)
         except WrongSize as error:
-            return Fact(code="SIZE_MISMATCH", what=str(error), actual=error.actual)
+            return Failure(code="SIZE_MISMATCH", what=str(error), actual=error.actual)
         return None
 
-    def _receive(self, ask: Ask, body: Body) -> None:
+    def _receive(self, ask: Request, body: Body) -> None:
         blob, size = self._blob, self._blob.size
-        intake = Intake(body, ask.locator, self._policy, self._clock)
+        intake = BodyReader(body, ask.locator, self._policy, self._clock)
         if body.total is not None and body.total != size:
             raise WrongSize(size, body.total)
         if body.start != ask.start:
@@ -135,12 +135,12 @@ class Lane:
         if at == size and body.total is None and (extra := body.read_into(memoryview(bytearray(1)))):
             raise WrongSize(size, size + extra)
 
-    def _skip(self, intake: Intake, at: int, end: int, ask: Ask) -> int:
+    def _skip(self, intake: BodyReader, at: int, end: int, ask: Request) -> int:
         while at < end:
             at += self._read(intake, self._buffer[: end - at], ask)
         return at
 
-    def _bring(self, intake: Intake, index: int, at: int, end: int, ask: Ask) -> bool:
+    def _bring(self, intake: BodyReader, index: int, at: int, end: int, ask: Request) -> bool:
         """One piece, from the network to the disk and on record; False if this range should end."""
         began, piece = self._clock(), self.beginning or Beginning(PieceHasher(), at)
         self.beginning = piece
@@ -156,7 +156,7 @@ class Lane:
         self.beginning = None
         return self._blob.keep(ask.claim, index, piece.hasher.digest())
 
-    def _read(self, intake: Intake, view: memoryview, ask: Ask) -> int:
+    def _read(self, intake: BodyReader, view: memoryview, ask: Request) -> int:
         count = intake.read(view)
         if not self._blob.got(ask, count):
             raise _TakenOver

@@ -90,7 +90,7 @@ def test_extends_in_a_circle_is_refused():
 
 
 def test_the_meaning_does_not_change_with_comments_order_or_spelling():
-    """A lockfile is not stale because somebody tidied the manifest up."""
+    """A lockfile is not stale because somebody normalize the manifest up."""
     one = 'pin = true\nsources = ["s/"]\n[models."m".variants.v]\nexclude = ["x"]\ninclude = ["*"]\n'
     other = '# tidy\nsources = ["s"] # here\npin = true\n[models.m.variants]\nv = { include = ["*"], exclude = ["x"] }\n'
 

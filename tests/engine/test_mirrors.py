@@ -26,7 +26,7 @@ from modelstow.cas.compressed import index_bytes
 from modelstow.cas.pieces import PIECE
 from modelstow.reconcile.errors import SourceUnavailableError
 from modelstow.reconcile.events.events import BlobFetched, Event, SourceFailed
-from modelstow.reconcile.transfer.compressed import Packed
+from modelstow.reconcile.transfer.compressed import CompressedBlob
 from modelstow.reconcile.transfer.retry import RetryPolicy
 
 LARGE = weights(3 * PIECE + 1001, seed=3)
@@ -295,7 +295,7 @@ def test_a_mirror_that_drips_within_a_frame_is_left():
             return Body(start=start, total=len(RIGHT), read_into=read_into)
 
     heard: list[int] = []
-    pack = Packed("mem://x/pack", Digest.of(LARGE), len(LARGE), RetryPolicy(), lambda: now)
+    pack = CompressedBlob("mem://x/pack", Digest.of(LARGE), len(LARGE), RetryPolicy(), lambda: now)
     body = pack.open(Dripping({"mem://x/pack": index}), 0, PIECE, heard.append)
 
     with pytest.raises(TimedOut, match="less than 1024 bytes a second for 60 s"):

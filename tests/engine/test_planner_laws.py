@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelstow.cas import BlobState, Digest, Look
+from modelstow.cas import BlobState, BlobStatus, Digest
 from modelstow.reconcile.desired.lockfile import LockedBlob
 from modelstow.reconcile.planning.planner import Fetch, Link, Plan, Remove, Replace, plan, status
 from modelstow.reconcile.planning.state import Actual, ActualTree, Desired, DesiredTree, Foreign, ModelState, TreeKey
@@ -17,7 +17,7 @@ PATHS = "abcd"
 
 digests = st.sampled_from(DIGESTS)
 files = st.dictionaries(st.sampled_from(PATHS), digests, min_size=1, max_size=4)
-foreign = st.builds(Foreign, st.sampled_from([None, SIZE, SIZE + 1]), altered=st.booleans())
+foreign = st.builds(Foreign, st.sampled_from([None, SIZE, SIZE + 1]), modified=st.booleans())
 
 
 @st.composite
@@ -40,7 +40,9 @@ def trees_seen(draw: st.DrawFn) -> ActualTree:
     )
 
 
-looks = st.sampled_from([Look(BlobState.ABSENT), Look(BlobState.INTACT, ino=1), Look(BlobState.SUSPECT, ino=1)])
+looks = st.sampled_from(
+    [BlobStatus(BlobState.ABSENT), BlobStatus(BlobState.INTACT, ino=1), BlobStatus(BlobState.SUSPECT, ino=1)]
+)
 
 
 @st.composite
@@ -60,11 +62,11 @@ def ideal_apply(desired: Desired, actual: Actual, work: Plan) -> Actual:
     for tree in desired.trees:  # a file at hand that may be the blob is adopted, not fetched
         placed, others, _ = seen[tree.key]
         for path, digest in tree.files.items():
-            at_hand = placed.get(path) == digest or (path in others and others[path].may_be(SIZE))
+            at_hand = placed.get(path) == digest or (path in others and others[path].could_match(SIZE))
             if at_hand and blobs[digest].state is BlobState.ABSENT:
-                blobs[digest] = Look(BlobState.INTACT, ino=2)
+                blobs[digest] = BlobStatus(BlobState.INTACT, ino=2)
     for digest in fetched:
-        blobs[digest] = Look(BlobState.INTACT, ino=2)
+        blobs[digest] = BlobStatus(BlobState.INTACT, ino=2)
     for action in work.actions:
         match action:
             case Link(tree=key, path=path, digest=digest) | Replace(tree=key, path=path, digest=digest):

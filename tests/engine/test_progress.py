@@ -22,7 +22,7 @@ from modelstow.reconcile.events.events import (
     BytesArrived,
     FetchesPlanned,
     FetchStarted,
-    Note,
+    Info,
     Sink,
     TaskAdvanced,
     TaskBegan,
@@ -142,7 +142,7 @@ def test_a_task_has_a_bar_while_it_lasts():
 
 @pytest.mark.parametrize("command", [("lock", "--upgrade"), ("verify", "--full"), ("push", "m", "mirror", "--compress")])
 def test_what_takes_long_tells_how_far_it_is(cli: Cli, command: tuple[str, ...]):
-    """Naming a file, reading and sending: each begins with its bytes, advances by all of them and ends."""
+    """Naming a file, reading and on_send: each begins with its bytes, advances by all of them and ends."""
     data = some_bytes(3 << 20)
     with Origin({"m/weights.bin": data}) as origin:
         (cli.folder / "models.toml").write_text(manifest_of(f"{origin.url}/m"))
@@ -153,7 +153,7 @@ def test_what_takes_long_tells_how_far_it_is(cli: Cli, command: tuple[str, ...])
     told = [row for row in told if row["event"].startswith("Task")]
 
     [what] = {row["what"] for row in told}
-    assert "weights.bin" in what or what in ("verifying", "sending 1 blob")
+    assert "weights.bin" in what or what in ("verifying", "on_send 1 blob")
     assert told[0] == {"event": "TaskBegan", "what": what, "bytes": len(data)}
     assert sum(row.get("count", 0) for row in told) == len(data)
     assert told[-1] == {"event": "TaskEnded", "what": what}
@@ -163,7 +163,7 @@ def test_other_events_are_told_in_words():
     """Notes go past the bars."""
     with opened() as screen:
         screen.plan(2, 20)
-        screen.tell(Note(text="hello"))
+        screen.tell(Info(text="hello"))
 
         assert "note: hello\n" in screen.terminal.getvalue()
         assert screen.rows == [("2 blobs", 0, 20)]

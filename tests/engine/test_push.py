@@ -20,9 +20,9 @@ from origin import Origin
 from s3servers import SECRET, rclone, settings, use
 
 from modelstow import ModelEnsurer
-from modelstow.backends import Denied, Full, Registry, Unreachable
+from modelstow.backends import AccessDenied, ConnectionFailed, Registry, TargetFull
 from modelstow.backends.file import FileSource
-from modelstow.backends.source import Reader, Sending
+from modelstow.backends.source import OnSend, ReadRange
 from modelstow.cas import BlobStore, Digest, Stopped
 from modelstow.cas.pieces import PIECE, TableState, read_table
 from modelstow.reconcile.errors import IntegrityError, ModelNotFoundError
@@ -32,7 +32,7 @@ from modelstow.reconcile.sources import toll
 
 TABLES = {name_of(data, ".pieces") for data in (WEIGHTS, NOISE)}
 PLAIN = TABLES | {name_of(data) for data in FILES.values()}
-PACKED = PLAIN - {name_of(WEIGHTS)} | {name_of(WEIGHTS, ".pzst")}
+COMPRESSED_SUFFIX = PLAIN - {name_of(WEIGHTS)} | {name_of(WEIGHTS, ".pzst")}
 TABLE_BYTES = 136 + 3 * 32, 136 + 2 * 32  # of the weights, of the noise
 
 
@@ -103,7 +103,7 @@ def test_only_what_shrinks_by_a_tenth_is_sent_as_compressed_pieces(cli: Cli):
     done = cli.ok("push", "m", "mirror", "--compress", "--json").json
 
     mirror = cli.folder / "mirror"
-    assert names_in(mirror) == PACKED and done["packed"] == 1
+    assert names_in(mirror) == COMPRESSED_SUFFIX and done["packed"] == 1
     pack = mirror / name_of(WEIGHTS, ".pzst")
     assert pack.read_bytes() == packed(WEIGHTS)[1] and pack.stat().st_size < 0.9 * len(WEIGHTS)
     assert done["sent_bytes"] == pack.stat().st_size + len(NOISE) + len(CONFIG) + sum(TABLE_BYTES)
@@ -136,7 +136,7 @@ def test_what_is_there_is_not_sent_again(cli: Cli):
     assert (again["changed"], again["sent"], again["there"], again["sent_bytes"]) == (False, [], 3, 0)
     assert {path: path.stat().st_ino for path in inodes} == inodes
     assert plain["sent"] == [Digest.of(WEIGHTS)]
-    assert names_in(cli.folder / "mirror") == PACKED | {name_of(WEIGHTS)}
+    assert names_in(cli.folder / "mirror") == COMPRESSED_SUFFIX | {name_of(WEIGHTS)}
     assert last.out == "sent 0 blobs of 0 B as 0 B, 0 compressed; 3 blobs there already\n"
 
 
@@ -284,7 +284,7 @@ def test_a_small_damaged_blob_is_not_published(cli: Cli):
 
 
 def test_a_blob_whose_table_was_lost_is_read_whole_before_it_is_published(tmp_path: Path):
-    """A table made of what just lies there would certify rot."""
+    """A table made of what just lies there would restamp rot."""
     store, sizes = store_of(tmp_path)
     for data in (WEIGHTS, NOISE):
         os.unlink(store.layout.table(Digest.of(data)))
@@ -379,7 +379,7 @@ def test_a_full_target_is_said_at_once_and_gone_on_with_when_there_is_room(tmp_p
     """What was sent is kept."""
     store, sizes = store_of(tmp_path, {"model.bin": WEIGHTS})
     with mounted(tmp_path / "small", "size=12m") as disk:
-        with pytest.raises(Full, match="No space left") as caught:
+        with pytest.raises(TargetFull, match="No space left") as caught:
             push_of(store, disk).run(sizes)
         assert caught.value.code == "NO_SPACE" and "free some room" in caught.value.hint
         subprocess.run(["mount", "-o", "remount,size=32m", str(disk)], check=True)
@@ -404,7 +404,7 @@ def test_a_folder_of_somebody_else_is_refused_with_a_hint(tmp_path: Path):
     """Exit 8: not authorised."""
     (tmp_path / "mirror").mkdir(mode=0o555)
 
-    with pytest.raises(Denied, match="cannot be written"):
+    with pytest.raises(AccessDenied, match="cannot be written"):
         FileSource().put(str(tmp_path / "mirror/x/y"), 1, lambda start, stop: b"x", lambda count: None)
 
 
@@ -456,7 +456,7 @@ def test_two_pushes_into_one_folder_send_one_copy(cli: Cli):
     ran = [process.communicate(timeout=60) for process in both]
 
     assert [process.returncode for process in both] == [0, 0], ran
-    assert names_in(cli.folder / "mirror") == PACKED
+    assert names_in(cli.folder / "mirror") == COMPRESSED_SUFFIX
     assert (cli.folder / "mirror" / name_of(WEIGHTS, ".pzst")).read_bytes() == packed(WEIGHTS)[1]
 
 
@@ -473,14 +473,14 @@ def test_two_that_put_the_same_do_not_write_into_one_file(tmp_path: Path):
 
     waited = Event()
 
-    def sending(count: int) -> None:
+    def on_send(count: int) -> None:
         if count == 0:
             waited.set()
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(FileSource().put, str(path), len(ours), slow, lambda count: None)
         assert begun.wait(60)
-        second = pool.submit(FileSource().put, str(path), len(theirs), lambda start, stop: theirs[start:stop], sending)
+        second = pool.submit(FileSource().put, str(path), len(theirs), lambda start, stop: theirs[start:stop], on_send)
         assert waited.wait(60)
         go_on.set()
 
@@ -528,7 +528,7 @@ def test_a_bucket_is_filled_like_a_folder(cli: Cli, bucket: str, compress: bool)
     done = cli.ok(*argv, **settings(bucket)).json
     again = cli.ok(*argv, **settings(bucket)).json
 
-    assert objects("models/") == (PACKED if compress else PLAIN)
+    assert objects("models/") == (COMPRESSED_SUFFIX if compress else PLAIN)
     assert (done["packed"], len(done["sent"]), again["sent"], again["there"]) == (compress, 3, [], 3)
     assert content(f"models/{name_of(NOISE)}") == NOISE and content(f"models/{name_of(CONFIG)}") == CONFIG
     if compress:
@@ -673,12 +673,12 @@ def test_transient_failures_do_not_add_up_over_a_long_push(tmp_path: Path):
     broken: list[str] = []
 
     class Fragile(FileSource):
-        def put(self, locator: str, size: int, read: Reader, sending: Sending) -> int:
+        def put(self, locator: str, size: int, read: ReadRange, on_send: OnSend) -> int:
             if size > PIECE and len(broken) < 5:
                 broken.append(locator)
-                sending(9 * PIECE)
-                raise Unreachable("the connection broke", locator=locator)
-            return super().put(locator, size, read, sending)
+                on_send(9 * PIECE)
+                raise ConnectionFailed("the connection broke", locator=locator)
+            return super().put(locator, size, read, on_send)
 
     push_of(store, tmp_path / "mirror", registry=Registry({"": Fragile})).run(sizes)
 
@@ -691,11 +691,11 @@ def test_a_target_that_only_fails_is_given_up(tmp_path: Path):
     tried: list[str] = []
 
     class Dead(FileSource):
-        def put(self, locator: str, size: int, read: Reader, sending: Sending) -> int:
+        def put(self, locator: str, size: int, read: ReadRange, on_send: OnSend) -> int:
             tried.append(locator)
-            raise Unreachable("the connection broke", locator=locator)
+            raise ConnectionFailed("the connection broke", locator=locator)
 
-    with pytest.raises(Unreachable):
+    with pytest.raises(ConnectionFailed):
         push_of(store, tmp_path / "mirror", registry=Registry({"": Dead})).run(sizes)
 
     assert len(tried) == 3
@@ -711,7 +711,7 @@ def test_an_ensurer_pushes_what_selectors_hold(tmp_path: Path):
 
     done = models.push(["m#v", "m"], tmp_path / "mirror", compress=True)
 
-    assert names_in(tmp_path / "mirror") == PACKED
+    assert names_in(tmp_path / "mirror") == COMPRESSED_SUFFIX
     assert len(done.sent) == len(FILES) and done.packed == 1
 
 

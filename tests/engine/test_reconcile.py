@@ -19,7 +19,7 @@ from builders import (
     write_lock,
 )
 
-from modelstow import Choice, InvalidConfigError, ModelEnsurer, ModelState
+from modelstow import EnsureOptions, InvalidConfigError, ModelEnsurer, ModelState
 from modelstow.backends.memory import MemorySource
 from modelstow.cas import BlobStore, Digest, NoSpaceError
 from modelstow.cas.scrub import Level
@@ -177,7 +177,7 @@ def test_the_users_files_stay_through_upgrade_prune_excepted(tmp_path: Path):
     assert (path / "adapter").is_dir()
     assert outcome.report.published[0].exchanged
     assert again.status("m").extra_files == ("notes/mine.txt",)
-    pruned = again.ensure_all(["m"], choice=Choice(prune=True))
+    pruned = again.ensure_all(["m"], choice=EnsureOptions(prune=True))
     assert tree_of(path) == changed and pruned.trees[0].changed
 
 

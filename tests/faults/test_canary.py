@@ -114,17 +114,17 @@ def test_refusals_leave_no_secret(world: World):
     good = world.manifest("good", f"{world.hub.url}/m")
     world.run("lock", *good)
     signed = f"?X-Amz-Signature={SIGNATURE}"
-    anew = ("ensure", "m", "--force", "--progress", "json", *good)
+    force = ("ensure", "m", "--force", "--progress", "json", *good)
 
     for status in (401, 403):
         world.hub.behave()
         world.hub.fail("m/w.bin", Fault(status=status, times=-1))
-        world.run(*anew, expect=(5, 8))
+        world.run(*force, expect=(5, 8))
         world.hub.behave()
         world.cdn.behave()
         world.hub.fail("m/w.bin", Fault(redirect=f"{world.cdn.at('localhost')}/w.bin{signed}", times=-1))
         world.cdn.fail("w.bin", Fault(status=status, times=-1))
-        said = world.run(*anew, expect=(5, 8))
+        said = world.run(*force, expect=(5, 8))
         assert "where it redirects to" in said
     for target in (
         f"{world.hub.url}/m/w.bin{signed}",
@@ -135,7 +135,7 @@ def test_refusals_leave_no_secret(world: World):
     ):
         world.hub.behave()
         world.hub.fail("m/w.bin", Fault(redirect=target, times=-1))
-        world.run(*anew, expect=(5,))
+        world.run(*force, expect=(5,))
 
     world.run("lock", *world.manifest("gone", f"{world.nobody}/m"), expect=(5,))
     # What is asked for a listing is asked once, so nobody there costs no waiting here.

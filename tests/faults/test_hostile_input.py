@@ -270,7 +270,10 @@ def test_one_digest_with_two_sizes_is_refused():
 
     with pytest.raises(ManifestValidationError, match="two sizes"):
         resolve(
-            manifest.parse(manifest_text(row("a"), row("b", size="2")), TOML), None, registry=Registry(), depot=NoDepot()
+            manifest.parse(manifest_text(row("a"), row("b", size="2")), TOML),
+            None,
+            registry=Registry(),
+            prefetcher=NoDepot(),
         )
 
 
@@ -546,7 +549,7 @@ class Lister:
 def resolved(lister: Lister):
     text = HEAD.replace(b'"src"', b'"http://h.example/m"') + b'include = ["**", "/*", "*"]\n'
     registry = Registry({"http": lambda: lister})
-    return resolve(manifest.parse(text, TOML), None, registry=registry, depot=NoDepot())
+    return resolve(manifest.parse(text, TOML), None, registry=registry, prefetcher=NoDepot())
 
 
 @pytest.mark.parametrize("path", BAD_PATHS, ids=shown)
@@ -592,7 +595,7 @@ def test_no_hostile_name_that_a_hub_lists_gets_into_a_lockfile():
             row |= {"lfs": {"oid": HEX, "size": 1}} if number % 2 else {}
             hub.edit = lambda good, row=row: [*good, row]
             try:
-                lock = resolve(manifest.parse(text, TOML), None, registry=registry, depot=NoDepot())
+                lock = resolve(manifest.parse(text, TOML), None, registry=registry, prefetcher=NoDepot())
             except ManifestValidationError as error:
                 str(error).encode()
             else:
@@ -609,7 +612,7 @@ def test_a_digest_or_size_of_a_hub_that_is_none_is_told_with_its_file(lfs):
         hub.edit = lambda good: [{"type": "file", "path": "a.bin", "size": 1, "oid": "0" * 40, "lfs": lfs}]
         registry = Registry({"hf": lambda: HubSource({"HF_ENDPOINT": hub.url})})
         with pytest.raises(ManifestValidationError, match=r"the source lists 'a\.bin' with"):
-            resolve(manifest.parse(text, TOML), None, registry=registry, depot=NoDepot())
+            resolve(manifest.parse(text, TOML), None, registry=registry, prefetcher=NoDepot())
 
 
 # ---- through the real command line

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, tree_of, write_lock
+from fixtures import PATIENCE_S, Ear, WatchedSource, at_once, hear, locked, opened, put, served, talking
 from origin import Origin, gate_of
-from worlds import PATIENCE_S, Ear, WatchedSource, at_once, hear, locked, opened, put, served, talking
 
 from modelstow import ModelState
 from modelstow.backends import Source

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from builders import assert_sound, blobs_of, ensurer_of, leftovers, lock_of, tree_of
-from worlds import PATIENCE_S, Disk, WatchedSource, damage, locked, put, served, snapshot
+from fixtures import PATIENCE_S, Disk, WatchedSource, damage, locked, put, served, snapshot
 
 from modelstow import (
     ChecksumError,
@@ -647,7 +647,7 @@ def test_expired_failures_are_swept_out_and_fresh_ones_kept():
 
     failures.expire()
 
-    assert list(failures.standing()) == ["mock://other-model"]
+    assert list(failures.active()) == ["mock://other-model"]
     assert "mock://test-model" not in failures and "mock://other-model" in failures
 
 

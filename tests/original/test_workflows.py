@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from builders import Cli, assert_sound, blobs_of, ensurer_of, leftovers, lock_of, memory, tree_of, write_lock
-from origin import Origin, gate_of
-from worlds import (
+from fixtures import (
     PATIENCE_S,
     Ear,
     WatchedSource,
@@ -22,6 +21,7 @@ from worlds import (
     snapshot,
     talking,
 )
+from origin import Origin, gate_of
 
 from modelstow import ModelEnsurer, ModelState, NoSpaceError
 from modelstow.backends.faulty import FaultySource
@@ -29,7 +29,7 @@ from modelstow.backends.memory import MemorySource
 from modelstow.cas import Digest, inventory
 from modelstow.reconcile.events.events import BlobFailed, BlobFetched, FetchStarted, SourceFailed
 from modelstow.reconcile.events.recorder import Recorder
-from modelstow.reconcile.retention.collector import Goals
+from modelstow.reconcile.retention.collector import EvictionTargets
 from modelstow.reconcile.settings import Settings
 
 MIB = 1 << 20
@@ -262,7 +262,7 @@ def test_over_the_limit_the_older_model_is_collected(tmp_path: Path):
     """Garbage collection to a limit evicts the model used a day ago and keeps the one used now (C8)."""
     models, old, new = old_and_new(tmp_path)
 
-    collected = models.collect_garbage(goals=Goals(max_size=12_000))
+    collected = models.collect_garbage(goals=EvictionTargets(max_size=12_000))
 
     assert collected.reclaimed_bytes == 8000
     assert collected.trees == [str(old)]
@@ -276,7 +276,7 @@ def test_a_dry_run_tells_what_would_go_and_removes_nothing(tmp_path: Path):
     models, old, new = old_and_new(tmp_path)
     before = snapshot(tmp_path / "root")
 
-    collected = models.collect_garbage(dry_run=True, goals=Goals(max_size=12_000))
+    collected = models.collect_garbage(dry_run=True, goals=EvictionTargets(max_size=12_000))
 
     assert (collected.trees, collected.reclaimed_bytes) == ([str(old)], 8000)
     assert old.exists() and new.exists()
@@ -290,7 +290,7 @@ def test_a_model_in_use_is_not_collected(tmp_path: Path):
 
     with mine.lease("old-model") as path:
         used_long_ago(tmp_path / "root", "old-model@1.0.0/fp16", DAY_S)
-        models.collect_garbage(goals=Goals(max_size=12_000))
+        models.collect_garbage(goals=EvictionTargets(max_size=12_000))
         kept = tree_of(path)
 
     assert path == old and kept == {"model.bin": b"o" * 8000}
@@ -303,10 +303,10 @@ def test_a_pinned_model_is_not_collected(cli: Cli):
     write_lock(cli.folder, lock_of({"old-model@1.0.0": {"fp16": {"model.bin": b"o" * 8000}}}))
     cli.ok("pin", "old-model")
 
-    models.collect_garbage(goals=Goals(max_size=12_000))
+    models.collect_garbage(goals=EvictionTargets(max_size=12_000))
     kept = (old.exists(), new.exists())
     cli.ok("unpin", "old-model")
-    models.collect_garbage(goals=Goals(max_size=0))
+    models.collect_garbage(goals=EvictionTargets(max_size=0))
 
     assert kept == (True, False)
     assert not old.exists() and blobs_of(cli.root) == {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modelstow.backends import Denied, NotFound, Source, SourceError
+from modelstow.backends import AccessDenied, NotFound, Source, SourceError
 from modelstow.backends.conformance import SourceContract
 from modelstow.backends.file import FileSource
 
@@ -97,7 +97,7 @@ def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_what_may_not_be_read_is_denied(closed: str):
     """It is not called missing: who runs this has to be told to look at permissions."""
     for ask in (*asks(f"{closed}/x"), *asks(f"{closed}/folder/x")):
-        with pytest.raises(Denied, match="permission denied") as caught:
+        with pytest.raises(AccessDenied, match="permission denied") as caught:
             ask()
         assert not caught.value.transient and "who may read" in caught.value.hint
 

@@ -9,10 +9,19 @@ from email.utils import formatdate
 
 import pytest
 import requests
-from answers import MEANINGS, Meaning, assert_simply_ends, refusal_of, status_of
+from http_responses import MEANINGS, Meaning, assert_simply_ends, refusal_of, status_of
 from origin import Fault, Origin, RawServer, gate_of
 
-from modelstow.backends import Misbehaved, NotFound, NotListable, Source, SourceError, Throttled, Unreachable, read_all
+from modelstow.backends import (
+    ConnectionFailed,
+    NotFound,
+    NotListable,
+    ProtocolError,
+    Source,
+    SourceError,
+    Throttled,
+    read_all,
+)
 from modelstow.backends.conformance import BIG, TEN, SourceContract
 from modelstow.backends.http.client import HttpSource
 
@@ -133,7 +142,7 @@ def test_a_range_beyond_the_end_gives_the_whole_for_comparison(origin: Origin):
     assert (body.start, body.total) == (0, 10)
 
 
-@pytest.mark.parametrize("meaning", [*MEANINGS, (410, NotFound, False), (502, Unreachable, True)], ids=status_of)
+@pytest.mark.parametrize("meaning", [*MEANINGS, (410, NotFound, False), (502, ConnectionFailed, True)], ids=status_of)
 def test_statuses_are_told_apart(origin: Origin, meaning: Meaning):
     """Permanent or worth asking again; and the number is there for who must tell them apart more finely."""
     error = refusal_of(HttpSource({}), f"{origin.url}/m/ten", origin, "m/ten", meaning)
@@ -199,7 +208,7 @@ def test_a_dropped_connection_is_transient(origin: Origin):
     origin.fail("m/deep/er/big.bin", Fault(cut_after=10_000))
     body, data, view = HttpSource({}).open(f"{origin.url}/m/deep/er/big.bin"), bytearray(), memoryview(bytearray(1000))
 
-    with pytest.raises(Unreachable) as caught:
+    with pytest.raises(ConnectionFailed) as caught:
         while count := body.read_into(view):
             data += view[:count]
     body.close()
@@ -217,7 +226,7 @@ def test_an_encoded_body_is_refused(origin: Origin):
     """Nobody asked for gzip, and a range of it would be no range (N13)."""
     origin.fail("m/ten", Fault(encoding="gzip"))
 
-    with pytest.raises(Misbehaved, match="gzip"):
+    with pytest.raises(ProtocolError, match="gzip"):
         HttpSource({}).open(f"{origin.url}/m/ten")
 
     assert origin.gets()[-1].headers["Accept-Encoding"] == "identity"
@@ -230,7 +239,7 @@ def test_redirects_are_followed_with_their_queries(origin: Origin):
     assert read(HttpSource({}), f"{origin.url}/m/old", 3) == (3, TEN[3:])
 
     origin.fail("m/loop", Fault(redirect=f"{origin.url}/m/loop", times=-1))
-    with pytest.raises(Misbehaved, match="redirects"):
+    with pytest.raises(ProtocolError, match="redirects"):
         HttpSource({}).open(f"{origin.url}/m/loop")
 
 
@@ -241,7 +250,7 @@ def test_redirects_to_other_schemes_and_with_passwords_are_refused(origin: Origi
     """Only http and https, without credentials (N17)."""
     origin.fail("m/ten", Fault(redirect=target))
 
-    with pytest.raises(Misbehaved):
+    with pytest.raises(ProtocolError):
         HttpSource({}).open(f"{origin.url}/m/ten")
 
 
@@ -272,7 +281,7 @@ def test_no_secret_of_a_locator_is_in_an_error():
 
 def test_nobody_listening_is_transient():
     """Connection refused may be over in a moment (N25)."""
-    with pytest.raises(Unreachable):
+    with pytest.raises(ConnectionFailed):
         HttpSource({}).open("http://127.0.0.1:1/x")
 
 

@@ -15,16 +15,16 @@ from hub import CANARY, Hub, address_of, authorization
 from origin import Fault
 
 from modelstow.backends import (
-    Denied,
-    Misbehaved,
+    AccessDenied,
     NotFound,
     NotListable,
     Offline,
+    ProtocolError,
     Source,
     SourceError,
     Throttled,
-    beginnings,
-    join,
+    join_locator,
+    locator_prefixes,
     open_source,
     redact,
 )
@@ -147,12 +147,12 @@ def test_what_names_no_repository_is_refused_before_anything_is_asked(hub: Hub, 
 
 def test_locators_of_files_are_quoted_and_name_the_repository_for_certain():
     """A file of a one-segment repository would be taken for a repository of an organisation otherwise."""
-    assert join("hf://org/name@v1/m/", "a #?%@b") == "hf://org/name@v1/m/a%20%23%3F%25%40b"
-    assert join("hf://org/name", "x") == "hf://org/name/x"
-    assert join("hf://gpt2", "onnx/x") == "hf://gpt2@main/onnx/x"
-    assert join("hf://datasets/squad/", "x") == "hf://datasets/squad@main/x"
-    assert beginnings("hf://org/name/folder") == ("hf://org/name@", "hf://org/name/")
-    assert beginnings("hf://datasets/org/name@v1") == ("hf://datasets/org/name@", "hf://datasets/org/name/")
+    assert join_locator("hf://org/name@v1/m/", "a #?%@b") == "hf://org/name@v1/m/a%20%23%3F%25%40b"
+    assert join_locator("hf://org/name", "x") == "hf://org/name/x"
+    assert join_locator("hf://gpt2", "onnx/x") == "hf://gpt2@main/onnx/x"
+    assert join_locator("hf://datasets/squad/", "x") == "hf://datasets/squad@main/x"
+    assert locator_prefixes("hf://org/name/folder") == ("hf://org/name@", "hf://org/name/")
+    assert locator_prefixes("hf://datasets/org/name@v1") == ("hf://datasets/org/name@", "hf://datasets/org/name/")
     assert redact("hf://gpt2@main/x?q") == "hf://gpt2@main/x"
 
 
@@ -191,7 +191,7 @@ def test_a_listing_that_continues_elsewhere_is_refused(hub: Hub, link: str):
     hub.add("org/name", {"a": b"a", "b": b"b"})
     hub.page, hub.next_link = 1, link
 
-    with pytest.raises(Misbehaved, match="another address") as caught:
+    with pytest.raises(ProtocolError, match="another address") as caught:
         source_of(hub).listing("hf://org/name")
 
     assert "canary" not in str(caught.value)
@@ -206,7 +206,7 @@ def test_a_listing_without_end_is_given_up(hub: Hub, monkeypatch: pytest.MonkeyP
         source_of(hub).listing("hf://org/name")
     monkeypatch.setattr(hub_source, "_PAGES", 10_000)
     monkeypatch.setattr(hub_source, "_LISTING_BYTES", 1000)
-    with pytest.raises(Misbehaved, match="too long"):
+    with pytest.raises(ProtocolError, match="too long"):
         source_of(hub).listing("hf://org/name")
 
 
@@ -227,7 +227,7 @@ def test_a_listing_that_makes_no_sense_is_refused(hub: Hub, rows: object):
     hub.add("org/name", {"m/a": b"a"})
     hub.edit = lambda _: rows
 
-    with pytest.raises(Misbehaved):
+    with pytest.raises(ProtocolError):
         source_of(hub).listing("hf://org/name/m")
 
 
@@ -236,7 +236,7 @@ def test_an_answer_that_names_no_commit_is_refused(hub: Hub, answer: bytes, monk
     """What is not pinned cannot be locked."""
     monkeypatch.setattr(hub, "answer", lambda seen: (200, {}, answer))
 
-    with pytest.raises(Misbehaved):
+    with pytest.raises(ProtocolError):
         source_of(hub).listing("hf://org/name")
 
 
@@ -302,15 +302,21 @@ def test_the_token_goes_to_the_hub_and_never_to_its_cdn(hub: Hub):
         (
             "hf://org/gated/model.safetensors",
             "",
-            Denied,
+            AccessDenied,
             "is gated",
             "request access at {url}/org/gated, then set HF_TOKEN",
         ),
-        ("hf://org/gated/model.safetensors", TOKEN, Denied, "is gated", "request access at {url}/org/gated"),
-        ("hf://datasets/org/gated/a.bin", "", Denied, "is gated", "{url}/datasets/org/gated,"),
-        ("hf://org/private/config.json", "", Denied, "private, or there is no such", "set HF_TOKEN or run `hf auth login`"),
-        ("hf://org/missing/config.json", "", Denied, "private, or there is no such", "check the name"),
-        ("hf://org/private/config.json", "hf_bad", Denied, "the token may not read org/private", "valid"),
+        ("hf://org/gated/model.safetensors", TOKEN, AccessDenied, "is gated", "request access at {url}/org/gated"),
+        ("hf://datasets/org/gated/a.bin", "", AccessDenied, "is gated", "{url}/datasets/org/gated,"),
+        (
+            "hf://org/private/config.json",
+            "",
+            AccessDenied,
+            "private, or there is no such",
+            "set HF_TOKEN or run `hf auth login`",
+        ),
+        ("hf://org/missing/config.json", "", AccessDenied, "private, or there is no such", "check the name"),
+        ("hf://org/private/config.json", "hf_bad", AccessDenied, "the token may not read org/private", "valid"),
         ("hf://org/private/config.json", TOKEN, NotFound, "no org/private", "check the name"),
         ("hf://org/open@v9/config.json", "", NotFound, "no revision 'v9'", "{url}/org/open"),
         ("hf://org/open/nothing", "", NotFound, "no such file", ""),
@@ -337,10 +343,10 @@ def test_a_refusal_without_a_reason_is_told_as_it_is(hub: Hub):
     """Not every 403 is about a gate: the repository may be disabled, or the CDN may refuse."""
     hub.add("org/name", FILES)
     hub.fail("*", Fault(status=403))
-    with pytest.raises(Denied, match=r"the hub refuses \(HTTP 403 Forbidden"):
+    with pytest.raises(AccessDenied, match=r"the hub refuses \(HTTP 403 Forbidden"):
         source_of(hub).listing("hf://org/name")
     hub.cdn.uses = 0
-    with pytest.raises(Denied, match=r"the hub refuses \(HTTP 403 Forbidden"):
+    with pytest.raises(AccessDenied, match=r"the hub refuses \(HTTP 403 Forbidden"):
         source_of(hub).open("hf://org/name/model.safetensors")
 
 
@@ -349,7 +355,7 @@ def test_a_listing_is_refused_in_the_same_words(hub: Hub):
     hub.add("org/open", FILES)
 
     for locator, kind in {
-        "hf://org/missing": Denied,
+        "hf://org/missing": AccessDenied,
         "hf://org/open@v9": NotFound,
         "hf://org/open/nowhere": NotFound,
     }.items():
@@ -396,7 +402,7 @@ def test_a_renamed_repository_is_followed(hub: Hub):
     listing = source.listing("hf://org/old")
 
     assert len(listing.files) == 3
-    assert read(source, join(listing.locator, "model.safetensors")) == WEIGHTS
+    assert read(source, join_locator(listing.locator, "model.safetensors")) == WEIGHTS
 
 
 def test_a_hub_in_offline_mode_is_not_asked(hub: Hub):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from origin import Fault, Origin, RawServer
 
-from modelstow.backends import Denied, Misbehaved, NotFound, SourceError, Throttled, redact
+from modelstow.backends import AccessDenied, NotFound, ProtocolError, SourceError, Throttled, redact
 from modelstow.backends.http.client import HttpSource
 from modelstow.backends.http.redirects import REMEMBER_S, check
 
@@ -127,7 +127,7 @@ def test_cookies_are_neither_kept_nor_sent(hub: Origin):
 def test_redirects_to_what_is_no_plain_web_address_are_refused(location: str):
     """Other schemes, credentials, backslashes, broken ports, raw unicode hosts, nothing at all."""
     head = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + location.encode() + b"\r\n\r\n"
-    with RawServer(lambda connection: connection.sendall(head)) as server, pytest.raises(Misbehaved) as caught:
+    with RawServer(lambda connection: connection.sendall(head)) as server, pytest.raises(ProtocolError) as caught:
         HttpSource({}).open(f"{server.url}/x")
 
     assert not caught.value.transient and "canary" not in str(caught.value)
@@ -271,7 +271,7 @@ def test_a_target_that_went_away_is_renewed_by_its_hub(hub: Origin, cdn: Origin)
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(401, Denied), (403, Denied), (400, SourceError), (404, NotFound), (429, Throttled)]
+    ("status", "kind"), [(401, AccessDenied), (403, AccessDenied), (400, SourceError), (404, NotFound), (429, Throttled)]
 )
 def test_a_refusal_by_the_target_is_not_blamed_on_the_login(hub: Origin, cdn: Origin, status: int, kind: type[SourceError]):
     """The message says who refused, without the signature."""

@@ -11,12 +11,21 @@ from typing import Any
 
 import boto3
 import pytest
-from answers import MEANINGS, Meaning, assert_simply_ends, refusal_of, status_of
 from builders import Cli, blobs_of, manifest_of, tree_of
+from http_responses import MEANINGS, Meaning, assert_simply_ends, refusal_of, status_of
 from origin import Fault, Origin, gate_of
 from s3servers import SECRET, settings, use
 
-from modelstow.backends import Denied, Misbehaved, NotFound, Source, SourceError, Throttled, TimedOut, Unreachable
+from modelstow.backends import (
+    AccessDenied,
+    ConnectionFailed,
+    NotFound,
+    ProtocolError,
+    Source,
+    SourceError,
+    Throttled,
+    TimedOut,
+)
 from modelstow.backends.conformance import TEN, SourceContract
 from modelstow.backends.s3 import client as module
 from modelstow.backends.s3.client import S3Source
@@ -294,7 +303,7 @@ def test_a_listing_that_never_ends_is_ended(origin: Origin, more: str):
     page = f"<ListBucketResult><IsTruncated>true</IsTruncated>{more}{row}</ListBucketResult>"
     origin.objects["models"] = page.encode()
 
-    with pytest.raises(Misbehaved, match="goes on"):
+    with pytest.raises(ProtocolError, match="goes on"):
         S3Source().listing("s3://models/m")
 
 
@@ -358,7 +367,7 @@ def test_a_public_bucket_is_read_without_a_signature(client: Any, monkeypatch: p
     assert {listed.path for listed in source.listing("s3://public/m/").files} == {"ten", "own"}
     assert read(source, "s3://public/m/ten")[2] == TEN
     for ask in (source.open, source.size):
-        with pytest.raises(Denied, match="without credentials") as caught:
+        with pytest.raises(AccessDenied, match="without credentials") as caught:
             ask("s3://public/m/own")
         assert ("AWS_NO_SIGN_REQUEST" if how == "AWS_NO_SIGN_REQUEST" else "AWS_PROFILE") in caught.value.hint
 
@@ -381,7 +390,7 @@ def test_credentials_that_cannot_be_used_are_a_refusal(
     use(monkeypatch, variables)
 
     for ask in (S3Source().open, S3Source().size, S3Source().listing):
-        with pytest.raises(Denied, match=said) as caught:
+        with pytest.raises(AccessDenied, match=said) as caught:
             ask("s3://models/m/ten")
         assert caught.value.hint and not caught.value.transient
     assert not origin.requests
@@ -414,7 +423,7 @@ def test_every_kind_of_refusal_is_denied(code: str, status: int):
 
     error = module._refused(answer, "s3://models/m/ten", "")
 
-    assert isinstance(error, Denied) and error.code == "AUTH_FAIL" and error.hint
+    assert isinstance(error, AccessDenied) and error.code == "AUTH_FAIL" and error.hint
 
 
 def test_what_is_not_there_is_told_apart_from_what_may_not_be_read(credentials: str, monkeypatch: pytest.MonkeyPatch):
@@ -424,7 +433,7 @@ def test_what_is_not_there_is_told_apart_from_what_may_not_be_read(credentials: 
     with pytest.raises(SourceError, match="names a bucket"):
         S3Source().open("s3:///m/ten")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
-    with pytest.raises(Unreachable) as caught:
+    with pytest.raises(ConnectionFailed) as caught:
         S3Source().open("s3://models/m/ten")
     assert SECRET not in str(caught.value)
 

@@ -9,12 +9,12 @@ import pytest
 from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, manifest_of, some_bytes, tree_of, write_lock
 from s3servers import KEY, SECRET, rclone, settings, use
 
-from modelstow.backends import Denied, SourceError
+from modelstow.backends import AccessDenied, SourceError
 from modelstow.backends.conformance import TEN, SourceContract
 from modelstow.backends.faulty import FaultySource
 from modelstow.backends.s3.client import S3Source
 from modelstow.cas.pieces import PIECE
-from modelstow.reconcile.transfer.retry import Backoff, RetryPolicy
+from modelstow.reconcile.transfer.retry import RetryPolicy, RetrySchedule
 
 _FILES = {"config.json": b'{"layers": 2}', "model.bin": some_bytes(3 * PIECE + 1000)}
 
@@ -82,7 +82,7 @@ def test_wrong_keys_and_none_are_refused(private: str, monkeypatch: pytest.Monke
     source = S3Source()
 
     for ask in (source.listing, source.open, source.size):
-        with pytest.raises(Denied) as caught:
+        with pytest.raises(AccessDenied) as caught:
             ask("s3://models/m/ten")
         assert caught.value.hint and not [s for s in (SECRET, "canary") if s in str(caught.value) + caught.value.hint]
 
@@ -108,7 +108,7 @@ def test_a_cut_download_goes_on_where_it_was(private: str, cli: Cli, monkeypatch
     use(monkeypatch, settings(private))
     lock = lock_of({"m@1": {"all": {"model.bin": _FILES["model.bin"]}}}, ["s3://models/v1"])
     monkeypatch.setenv("MODELSTOW_CONCURRENCY", "1")  # another connection would go on
-    once = RetryPolicy(transient=Backoff(attempts=1))
+    once = RetryPolicy(transient=RetrySchedule(attempts=1))
     faulty = FaultySource(S3Source(), cuts=[PIECE + 5])
     with pytest.raises(Exception, match="connection dropped"):
         ensurer_of(cli.folder, lock, sources={"s3": faulty}, retry=once).ensure("m")

@@ -12,7 +12,7 @@ import pytest
 from builders import Cli, manifest_of
 from s3servers import SECRET, moto_with_auth, settings, use
 
-from modelstow.backends import Denied
+from modelstow.backends import AccessDenied
 from modelstow.backends.conformance import TEN
 from modelstow.backends.s3.client import S3Source
 
@@ -98,7 +98,7 @@ def test_every_refusal_is_permanent_and_says_why(
     source = S3Source()
     ask = {"list": source.listing, "get": source.open, "head": source.size}[what]
 
-    with pytest.raises(Denied, match=reason) as caught:
+    with pytest.raises(AccessDenied, match=reason) as caught:
         ask("s3://models/m" if what == "list" else "s3://models/m/ten")
 
     assert caught.value.code == "AUTH_FAIL" and not caught.value.transient

@@ -15,7 +15,7 @@ import pytest
 from origin import Fault, Origin, gate_of
 from s3servers import settings, use
 
-from modelstow.backends import Misbehaved, SourceError, Unreachable, read_all
+from modelstow.backends import ConnectionFailed, ProtocolError, SourceError, read_all
 from modelstow.backends.http.client import HttpSource
 from modelstow.backends.s3.client import S3Source
 
@@ -92,7 +92,7 @@ def test_the_name_is_sent_to_the_server(authority: Path, context: ssl.SSLContext
 
 def test_an_unknown_authority_is_refused_once(served: Origin):
     """A hard error: nothing is asked, nothing is tried again without verifying (N20)."""
-    with pytest.raises(Misbehaved, match="certificate is not valid") as caught:
+    with pytest.raises(ProtocolError, match="certificate is not valid") as caught:
         HttpSource({}).open(f"{served.at('localhost')}/x?canary")
 
     assert not caught.value.transient and "REQUESTS_CA_BUNDLE" in caught.value.hint
@@ -135,7 +135,7 @@ def test_a_bucket_does_not_trust_what_only_web_servers_are_to_trust(
     monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
     monkeypatch.setenv("CURL_CA_BUNDLE", str(authority / "ca.pem"))
 
-    with pytest.raises(Misbehaved, match="certificate is not valid") as caught:
+    with pytest.raises(ProtocolError, match="certificate is not valid") as caught:
         S3Source().open("s3://bucket/x")
     assert "AWS_CA_BUNDLE" in caught.value.hint
 
@@ -148,7 +148,7 @@ def test_a_bucket_does_not_trust_what_only_web_servers_are_to_trust(
 def test_a_certificate_for_another_name_or_time_is_refused(authority: Path, names: str, until: str, why: str):
     """The message says what is wrong with it (N20)."""
     bad = certificate(authority, why, names, until=until)
-    with Origin({"x": b"right"}, tls=bad) as origin, pytest.raises(Misbehaved, match=why) as caught:
+    with Origin({"x": b"right"}, tls=bad) as origin, pytest.raises(ProtocolError, match=why) as caught:
         trusting(authority).open(f"{origin.at('localhost')}/x")
 
     assert not caught.value.transient and origin.requests == []
@@ -160,7 +160,7 @@ def test_a_self_signed_certificate_is_refused(authority: Path):
     openssl(authority, "req", "-x509", *key, "-keyout", "self.key", "-out", "self.pem", "-subj", "/CN=localhost")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority / "self.pem", authority / "self.key")
-    with Origin({"x": b"right"}, tls=context) as origin, pytest.raises(Misbehaved, match="self-signed"):
+    with Origin({"x": b"right"}, tls=context) as origin, pytest.raises(ProtocolError, match="self-signed"):
         trusting(authority).open(f"{origin.at('localhost')}/x")
 
 
@@ -168,7 +168,7 @@ def test_https_does_not_lead_to_http(authority: Path, served: Origin):
     """Not even to the same host (N19)."""
     with Origin({"x": b"plain"}) as plain:
         served.fail("x", Fault(redirect=f"{plain.at('localhost')}/x"))
-        with pytest.raises(Misbehaved, match="from https to http"):
+        with pytest.raises(ProtocolError, match="from https to http"):
             trusting(authority).open(f"{served.at('localhost')}/x")
 
         assert plain.requests == []
@@ -176,7 +176,7 @@ def test_https_does_not_lead_to_http(authority: Path, served: Origin):
 
 def test_a_server_that_speaks_no_tls_is_a_permanent_error():
     """No falling back to plain text (N20)."""
-    with Origin({"x": b"plain"}) as plain, pytest.raises(Misbehaved, match="TLS failed"):
+    with Origin({"x": b"plain"}) as plain, pytest.raises(ProtocolError, match="TLS failed"):
         HttpSource({}).open(f"https://localhost:{plain.port}/x")
 
 
@@ -190,7 +190,7 @@ def test_a_handshake_that_breaks_is_no_bad_certificate():
             connection.close()
 
         threading.Thread(target=drop, daemon=True).start()
-        with pytest.raises(Unreachable) as caught:
+        with pytest.raises(ConnectionFailed) as caught:
             HttpSource({}).open(f"https://localhost:{listener.getsockname()[1]}/x")
 
     assert caught.value.transient

@@ -2,7 +2,7 @@
 
 import pytest
 
-from modelstow.backends import Source, Unreachable
+from modelstow.backends import ConnectionFailed, Source
 from modelstow.backends.conformance import TEN, SourceContract
 from modelstow.backends.faulty import FaultySource
 from modelstow.backends.memory import MemorySource
@@ -48,7 +48,7 @@ def test_a_cut_breaks_one_body_after_so_many_bytes_and_then_no_more():
     """The second opening behaves."""
     source = FaultySource(memory(), cuts=[6])
 
-    with pytest.raises(Unreachable):
+    with pytest.raises(ConnectionFailed):
         read(source, "mem://host/models/ten")
 
     assert read(source, "mem://host/models/ten", 6) == TEN[6:]
@@ -57,10 +57,10 @@ def test_a_cut_breaks_one_body_after_so_many_bytes_and_then_no_more():
 
 def test_failures_refuse_openings_in_order():
     """Each is used once."""
-    failure = Unreachable("down", locator="mem://host/models/ten")
+    failure = ConnectionFailed("down", locator="mem://host/models/ten")
     source = FaultySource(memory(), failures=[failure])
 
-    with pytest.raises(Unreachable, match="down"):
+    with pytest.raises(ConnectionFailed, match="down"):
         source.open("mem://host/models/ten")
 
     assert read(source, "mem://host/models/ten") == TEN

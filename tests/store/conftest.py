@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from storeroom import in_memory
+from store_fixtures import in_memory
 
 
 @pytest.fixture

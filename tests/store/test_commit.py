@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from storeroom import partial_with, put, store_at
+from store_fixtures import partial_with, put, store_at
 
 from modelstow.cas import BlobState, BlobStore, ChecksumError, Digest, LockTimeoutError
 from modelstow.cas.partial import Partial
@@ -20,7 +20,7 @@ def filled(store: BlobStore, data: bytes) -> Partial:
 
 
 def intact(store: BlobStore) -> list[bytes]:
-    return [data for data in DATA if store.look(Digest.of(data), len(data)).state is BlobState.INTACT]
+    return [data for data in DATA if store.stat(Digest.of(data), len(data)).state is BlobState.INTACT]
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def test_wrong_bytes_among_right_ones_stay_a_partial(tmp_path: Path):
 
     assert list(failed) == [wrong.digest] and isinstance(failed[wrong.digest], ChecksumError)
     assert intact(store) == [DATA[0]] and os.path.exists(wrong.path)
-    wrong.leave()
+    wrong.close_or_discard()
 
 
 def test_a_damaged_blob_among_them_gives_way(tmp_path: Path):
@@ -120,7 +120,7 @@ def test_a_partial_that_another_began_anew_is_not_published(tmp_path: Path):
 
     failed = store.commit_all([mine])
 
-    assert isinstance(failed[mine.digest], LockTimeoutError) and intact(store) == [] and theirs.named
+    assert isinstance(failed[mine.digest], LockTimeoutError) and intact(store) == [] and theirs.owns_path
     theirs.write(0, DATA[0])
     store.commit(theirs)
     assert intact(store) == DATA[:1]

@@ -37,7 +37,7 @@ def test_two_digests_are_equal_exactly_when_their_bytes_are(one: bytes, other: b
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "output"),
     [
         (None, "text, not NoneType"),
         (b"sha256:" + b"0" * 64, "text, not bytes"),
@@ -52,9 +52,9 @@ def test_two_digests_are_equal_exactly_when_their_bytes_are(one: bytes, other: b
         ("sha256:", "has 0 characters"),
     ],
 )
-def test_a_text_that_is_no_digest_is_refused_with_what_is_wrong(text: object, complaint: str):
-    """Each way of being wrong has its own complaint."""
-    with pytest.raises(ValueError, match=complaint):
+def test_a_text_that_is_no_digest_is_refused_with_what_is_wrong(text: object, output: str):
+    """Each way of being wrong has its own output."""
+    with pytest.raises(ValueError, match=output):
         Digest.parse(text)
 
 

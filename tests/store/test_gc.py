@@ -12,17 +12,17 @@ from types import SimpleNamespace
 
 import pytest
 from builders import Cli, assert_sound, blobs_of, ensurer_of, lock_of, memory, some_bytes, tree_of, write_lock
-from storeroom import age, flip, partial_with, root_only, umask
+from store_fixtures import age, flip, partial_with, root_only, umask
 
 from modelstow import ModelState, SourceUnavailableError
 from modelstow.backends.memory import MemorySource
 from modelstow.cas import BlobStore, Digest, LinkMode, NoSpaceError, StoreFormatError, StoreStateError, leases
 from modelstow.cas import inventory as inventories
-from modelstow.cas.inventory import Inventory, Placed
+from modelstow.cas.inventory import Inventory, InventoryEntry
 from modelstow.cas.links import LinkKind
 from modelstow.cas.scrub import Level
 from modelstow.reconcile.retention import pins, roots
-from modelstow.reconcile.retention.collector import Collected, Goals
+from modelstow.reconcile.retention.collector import EvictionTargets, GcResult
 
 DAY = 86_400
 KB = 1_000
@@ -54,7 +54,7 @@ def used(models, model: str, ago_s: float) -> None:
     age(models.settings.root / "state/inventories" / inventories.tree_id(key.tree), ago_s)
 
 
-def collect(models, **more) -> Collected:
+def collect(models, **more) -> GcResult:
     """A dry run, then the same for real; both must agree."""
     would = models.collect_garbage(dry_run=True, **more)
     before = blobs_of(models.settings.root)
@@ -123,10 +123,10 @@ def test_a_lockfile_whose_folder_cannot_be_seen_is_unverifiable_and_keeps_its_bl
     assert collect(models).blobs == [], "its folder is gone"
     here.mkdir()
     (here / "placeholder").mkdir()
-    [root] = roots.read(BlobStore.at(tmp_path / "root")).locks
+    [root] = roots.read(BlobStore.open_existing(tmp_path / "root")).locks
     if root.parent != (here.stat().st_dev, here.stat().st_ino):
         assert collect(models).blobs == [], "its folder is another"
-    assert roots.forget(BlobStore.at(tmp_path / "root"), root.id)
+    assert roots.forget(BlobStore.open_existing(tmp_path / "root"), root.id)
     assert len(collect(models).blobs) == 1
 
 
@@ -138,7 +138,7 @@ def test_a_lockfile_is_dead_when_it_is_gone_from_the_same_folder(tmp_path: Path)
     (tmp_path / "models.lock").unlink()
 
     assert len(collect(models).blobs) == 1
-    assert roots.read(BlobStore.at(tmp_path / "root")).locks == ()
+    assert roots.read(BlobStore.open_existing(tmp_path / "root")).locks == ()
 
 
 @pytest.mark.parametrize("how", ["gone", "another"])
@@ -283,7 +283,7 @@ def test_an_announced_change_keeps_old_and_new(tmp_path: Path):
     store = BlobStore.open(tmp_path / "root")
     new = store.add_bytes(b"new")
     key = models.desired(["m"]).trees[0].key
-    change = Inventory(tree=key.tree, files={"a": Placed(new, LinkKind.HARDLINK, 0)})
+    change = Inventory(tree=key.tree, files={"a": InventoryEntry(new, LinkKind.HARDLINK, 0)})
     inventories.announce(store.layout.inventories, change)
 
     assert collect(models).blobs == []
@@ -294,7 +294,7 @@ def test_an_announced_tree_that_never_came_keeps_its_blobs_for_a_week(tmp_path: 
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     store = BlobStore.open(tmp_path / "root")
     digest = store.add_bytes(b"a")
-    change = Inventory(tree="models/m@1/v", files={"a": Placed(digest, LinkKind.HARDLINK, 0)})
+    change = Inventory(tree="models/m@1/v", files={"a": InventoryEntry(digest, LinkKind.HARDLINK, 0)})
     inventories.announce(store.layout.inventories, change)
     [record] = store.layout.inventories.iterdir()
 
@@ -356,9 +356,9 @@ def _garble(path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["state/inventories", "state/roots", "pins"])
 @pytest.mark.parametrize("damage", [_garble, lambda path: path.write_bytes(b"")], ids=["garbled", "emptied"])
-@pytest.mark.parametrize("goals", [Goals(), Goals(max_size=0)], ids=["gc", "evict"])
+@pytest.mark.parametrize("goals", [EvictionTargets(), EvictionTargets(max_size=0)], ids=["gc", "evict"])
 def test_a_root_that_cannot_be_read_stops_gc_with_nothing_deleted(
-    tmp_path: Path, folder: str, damage: Callable[[Path], None], goals: Goals
+    tmp_path: Path, folder: str, damage: Callable[[Path], None], goals: EvictionTargets
 ):
     """It is not known what it keeps."""
     models = world(tmp_path, {"m@1": {"a": b"a"}, "n@1": {"b": b"b"}})
@@ -375,8 +375,8 @@ def test_a_root_that_cannot_be_read_stops_gc_with_nothing_deleted(
     assert {p for p in (tmp_path / "root").rglob("*") if "locks" not in str(p)} == before
 
 
-@pytest.mark.parametrize("goals", [Goals(), Goals(max_size=0)], ids=["gc", "evict"])
-def test_a_lease_that_cannot_be_read_stops_gc_with_nothing_deleted(tmp_path: Path, goals: Goals):
+@pytest.mark.parametrize("goals", [EvictionTargets(), EvictionTargets(max_size=0)], ids=["gc", "evict"])
+def test_a_lease_that_cannot_be_read_stops_gc_with_nothing_deleted(tmp_path: Path, goals: EvictionTargets):
     """Or a root of a kind that this modelstow does not know (D23)."""
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     models.reconcile()
@@ -584,7 +584,7 @@ def test_the_least_recently_used_trees_go_until_the_size_fits(tmp_path: Path):
     """And then a lockfile alone keeps nothing."""
     models = three(tmp_path)
 
-    done = collect(models, goals=Goals(max_size=1_500))
+    done = collect(models, goals=EvictionTargets(max_size=1_500))
 
     assert left(models) == ["m3@1"] and done.reclaimed_bytes == 2 * KB
     assert done.trees == [str(models.local_path(m)) for m in ("m1", "m2")]
@@ -597,7 +597,7 @@ def test_nothing_is_evicted_where_the_goal_is_met(tmp_path: Path):
     """Not even the oldest."""
     models = three(tmp_path)
 
-    assert collect(models, goals=Goals(max_size=3 * KB)).trees == []
+    assert collect(models, goals=EvictionTargets(max_size=3 * KB)).trees == []
     assert left(models) == ["m1@1", "m2@1", "m3@1"]
 
 
@@ -606,7 +606,7 @@ def test_a_use_moves_a_tree_to_the_end_of_the_queue(tmp_path: Path):
     models = three(tmp_path)
     models.ensure("m1")
 
-    collect(models, goals=Goals(max_size=2 * KB))
+    collect(models, goals=EvictionTargets(max_size=2 * KB))
 
     assert left(models) == ["m1@1", "m3@1"]
 
@@ -615,7 +615,7 @@ def test_shared_blobs_free_nothing_so_their_trees_are_put_back(tmp_path: Path):
     """The oldest shares all it has with one that stays: taking it would free nothing (D18)."""
     models = three(tmp_path, **{"m4@1": {"again": b"a" * KB}})
 
-    done = collect(models, goals=Goals(max_size=2 * KB))
+    done = collect(models, goals=EvictionTargets(max_size=2 * KB))
 
     assert left(models) == ["m1@1", "m3@1", "m4@1"] and done.reclaimed_bytes == KB
 
@@ -628,7 +628,7 @@ def test_needless_trees_are_put_back_newest_first(tmp_path: Path):
     for number, key in enumerate(files):
         used(models, key, (4 - number) * DAY)
 
-    done = collect(models, goals=Goals(max_size=40))
+    done = collect(models, goals=EvictionTargets(max_size=40))
 
     assert left(models) == ["new@1", "s1@1", "s2@1"] and done.reclaimed_bytes == 5 * KB
 
@@ -640,7 +640,7 @@ def test_trees_that_share_a_blob_go_together_where_that_is_what_helps(tmp_path: 
     for number, key in enumerate(("m1", "m2", "m3")):
         used(models, key, (3 - number) * DAY)
 
-    done = collect(models, goals=Goals(max_size=KB))
+    done = collect(models, goals=EvictionTargets(max_size=KB))
 
     assert left(models) == ["m3@1"] and done.reclaimed_bytes == KB
 
@@ -656,7 +656,7 @@ def test_pinned_trees_are_not_evicted(tmp_path: Path):
     for number, key in enumerate(("m1", "m2", "m3")):
         used(models, key, (3 - number) * DAY)
 
-    done = collect(models, goals=Goals(max_size=0))
+    done = collect(models, goals=EvictionTargets(max_size=0))
 
     assert left(models) == ["m1@1", "m2@1"] and done.reclaimed_bytes == KB
 
@@ -667,7 +667,7 @@ def test_leased_trees_are_not_evicted(tmp_path: Path):
 
     with models.lease("m1"):
         used(models, "m1", 9 * DAY)
-        collect(models, goals=Goals(max_size=0))
+        collect(models, goals=EvictionTargets(max_size=0))
         assert left(models) == ["m1@1"]
 
 
@@ -682,9 +682,9 @@ def test_trees_with_an_open_file_are_not_evicted(tmp_path: Path, mode: LinkMode)
     models.reconcile()
 
     with open(models.local_path("m1") / "a", "rb"):
-        collect(models, goals=Goals(max_size=0))
+        collect(models, goals=EvictionTargets(max_size=0))
         assert left(models) == ["m1@1"]
-    collect(models, goals=Goals(max_size=0))
+    collect(models, goals=EvictionTargets(max_size=0))
     assert left(models) == []
 
 
@@ -692,7 +692,7 @@ def test_trees_go_by_age(tmp_path: Path):
     """--max-age, however much room there is."""
     models = three(tmp_path)
 
-    done = collect(models, goals=Goals(max_age_s=2.5 * DAY))
+    done = collect(models, goals=EvictionTargets(max_age_s=2.5 * DAY))
 
     assert left(models) == ["m2@1", "m3@1"] and len(done.trees) == 1
 
@@ -702,7 +702,7 @@ def test_a_use_in_the_future_is_recent(tmp_path: Path):
     models = three(tmp_path)
     used(models, "m1", -100 * DAY)
 
-    collect(models, goals=Goals(max_age_s=2.5 * DAY))
+    collect(models, goals=EvictionTargets(max_age_s=2.5 * DAY))
 
     assert left(models) == ["m1@1", "m2@1", "m3@1"]
 
@@ -712,7 +712,7 @@ def test_trees_go_until_so_much_is_free(tmp_path: Path):
     models = three(tmp_path)
     models.free_bytes = lambda: 10_000 - sum(path.stat().st_size for path in blobs_of(tmp_path / "root").values())
 
-    collect(models, goals=Goals(free=8_500))
+    collect(models, goals=EvictionTargets(free=8_500))
 
     assert left(models) == ["m3@1"]
 
@@ -723,8 +723,8 @@ def test_goals_that_cannot_be_reached_are_told_by_what_is_missing(tmp_path: Path
     models.free_bytes = lambda: 10_000 - sum(path.stat().st_size for path in blobs_of(tmp_path / "root").values())
     pins.pin(BlobStore.open(tmp_path / "root"), "m1@1", "v", [Digest.of(b"a" * KB)])
 
-    reached = collect(models, goals=Goals(max_size=2 * KB, free=8_000))
-    missed = collect(models, goals=Goals(max_size=100, free=9_500))
+    reached = collect(models, goals=EvictionTargets(max_size=2 * KB, free=8_000))
+    missed = collect(models, goals=EvictionTargets(max_size=100, free=9_500))
 
     assert (reached.over_bytes, reached.lacking_bytes) == (0, 0)
     assert left(models) == ["m1@1"] and (missed.over_bytes, missed.lacking_bytes) == (KB - 100, 500)
@@ -754,7 +754,7 @@ def test_garbage_goes_before_trees(tmp_path: Path):
     models = three(tmp_path)
     BlobStore.open(tmp_path / "root").add_bytes(b"g" * KB)
 
-    done = collect(models, goals=Goals(max_size=3 * KB))
+    done = collect(models, goals=EvictionTargets(max_size=3 * KB))
 
     assert left(models) == ["m1@1", "m2@1", "m3@1"] and done.reclaimed_bytes == KB
 
@@ -767,7 +767,7 @@ def test_the_users_files_survive_eviction(tmp_path: Path):
     (path / "c").unlink()
     (path / "c").write_text("my edit")
 
-    models.collect_garbage(goals=Goals(max_size=0))
+    models.collect_garbage(goals=EvictionTargets(max_size=0))
 
     assert tree_of(path) == {"deep/mine": b"keep me"} and kept(tmp_path) == set()
     assert [p.read_text() for p in (tmp_path / "root/quarantine").rglob("c")] == ["my edit"]
@@ -788,7 +788,7 @@ def test_a_tree_whose_folder_became_a_symlink_is_evicted_without_touching_what_i
     path.symlink_to(outside)
 
     with suppress(OSError):  # to refuse is right too
-        models.collect_garbage(goals=Goals(max_size=0))
+        models.collect_garbage(goals=EvictionTargets(max_size=0))
 
     assert tree_of(outside) == {"a": b"mine", "b": b"mine", "other": b"mine"}
 
@@ -898,7 +898,7 @@ def asked(models) -> SimpleNamespace:
         success=models.verify_integrity("m").success,
         path=models.ensure("m"),
         changed=[tree.changed for tree in models.reconcile().trees],
-        roots=len(roots.read(BlobStore.at(models.settings.root)).locks),
+        roots=len(roots.read(BlobStore.open_existing(models.settings.root)).locks),
         garbage=models.collect_garbage(dry_run=True).blobs,
     )
 

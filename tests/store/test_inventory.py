@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from modelstow.cas import Digest, LinkKind, StoreStateError
 from modelstow.cas import inventory as inventories
 from modelstow.cas.durable import seal
-from modelstow.cas.inventory import NEXT, Inventory, Placed
+from modelstow.cas.inventory import NEXT, Inventory, InventoryEntry
 
 placed = st.builds(
-    Placed,
+    InventoryEntry,
     st.binary(max_size=3).map(Digest.of),
     st.sampled_from(LinkKind),
     st.integers(0, 2**63),
@@ -28,7 +28,7 @@ records = st.builds(
     staging_ino=st.integers(0, 2**63),
     parent=st.tuples(st.integers(0, 2**63), st.integers(0, 2**63)),
 )
-RECORD = Inventory(tree="models/m@1/v", files={"a/b": Placed(Digest.of(b"x"), LinkKind.HARDLINK, 7)})
+RECORD = Inventory(tree="models/m@1/v", files={"a/b": InventoryEntry(Digest.of(b"x"), LinkKind.HARDLINK, 7)})
 
 
 @given(records)
@@ -107,7 +107,10 @@ def test_temporary_files_are_no_inventories(tmp_path: Path):
 
 def test_a_long_inventory_is_compressed_and_read_back_or_refused():
     """From a megabyte on it is a zstd frame; one altered byte is noticed, and so is a lost tail."""
-    files = {f"some/deep/folder/file-{n:06}.bin": Placed(Digest.of(b"%d" % n), LinkKind.HARDLINK, n) for n in range(12_000)}
+    files = {
+        f"some/deep/folder/file-{n:06}.bin": InventoryEntry(Digest.of(b"%d" % n), LinkKind.HARDLINK, n)
+        for n in range(12_000)
+    }
     record = Inventory(tree="models/m@1/v", files=files)
 
     raw = record.encode()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from storeroom import SMALL, store_at
+from store_fixtures import SMALL, store_at
 
 from modelstow.cas import BlobStore, Digest, Layout, StoreFormatError
 from modelstow.cas.layout import StoreConfig
@@ -35,7 +35,7 @@ def write_config(tmp_path: Path, **changes: object) -> str:
         {"epoch": None, "format": 0},
     ],
 )
-@pytest.mark.parametrize("how", [BlobStore.open, BlobStore.at, BlobStore.looking_at])
+@pytest.mark.parametrize("how", [BlobStore.open, BlobStore.open_existing, BlobStore.open_readonly])
 def test_a_store_of_another_format_or_feature_is_refused_and_not_rewritten(tmp_path: Path, changes: dict, how):
     """Whatever an older modelstow would do to it could be wrong."""
     text = write_config(tmp_path, **changes)
@@ -73,7 +73,7 @@ def test_an_unknown_ro_compat_feature_allows_reading_and_forbids_writing(tmp_pat
 
     store = BlobStore.open(tmp_path / "root")
 
-    assert store.look(digest, len(SMALL)).state.value == "intact"
+    assert store.stat(digest, len(SMALL)).state.value == "intact"
     with pytest.raises(StoreFormatError, match="views"):
         store.prepare()
     assert store.layout.config.read_text() == text
@@ -110,8 +110,8 @@ def test_many_who_make_a_store_at_once_agree_on_it(tmp_path: Path):
 
 def test_looking_makes_nothing(tmp_path: Path):
     """Where no store is, none is made."""
-    assert BlobStore.at(tmp_path / "root") is None
-    assert list(BlobStore.looking_at(tmp_path / "root").blobs()) == []
+    assert BlobStore.open_existing(tmp_path / "root") is None
+    assert list(BlobStore.open_readonly(tmp_path / "root").blobs()) == []
     with pytest.raises(FileNotFoundError):
         BlobStore.open(tmp_path / "root", create=False)
     assert list(tmp_path.iterdir()) == []
@@ -135,7 +135,7 @@ def test_folders_that_were_lost_are_made_again_before_the_first_write(tmp_path: 
     store.prepare()
 
     assert (store.layout.root / lost).is_dir()
-    assert store.look(digest, len(SMALL)).state.value == "intact"
+    assert store.stat(digest, len(SMALL)).state.value == "intact"
     store.add_bytes(b"more")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
-from storeroom import age, store_at
+from store_fixtures import age, store_at
 
 from modelstow.cas import BlobStore, Digest, LockTimeoutError, StoreStateError, leases, locks
 
@@ -31,7 +31,7 @@ def files(store: BlobStore) -> list[Path]:
 
 
 def standing(store: BlobStore) -> list[tuple[frozenset[Digest], bool]]:
-    return [(record.digests, held) for _, record, held in leases.standing(store)]
+    return [(record.digests, held) for _, record, held in leases.active(store)]
 
 
 def test_a_lease_names_its_digests_while_it_is_held(tmp_path: Path):
@@ -40,7 +40,7 @@ def test_a_lease_names_its_digests_while_it_is_held(tmp_path: Path):
 
     lease = leases.take(store, doing="a test", digests=[ONE, TWO], reserved={TWO: 3})
 
-    [(_, record, held)] = leases.standing(store)
+    [(_, record, held)] = leases.active(store)
     assert (record.doing, record.digests, dict(record.reserved), held) == ("a test", {ONE, TWO}, {TWO: 3}, True)
     lease.finish()
     assert standing(store) == [] and files(store) == []
@@ -58,7 +58,7 @@ def test_a_lease_of_unfinished_work_stays_for_a_week(tmp_path: Path):
     age(path, 7.1 * DAY)
     assert standing(store) == []
     assert files(store) == [path], "looking removes nothing"
-    leases.standing(store, remove_expired=True)
+    leases.active(store, remove_expired=True)
     assert files(store) == []
 
 
@@ -68,7 +68,7 @@ def test_a_held_lease_never_expires(tmp_path: Path):
     lease = leases.take(store, doing="a test", digests=[ONE])
     age(files(store)[0], 30 * DAY)
 
-    leases.standing(store, remove_expired=True)
+    leases.active(store, remove_expired=True)
 
     assert standing(store) == [({ONE}, True)]
     lease.finish()
@@ -80,7 +80,7 @@ def test_a_lease_from_the_future_is_fresh(tmp_path: Path):
     leases.take(store, doing="a test", digests=[ONE]).close()
     age(files(store)[0], -1000 * DAY)
 
-    leases.standing(store, remove_expired=True)
+    leases.active(store, remove_expired=True)
 
     assert standing(store) == [({ONE}, False)]
 
@@ -105,7 +105,7 @@ def test_a_lease_that_cannot_be_read_stops_those_who_delete(tmp_path: Path, text
     (store.layout.leases / "0123.lease").write_bytes(text)
 
     with pytest.raises(StoreStateError, match=r"0123\.lease cannot be read"):
-        leases.standing(store)
+        leases.active(store)
 
 
 def test_renewing_a_lease_that_stands_costs_nothing(tmp_path: Path):
@@ -236,7 +236,7 @@ def test_leases_of_dead_work_go_when_all_they_name_was_brought_home(tmp_path: Pa
 
     leases.drop_superseded(store, frozenset([ONE]))
 
-    left = sorted((record.doing, held) for _, record, held in leases.standing(store))
+    left = sorted((record.doing, held) for _, record, held in leases.active(store))
     assert left == [("at work", True), ("not done", False)]
     held.finish()
 
@@ -263,11 +263,11 @@ def test_what_a_crash_left_of_an_unborn_lease_counts_for_nothing_and_goes(tmp_pa
     unborn.write_text("half")
 
     with locks.acquire(unborn, doing="writing it just now"):
-        store.tidy()
+        store.remove_temp_files()
         assert unborn.exists()
 
-    store.tidy()
-    assert leases.standing(store) == [] and not unborn.exists()
+    store.remove_temp_files()
+    assert leases.active(store) == [] and not unborn.exists()
 
 
 def test_the_leases_of_a_shared_store_can_be_read_by_the_group(tmp_path: Path):

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from storeroom import BIG, MIDDLE, SMALL, flip, partial_with, put, store_at
+from store_fixtures import BIG, MIDDLE, SMALL, flip, partial_with, put, store_at
 
 from modelstow.cas import ChecksumError, Digest
 from modelstow.cas.pieces import PIECE, TableState, read_table
@@ -199,7 +199,7 @@ def test_a_small_blob_has_no_journal(tmp_path: Path):
     partial = partial_with(store, SMALL, 0)
 
     assert [p.name for p in store.layout.partials.iterdir()] == [Digest.of(SMALL).hex]
-    partial.leave()
+    partial.close_or_discard()
     assert list(store.layout.partials.iterdir()) == []
 
 
@@ -209,8 +209,8 @@ def test_leaving_keeps_what_can_be_resumed_and_nothing_else(tmp_path: Path):
     empty, some = store.partial(Digest.of(MIDDLE), len(MIDDLE)), partial_with(store, BIG, 1)
     empty.write(0, b"half a piece")
 
-    empty.leave()
-    some.leave()
+    empty.close_or_discard()
+    some.close_or_discard()
 
     assert sorted(p.name for p in store.layout.partials.iterdir()) == [DIGEST.hex, DIGEST.hex + ".pieces"]
 
@@ -222,15 +222,15 @@ def test_forgotten_pieces_stay_forgotten_and_the_proof_starts_anew(tmp_path: Pat
     wrong[0] ^= 1
     partial = store.partial(DIGEST, len(BIG))
     put(partial, bytes(wrong), 0, 1, 2)
-    assert partial.proof() == Digest.of(bytes(wrong))
+    assert partial.actual_digest() == Digest.of(bytes(wrong))
 
-    partial.forget([0])
+    partial.invalidate([0])
     partial.close()
 
     again = reopened(store)
     assert held(again) == [1, 2]
     put(again, BIG, 0)
-    assert again.proof() == DIGEST
+    assert again.actual_digest() == DIGEST
 
 
 def test_forgetting_restarts_the_sha256_of_an_open_partial(tmp_path: Path):
@@ -240,22 +240,22 @@ def test_forgetting_restarts_the_sha256_of_an_open_partial(tmp_path: Path):
     wrong[PIECE] ^= 1
     partial = store.partial(DIGEST, len(BIG))
     put(partial, bytes(wrong), 0, 1, 2)
-    assert partial.proof() != DIGEST
+    assert partial.actual_digest() != DIGEST
 
-    partial.forget([1])
+    partial.invalidate([1])
     put(partial, BIG, 1)
 
-    assert partial.proof() == DIGEST
+    assert partial.actual_digest() == DIGEST
 
 
 def test_the_front_is_what_stands_without_a_gap(tmp_path: Path):
     """Pieces come in any order; the proof follows the front."""
     store = store_at(tmp_path)
     partial = store.partial(DIGEST, len(BIG))
-    fronts = [partial.front()]
+    fronts = [partial.contiguous_end()]
     for index in (2, 0, 1):
         put(partial, BIG, index)
-        fronts.append(partial.front())
+        fronts.append(partial.contiguous_end())
 
     assert fronts == [0, 0, PIECE, len(BIG)]
 
@@ -267,7 +267,7 @@ def test_a_file_cut_while_it_is_written_is_an_error_not_a_loop(tmp_path: Path):
     os.truncate(partial.path, PIECE)
 
     with pytest.raises(OSError, match="was cut"):
-        partial.proof()
+        partial.actual_digest()
 
 
 def test_wrong_bytes_leave_the_partial_for_judging(tmp_path: Path):
@@ -317,7 +317,7 @@ def test_an_error_on_reading_a_leftover_is_told_not_published(tmp_path: Path, mo
 def test_a_bad_sector_under_a_leftover_costs_its_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Else no run could ever fetch this blob again, and each would lose descriptors (F2)."""
     store = store_at(tmp_path)
-    partial_with(store, BIG, 0, 1).leave()
+    partial_with(store, BIG, 0, 1).close_or_discard()
     real, before = os.preadv, len(os.listdir("/proc/self/fd"))
 
     def broken(fd: int, buffers: list[memoryview], offset: int) -> int:
@@ -330,7 +330,7 @@ def test_a_bad_sector_under_a_leftover_costs_its_piece(tmp_path: Path, monkeypat
         again = reopened(store)
 
     assert held(again) == [1]
-    again.leave()
+    again.close_or_discard()
     assert len(os.listdir("/proc/self/fd")) == before
 
 

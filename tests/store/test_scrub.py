@@ -6,25 +6,25 @@ import threading
 from pathlib import Path
 
 import pytest
-from storeroom import BIG, MIDDLE, SMALL, flip, store_at
+from store_fixtures import BIG, MIDDLE, SMALL, flip, store_at
 
 from modelstow.cas import BlobStore, Digest
 from modelstow.cas import scrub as scrubs
 from modelstow.cas.durable import write_file
 from modelstow.cas.pieces import PIECE, PieceTable, Slot, TableState, piece_count, piece_hash, piece_range, proven_table
-from modelstow.cas.scrub import Level, Subject, Verdict, scrub
+from modelstow.cas.scrub import Level, ScrubResult, ScrubTarget, scrub
 
 DIGEST = Digest.of(BIG)
 both = pytest.mark.parametrize("level", [Level.FAST, Level.FULL])
 
 
-def target(store: BlobStore, data: bytes, **more) -> Subject:
+def target(store: BlobStore, data: bytes, **more) -> ScrubTarget:
     digest = Digest.of(data)
     where = {"path": store.layout.blob(digest), "table": store.layout.table(digest)}
-    return Subject(digest=digest, size=len(data), **{**where, "makes_table": True, **more})
+    return ScrubTarget(digest=digest, size=len(data), **{**where, "makes_table": True, **more})
 
 
-def read(store: BlobStore, data: bytes, level: Level, **more) -> Verdict:
+def read(store: BlobStore, data: bytes, level: Level, **more) -> ScrubResult:
     [verdict] = scrub([target(store, data, **more)], level)
     return verdict
 
@@ -110,7 +110,7 @@ def test_a_lost_table_is_made_anew_from_a_pass_whose_sha256_matched(tmp_path: Pa
 
 @both
 def test_a_lost_table_is_never_made_from_bytes_that_are_wrong(tmp_path: Path, level: Level):
-    """It would certify rot for ever (D9)."""
+    """It would restamp rot for ever (D9)."""
     store = store_at(tmp_path)
     store.add_bytes(BIG)
     os.unlink(store.layout.table(DIGEST))
@@ -201,7 +201,7 @@ def test_what_is_no_file_is_a_verdict(tmp_path: Path, kind: str, level: Level):
         path.symlink_to(tmp_path / "real")
     if kind == "fifo":
         os.mkfifo(path)
-    verdicts: list[Verdict] = []
+    verdicts: list[ScrubResult] = []
 
     thread = threading.Thread(target=lambda: verdicts.append(read(store, BIG, level)), daemon=True)
     thread.start()
@@ -244,7 +244,7 @@ def test_verdicts_come_in_the_order_of_the_targets(tmp_path: Path):
 
     verdicts = list(scrub(targets, Level.FAST, threads=4))
 
-    assert [v.subject for v in verdicts] == targets
+    assert [v.target_file for v in verdicts] == targets
     assert [v.intact for v in verdicts] == [number % 3 != 0 for number in range(150)]
 
 

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from storeroom import BIG, MIDDLE, SMALL, flip, mounted, partial_with, put, root_only, store_at, umask
+from store_fixtures import BIG, MIDDLE, SMALL, flip, mounted, partial_with, put, root_only, store_at, umask
 
 from modelstow.cas import EMPTY, BlobState, BlobStore, ChecksumError, Digest
 from modelstow.cas.pieces import proven_table
@@ -15,7 +15,7 @@ DIGEST = Digest.of(BIG)
 
 
 def look(store: BlobStore, data: bytes) -> BlobState:
-    return store.look(Digest.of(data), len(data)).state
+    return store.stat(Digest.of(data), len(data)).state
 
 
 def quarantined(store: BlobStore) -> list[Path]:
@@ -37,7 +37,7 @@ def test_a_committed_blob_stands_under_its_name_with_its_proof(tmp_path: Path, d
     assert os.path.exists(store.layout.table(digest)) == (len(data) > 1 << 20)
     assert (proven_table(store.layout.table(digest), digest, len(data)) is not None) == (len(data) > 1 << 20)
     assert list(store.layout.partials.iterdir()) == []
-    assert store.look(digest, len(data)).state is BlobState.INTACT
+    assert store.stat(digest, len(data)).state is BlobState.INTACT
     assert [d for d, _ in store.blobs()] == [digest]
 
 
@@ -253,7 +253,7 @@ def test_a_blob_of_another_size_is_never_intact(tmp_path: Path):
     store = store_at(tmp_path)
     digest = store.add_bytes(SMALL)
 
-    assert store.look(digest, len(SMALL) + 1).state is BlobState.SUSPECT
+    assert store.stat(digest, len(SMALL) + 1).state is BlobState.SUSPECT
 
 
 def test_a_suspect_stays_one_for_other_processes_until_it_is_committed_anew(tmp_path: Path):
@@ -263,11 +263,11 @@ def test_a_suspect_stays_one_for_other_processes_until_it_is_committed_anew(tmp_
     store.note_suspect(digest)
 
     other = BlobStore.open(tmp_path / "root")
-    assert other.look(digest, len(SMALL)).state is BlobState.SUSPECT
+    assert other.stat(digest, len(SMALL)).state is BlobState.SUSPECT
     store.commit(partial_with(store, SMALL, 0))
     other.refresh()
 
-    assert other.look(digest, len(SMALL)).state is BlobState.INTACT
+    assert other.stat(digest, len(SMALL)).state is BlobState.INTACT
 
 
 def test_certifying_gives_a_touched_blob_its_proof_back(tmp_path: Path):
@@ -277,7 +277,7 @@ def test_certifying_gives_a_touched_blob_its_proof_back(tmp_path: Path):
     os.utime(store.layout.blob(digest))
     os.chmod(store.layout.blob(digest), 0o644)
 
-    store.certify(digest)
+    store.restamp(digest)
 
     assert look(store, SMALL) is BlobState.INTACT
     assert stat.S_IMODE(os.stat(store.layout.blob(digest)).st_mode) == 0o444
@@ -318,7 +318,7 @@ def test_a_full_disk_is_a_clean_error_and_nothing_is_published(tmp_path: Path):
 
         with pytest.raises(OSError) as caught:
             put(partial, BIG, 1)
-        partial.leave()
+        partial.close_or_discard()
 
         assert caught.value.errno == errno.ENOSPC
         assert list(store.blobs()) == []

@@ -7,19 +7,19 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
-from storeroom import MIDDLE, SMALL, age, store_at, umask
+from store_fixtures import MIDDLE, SMALL, age, store_at, umask
 
 from modelstow.cas import EMPTY, BlobStore, Digest, LinkKind, LinkMode, trash, tree
-from modelstow.cas.inventory import Inventory, Placed
-from modelstow.cas.links import Placer
-from modelstow.cas.tree import Item, Quarantine
+from modelstow.cas.inventory import Inventory, InventoryEntry
+from modelstow.cas.links import Linker
+from modelstow.cas.tree import Quarantine, TreeEntry
 
 CONTENT = {"a": SMALL, "deep/er/b": MIDDLE, "deep/c": SMALL, "deep/empty": b""}
 
 
 def populated(
     tmp_path: Path, name: str = "tree", content: dict[str, bytes] = CONTENT
-) -> tuple[BlobStore, Path, dict[str, Placed]]:
+) -> tuple[BlobStore, Path, dict[str, InventoryEntry]]:
     """A store and a folder with *content*, linked."""
     store = store_at(tmp_path)
     for data in content.values():
@@ -27,11 +27,11 @@ def populated(
             store.add_bytes(data)
     root = store.layout.models / name
     root.mkdir()
-    return store, root, tree.populate(root, items(content), store.layout.blob, Placer(LinkMode.AUTO))
+    return store, root, tree.populate(root, items(content), store.layout.blob, Linker(LinkMode.AUTO))
 
 
-def items(content: dict[str, bytes]) -> dict[str, Item]:
-    return {path: Item(Digest.of(data), len(data)) for path, data in content.items()}
+def items(content: dict[str, bytes]) -> dict[str, TreeEntry]:
+    return {path: TreeEntry(Digest.of(data), len(data)) for path, data in content.items()}
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -96,9 +96,9 @@ def test_a_symlink_in_the_destination_is_not_followed(tmp_path: Path):
     (root / "deep").symlink_to(outside)
 
     with pytest.raises(OSError):
-        tree.populate(root, items({"deep/c": SMALL}), store.layout.blob, Placer(LinkMode.AUTO))
+        tree.populate(root, items({"deep/c": SMALL}), store.layout.blob, Linker(LinkMode.AUTO))
     with pytest.raises(OSError):
-        tree.populate(root, items({"deep/er/b": SMALL}), store.layout.blob, Placer(LinkMode.AUTO), replace=True)
+        tree.populate(root, items({"deep/er/b": SMALL}), store.layout.blob, Linker(LinkMode.AUTO), replace=True)
     assert list(outside.iterdir()) == []
 
 
@@ -124,8 +124,8 @@ def test_a_symlink_swapped_in_while_a_tree_is_populated_is_not_followed(tmp_path
     try:
         for number in range(300):
             try:
-                placer = Placer(LinkMode.AUTO)
-                tree.populate(root, items({f"deep/{number}": SMALL}), store.layout.blob, placer, replace=True)
+                linker = Linker(LinkMode.AUTO)
+                tree.populate(root, items({f"deep/{number}": SMALL}), store.layout.blob, linker, replace=True)
             except OSError:
                 pass
     finally:
@@ -189,7 +189,7 @@ def test_sorting_out_tells_ours_from_edited_from_theirs(tmp_path: Path):
     os.utime(root / "deep/er/b")
     (root / "deep/empty").write_text("no more")
 
-    found = tree.sort_out(root, placed)
+    found = tree.classify(root, placed)
 
     assert found.ours == ["deep/c"]
     assert set(found.edited) == {"a", "deep/er/b", "deep/empty"}
@@ -205,7 +205,7 @@ def test_strip_takes_what_the_inventory_lists_and_nothing_else(tmp_path: Path):
     (root / "a").write_text("my edit")
     quarantine = quarantine_of(store)
 
-    gone = tree.strip(root, placed, quarantine)
+    gone = tree.remove_managed(root, placed, quarantine)
 
     assert not gone and contents(root) == {"deep/mine": b"keep me"}
     assert (root / "own").is_dir() and not (root / "deep/er").exists()
@@ -217,8 +217,8 @@ def test_strip_removes_a_folder_that_holds_nothing_but_ours(tmp_path: Path):
     """And twice is as good as once."""
     store, root, placed = populated(tmp_path)
 
-    assert tree.strip(root, placed, quarantine_of(store)) and not root.exists()
-    assert tree.strip(root, placed, quarantine_of(store))
+    assert tree.remove_managed(root, placed, quarantine_of(store)) and not root.exists()
+    assert tree.remove_managed(root, placed, quarantine_of(store))
     assert list(store.layout.quarantine.iterdir()) == []
 
 
@@ -238,7 +238,7 @@ def test_strip_does_not_reach_through_a_symlink(tmp_path: Path, where: str):
     before = contents(outside)
 
     with suppress(OSError):  # to refuse is right too
-        tree.strip(root, placed, quarantine_of(store))
+        tree.remove_managed(root, placed, quarantine_of(store))
 
     assert contents(outside) == before
 

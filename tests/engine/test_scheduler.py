@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from strategies import Reply, Sim, crowds
 
 from modelstow.cas.pieces import PIECE, piece_count
-from modelstow.reconcile.transfer.retry import Backoff, Fact, Kind, RetryPolicy
+from modelstow.reconcile.transfer.retry import Failure, Reason, RetryPolicy, RetrySchedule
 from modelstow.reconcile.transfer.scheduler import EARLIER, Transfer
-from modelstow.reconcile.transfer.steps import Ask, GiveUp, Idle, Prove, Wait
+from modelstow.reconcile.transfer.steps import Backoff, Fail, Idle, Request, Verify
 
-CUT = Fact(code="SOURCE_UNAVAILABLE", what="cut", kind=Kind.TRANSIENT)
-GONE = Fact(code="INCOMPLETE_DOWNLOAD", what="HTTP 404")
-DENIED = Fact(code="AUTH_FAIL", what="HTTP 401", kind=Kind.AUTHENTICATION)
-BUSY = Fact(code="RATE_LIMIT", what="HTTP 429", kind=Kind.RATE_LIMIT)
-WRONG = Fact(code="CHECKSUM_FAIL", what="sent wrong bytes", kind=Kind.INTEGRITY)
+CUT = Failure(code="SOURCE_UNAVAILABLE", what="cut", kind=Reason.TRANSIENT)
+GONE = Failure(code="INCOMPLETE_DOWNLOAD", what="HTTP 404")
+DENIED = Failure(code="AUTH_FAIL", what="HTTP 401", kind=Reason.AUTHENTICATION)
+BUSY = Failure(code="RATE_LIMIT", what="HTTP 429", kind=Reason.RATE_LIMIT)
+WRONG = Failure(code="CHECKSUM_FAIL", what="sent wrong bytes", kind=Reason.INTEGRITY)
 A, B, C = "mem://a", "mem://b", "mem://c"
 THREE = 3 * PIECE - 5
 
@@ -35,15 +35,15 @@ def right(piece: int) -> bytes:
     return b"right %d" % piece
 
 
-def begin(t: Transfer, locator: str = "", now: float = 0.0, allowed: int = 1) -> Ask:
+def begin(t: Transfer, locator: str = "", now: float = 0.0, allowed: int = 1) -> Request:
     """The next range is on its way."""
     step = t.next(now, allowed)
-    assert isinstance(step, Ask), step
+    assert isinstance(step, Request), step
     assert locator in ("", step.locator)
     return step
 
 
-def bring(t: Transfer, ask: Ask, now: float, *, pieces: int = 99) -> None:
+def bring(t: Transfer, ask: Request, now: float, *, pieces: int = 99) -> None:
     """Some pieces of a range arrive, and are right; with the last the range is over."""
     wanted = range(ask.start // PIECE, piece_count(ask.stop))
     for piece in wanted[:pieces]:
@@ -65,7 +65,7 @@ def span(t: Transfer, now: float = 0.0) -> tuple[str, int, int]:
     return step.locator, step.start, step.stop
 
 
-def fail(t: Transfer, locator: str, fact: Fact, now: float, *, after: int = 0) -> None:
+def fail(t: Transfer, locator: str, fact: Failure, now: float, *, after: int = 0) -> None:
     """The next range is asked of this source, which sends so many pieces and fails."""
     step = begin(t, locator, now)
     bring(t, step, now, pieces=after) if after else None
@@ -85,7 +85,7 @@ def test_a_source_named_twice_is_one_source():
     t = transfer(A, A)
     fail(t, A, GONE, 0)
 
-    assert t.next(0) == GiveUp({A: GONE})
+    assert t.next(0) == Fail({A: GONE})
 
 
 def test_pieces_that_are_held_are_not_asked_for():
@@ -103,13 +103,13 @@ def test_a_full_blob_is_to_be_proven():
     t = transfer(A)
     send(t, A, 0, 1, 2)
 
-    assert t.next(0) == Prove() and t.proven() == ()
-    assert transfer(size=0).next(0) == Prove()
+    assert t.next(0) == Verify() and t.proven() == ()
+    assert transfer(size=0).next(0) == Verify()
 
 
 def test_without_a_source_it_gives_up():
     """No locator, no failure to tell."""
-    assert transfer().next(0) == GiveUp({})
+    assert transfer().next(0) == Fail({})
 
 
 def test_a_source_that_failed_lately_is_asked_last_and_not_never():
@@ -132,18 +132,18 @@ def test_a_source_that_was_given_up_has_one_attempt_until_it_sends_a_piece():
     """Its patience comes back with progress."""
     t = transfer(A, late=[A], spent=[A])
     fail(t, A, CUT, 0)
-    assert t.next(0) == GiveUp({A: CUT})
+    assert t.next(0) == Fail({A: CUT})
 
     t = transfer(A, late=[A], spent=[A])
     fail(t, A, CUT, 0, after=1)
-    assert isinstance(t.next(0), Wait)
+    assert isinstance(t.next(0), Backoff)
 
 
 def test_a_source_that_another_blob_still_asks_again_has_all_its_attempts():
     """A server that is away for a second fails the blobs under way, and must not fail the queue behind them."""
     t = transfer(A, late=[A])
     fail(t, A, CUT, 0)
-    assert isinstance(t.next(0), Wait)
+    assert isinstance(t.next(0), Backoff)
 
 
 def test_while_one_source_pauses_another_is_asked():
@@ -153,7 +153,7 @@ def test_while_one_source_pauses_another_is_asked():
 
     assert asked(t) == B
     fail(t, B, CUT, 0)
-    assert t.next(0) == Wait(seconds=1.0)
+    assert t.next(0) == Backoff(seconds=1.0)
     assert asked(t, 1.0) == A
 
 
@@ -164,14 +164,14 @@ def test_pauses_double_to_the_longest_and_progress_starts_them_anew():
     for _ in range(4):
         fail(t, A, CUT, now)
         step = t.next(now)
-        assert isinstance(step, Wait)
+        assert isinstance(step, Backoff)
         pauses.append(step.seconds)
         now += step.seconds
     assert pauses == [1.0, 2.0, 4.0, 8.0]
 
     fail(t, A, CUT, now, after=1)
 
-    assert t.next(now) == Wait(seconds=1.0)
+    assert t.next(now) == Backoff(seconds=1.0)
 
 
 def test_attempts_in_a_row_end_a_source():
@@ -180,7 +180,7 @@ def test_attempts_in_a_row_end_a_source():
     for turn in range(5):
         fail(t, A, CUT, 100.0 * turn)
 
-    assert t.next(1e9) == GiveUp({A: CUT})
+    assert t.next(1e9) == Fail({A: CUT})
 
 
 def test_a_throttled_source_has_its_own_patience_and_pauses():
@@ -192,7 +192,7 @@ def test_a_throttled_source_has_its_own_patience_and_pauses():
         fail(t, A, CUT, 10_000.0 + 1000.0 * turn)
     fail(t, A, BUSY, 20_000.0)
 
-    assert t.next(1e9) == GiveUp({A: BUSY})
+    assert t.next(1e9) == Fail({A: BUSY})
 
 
 def test_a_refusal_is_tried_once_more_at_once_and_no_more():
@@ -201,7 +201,7 @@ def test_a_refusal_is_tried_once_more_at_once_and_no_more():
     fail(t, A, DENIED, 0)
     fail(t, A, DENIED, 0)
 
-    assert t.next(0) == GiveUp({A: DENIED})
+    assert t.next(0) == Fail({A: DENIED})
 
 
 @pytest.mark.parametrize(
@@ -210,9 +210,9 @@ def test_a_refusal_is_tried_once_more_at_once_and_no_more():
 def test_retry_after_is_honoured_up_to_its_cap(retry_after, pause):
     """At least the pause of the policy, at most five minutes."""
     t = transfer(A)
-    fail(t, A, Fact(code="RATE_LIMIT", what="429", kind=Kind.RATE_LIMIT, retry_after=retry_after), 0)
+    fail(t, A, Failure(code="RATE_LIMIT", what="429", kind=Reason.RATE_LIMIT, retry_after=retry_after), 0)
 
-    assert t.next(0) == Wait(seconds=pause)
+    assert t.next(0) == Backoff(seconds=pause)
 
 
 def test_jitter_shortens_a_pause_by_half_at_most():
@@ -220,7 +220,7 @@ def test_jitter_shortens_a_pause_by_half_at_most():
     t = transfer(A, jitter=0.0)
     fail(t, A, CUT, 0)
 
-    assert t.next(0) == Wait(seconds=0.5)
+    assert t.next(0) == Backoff(seconds=0.5)
 
 
 def test_a_permanent_failure_ends_the_source_for_this_blob():
@@ -231,7 +231,7 @@ def test_a_permanent_failure_ends_the_source_for_this_blob():
 
     assert span(t, 0) == (B, PIECE, THREE)
     fail(t, B, GONE, 0)
-    assert t.next(0) == GiveUp({A: GONE, B: GONE})
+    assert t.next(0) == Fail({A: GONE, B: GONE})
 
 
 def test_one_sender_of_wrong_bytes_is_convicted_and_another_takes_over():
@@ -254,7 +254,7 @@ def test_where_none_can_take_over_the_convicted_is_asked_once_more():
     send(t, A, 0, 1, 2, lie=True)
     t.wrong(WRONG)
 
-    assert t.next(0) == GiveUp({A: WRONG, B: GONE})
+    assert t.next(0) == Fail({A: WRONG, B: GONE})
 
 
 def test_of_two_senders_the_purifier_replaces_the_pieces_of_the_other():
@@ -268,7 +268,7 @@ def test_of_two_senders_the_purifier_replaces_the_pieces_of_the_other():
     assert span(t, 0) == (B, 0, PIECE)
     send(t, B, 0)
 
-    assert t.next(0) == Prove() and t.proven() == (A,)
+    assert t.next(0) == Verify() and t.proven() == (A,)
 
 
 def test_a_purifier_that_lied_is_convicted_and_the_honest_one_is_not():
@@ -279,7 +279,7 @@ def test_a_purifier_that_lied_is_convicted_and_the_honest_one_is_not():
     send(t, B, 2)
 
     assert t.wrong(WRONG) == ((2,), ())
-    assert asked(t, 1000.0) == A, "while purifying only the purifier is asked"
+    assert asked(t, 1000.0) == A, "while purifying only the reference is asked"
     send(t, A, 2, lie=True)
 
     assert t.wrong(WRONG) == ((0, 1, 2), (A,))
@@ -331,7 +331,7 @@ def test_a_piece_that_cannot_be_right_convicts_at_once():
     for locator in (A, B, A, B):
         t.wrong_piece(begin(t, locator).claim, WRONG)
 
-    assert t.next(0) == GiveUp({A: WRONG, B: WRONG})
+    assert t.next(0) == Fail({A: WRONG, B: WRONG})
 
 
 def test_where_all_senders_are_over_none_is_convicted_of_what_another_may_have_done():
@@ -353,11 +353,11 @@ def test_a_blob_of_no_bytes_that_is_wrong_ends(locators):
     """Nobody can make it right, so it is given up and not proven for ever."""
     t = transfer(*locators, size=0)
     steps = 0
-    while isinstance(t.next(0), Prove) and steps < 20:
+    while isinstance(t.next(0), Verify) and steps < 20:
         t.wrong(WRONG)
         steps += 1
 
-    assert isinstance(t.next(0), GiveUp)
+    assert isinstance(t.next(0), Fail)
 
 
 # ---- several ranges at once
@@ -442,7 +442,7 @@ def test_a_piece_that_is_being_written_is_not_taken_over():
     assert t.next(1e6, 2) == Idle() and t.overdue(1e6) == []
     t.kept(slow.claim, 0, right(0), 1e6)
     t.ended(slow.claim)
-    assert t.next(1e6) == Prove()
+    assert t.next(1e6) == Verify()
 
 
 def test_a_silent_range_is_overdue_where_another_source_is_ready_and_not_before():
@@ -529,7 +529,7 @@ def test_a_local_file_may_be_taken_at_once_only_by_one_that_is_alone():
 class Flight:
     """A range on its way in the simulated world: the pieces still to come, and when the next thing happens to it."""
 
-    ask: Ask
+    ask: Request
     left: list[int]
     reply: Reply
     due: float
@@ -551,11 +551,11 @@ class World:
     held: dict[int, bytes] = field(default_factory=dict)
     begun: int = 0  # pieces that a source began to send
     taken_over: int = 0  # pieces that another brought while they were on their way
-    lied: set[str] = field(default_factory=set)  # who ever sent a wrong piece
+    corrupt: set[str] = field(default_factory=set)  # who ever sent a wrong piece
     convicted: set[str] = field(default_factory=set)  # by ``wrong``
     blamed: tuple[str, ...] = ()  # by ``proven``
     requests: dict[str, int] = field(default_factory=dict)
-    beginnings: dict[int, tuple[str, int]] = field(default_factory=dict)  # of pieces: who sent it, up to where
+    locator_prefixes: dict[int, tuple[str, int]] = field(default_factory=dict)  # of pieces: who sent it, up to where
     farthest: dict[int, int] = field(default_factory=dict)  # that any beginning of a piece went
     # Failures in a row without a new piece: plain and throttled, as the policy counts them.
     row: dict[str, list[int]] = field(default_factory=dict)
@@ -563,7 +563,7 @@ class World:
     fresh: set[str] = field(default_factory=set)  # late ones that never sent a piece
     flights: list[Flight] = field(default_factory=list)
 
-    def run(self) -> Prove | GiveUp:
+    def run(self) -> Verify | Fail:
         t = Transfer(
             self.pieces * PIECE,
             tuple(self.sims),
@@ -581,17 +581,17 @@ class World:
                 self.flights.remove(flight)
                 self.taken_over += bool(flight.left)
             step = t.next(self.now, self.allowed) if len(self.flights) < self.allowed else Idle()
-            assert isinstance(step, Ask | Idle) or not self.flights
+            assert isinstance(step, Request | Idle) or not self.flights
             match step:
-                case Ask():
+                case Request():
                     self._take_off(t, step)
                 case Idle():
                     assert self.flights, "idle for ever"
                     self._fly(t)
-                case Wait(seconds=seconds):
+                case Backoff(seconds=seconds):
                     self.waits.append(seconds)
                     self.now += seconds
-                case Prove():
+                case Verify():
                     if all(self.held.get(piece) == right(piece) for piece in range(self.pieces)):
                         self.blamed = t.proven()
                         return step
@@ -601,33 +601,33 @@ class World:
                         del self.held[piece]
                         self.farthest.pop(piece, None)
                     self.convicted |= set(convicted)
-                case GiveUp():
+                case Fail():
                     return step
 
     def most_steps(self) -> int:
         """Each source is convicted twice at most and purifies as often; between two pieces all may lose their patience."""
         rounds = 4 * len(self.sims) + 4
         failures = 2 * len(self.sims) * (self.policy.transient.attempts + self.policy.rate_limit.attempts)
-        beginnings = PIECE // self.policy.progress  # each may count as a piece
-        return 16 * rounds * (self.pieces * beginnings + 1) * (failures + 2)
+        locator_prefixes = PIECE // self.policy.progress  # each may count as a piece
+        return 16 * rounds * (self.pieces * locator_prefixes + 1) * (failures + 2)
 
     def _sent(self, piece: int, sender: str) -> bytes:
         sim = self.sims.get(sender, Sim())
         lies = piece in sim.lies and self.requests.get(sender, 0) <= sim.lies_for
         hash_ = f"{sender} lies about {piece}".encode() if lies or sender == "mem://liar of old" else right(piece)
         if hash_ != right(piece):
-            self.lied.add(sender)
+            self.corrupt.add(sender)
         self.held[piece] = hash_
         return hash_
 
-    def _take_off(self, t: Transfer, ask: Ask) -> None:
+    def _take_off(self, t: Transfer, ask: Request) -> None:
         assert ask.start < ask.stop <= self.pieces * PIECE and ask.stop % PIECE == 0
         wanted = list(range(ask.start // PIECE, piece_count(ask.stop)))
         if ask.start % PIECE:
-            begun = self.beginnings[wanted[0]]
+            begun = self.locator_prefixes[wanted[0]]
             assert begun == (ask.locator, ask.start), "two sources would share a piece"
         for piece in wanted:
-            self.beginnings.pop(piece, None)
+            self.locator_prefixes.pop(piece, None)
         assert not any(piece in self.held for piece in wanted), "a piece is asked for that is held"
         sim, number = self.sims[ask.locator], self.requests.get(ask.locator, 0)
         self.requests[ask.locator] = number + 1
@@ -677,12 +677,12 @@ class World:
         elif how == "gone" and t.failed(flight.ask.claim, GONE, self.now):
             self.gone.add(locator)
         elif how in ("cut", "throttle"):
-            kind = Kind.TRANSIENT if how == "cut" else Kind.RATE_LIMIT
-            fact = Fact(code="SOURCE_UNAVAILABLE", what=how, kind=kind, retry_after=after)
+            kind = Reason.TRANSIENT if how == "cut" else Reason.RATE_LIMIT
+            fact = Failure(code="SOURCE_UNAVAILABLE", what=how, kind=kind, retry_after=after)
             piece, reached = self._reached(t, flight)
             if t.failed(flight.ask.claim, fact, self.now, reached):
                 if reached:
-                    self.beginnings[piece] = locator, reached
+                    self.locator_prefixes[piece] = locator, reached
                 if reached and reached - self.farthest.get(piece, piece * PIECE) >= self.policy.progress:
                     self.farthest[piece] = reached
                     plain = throttled = 0
@@ -708,8 +708,12 @@ class World:
 
 policies = st.builds(
     RetryPolicy,
-    transient=st.builds(Backoff, attempts=st.integers(1, 5), pause_s=st.sampled_from([0.0, 0.1, 1.0]), factor=st.just(2.0)),
-    rate_limit=st.builds(Backoff, attempts=st.integers(1, 5), pause_s=st.sampled_from([0.0, 5.0]), factor=st.just(1.5)),
+    transient=st.builds(
+        RetrySchedule, attempts=st.integers(1, 5), pause_s=st.sampled_from([0.0, 0.1, 1.0]), factor=st.just(2.0)
+    ),
+    rate_limit=st.builds(
+        RetrySchedule, attempts=st.integers(1, 5), pause_s=st.sampled_from([0.0, 5.0]), factor=st.just(1.5)
+    ),
     retry_after_cap_s=st.sampled_from([0.0, 300.0]),
     window=st.sampled_from([1, 2 * PIECE, 512 << 20]),
 )
@@ -739,7 +743,7 @@ def test_it_never_gives_up_while_an_honest_source_could_still_serve(world):
     """Where it gives up, every honest source is over: for good, or out of patience."""
     end = world.run()
 
-    if isinstance(end, GiveUp):
+    if isinstance(end, Fail):
         assert [locator for locator in world.honest() if not world.over(locator)] == []
         assert set(end.failures) == set(world.sims)
 
@@ -753,7 +757,7 @@ def test_it_ends_with_the_right_bytes_where_an_honest_source_can_be_reached(worl
     """One honest source that serves is enough, however many others lie, stall or break off."""
     end = world.run()
 
-    assert end == Prove()
+    assert end == Verify()
     assert world.held == {piece: right(piece) for piece in range(world.pieces)}
 
 
@@ -763,8 +767,8 @@ def test_nobody_is_said_to_have_lied_who_did_not(world):
     """Neither when the whole is wrong nor when it is right at last."""
     world.run()
 
-    assert set(world.blamed) <= world.lied
-    assert world.convicted - {EARLIER, "mem://liar of old"} <= world.lied
+    assert set(world.blamed) <= world.corrupt
+    assert world.convicted - {EARLIER, "mem://liar of old"} <= world.corrupt
 
 
 @given(worlds())
@@ -784,7 +788,7 @@ def test_honest_sources_send_no_more_than_the_blob_and_what_was_taken_over(speed
     """Each piece is written once; beyond the size only pieces that a slow source had begun are sent twice, if ever."""
     world = World({f"mem://{n}": Sim(piece_s=s) for n, s in enumerate(speeds)}, pieces, RetryPolicy(), allowed=allowed)
 
-    assert world.run() == Prove()
+    assert world.run() == Verify()
     assert world.begun <= pieces + world.taken_over
     assert world.taken_over <= world.policy.takeovers * pieces
     assert allowed > 1 or world.taken_over == 0
@@ -796,7 +800,7 @@ def test_a_slow_source_does_not_hold_up_the_end(pieces, allowed):
     world = World({A: Sim(piece_s=100.0), B: Sim(piece_s=0.1)}, pieces, RetryPolicy(), allowed=allowed)
     began = world.now
 
-    assert world.run() == Prove()
+    assert world.run() == Verify()
     assert world.now - began < 100.0
 
 
@@ -807,21 +811,21 @@ def test_a_single_honest_world_makes_no_request_twice(world):
         alone = World({locator: Sim()}, world.pieces, RetryPolicy(), earlier=dict.fromkeys(world.earlier, EARLIER))
         gaps = sum(1 for p in range(world.pieces) if p not in alone.earlier and (p == 0 or p - 1 in alone.earlier))
 
-        assert alone.run() == Prove()
+        assert alone.run() == Verify()
         assert alone.requests.get(locator, 0) == gaps
 
 
 def test_ranges_that_break_together_are_one_failure():
     """A server that restarts cuts every connection at once: that costs it one attempt, not as many as there were."""
-    t = transfer(A, size=40 * PIECE, transient=Backoff(attempts=2, pause_s=1.0))
+    t = transfer(A, size=40 * PIECE, transient=RetrySchedule(attempts=2, pause_s=1.0))
     asks = [begin(t, A, allowed=8) for _ in range(8)]
     for ask in asks:
         assert t.failed(ask.claim, CUT, 1.0)
 
-    assert t.next(1.0, 8) == Wait(seconds=1.0)
+    assert t.next(1.0, 8) == Backoff(seconds=1.0)
     again = begin(t, A, now=2.0)
     assert t.failed(again.claim, CUT, 2.0)
-    assert t.next(2.0) == GiveUp({A: CUT})
+    assert t.next(2.0) == Fail({A: CUT})
 
 
 def test_a_source_without_ranges_is_let_go_though_another_brings_the_beginning():
@@ -844,7 +848,7 @@ def test_a_source_without_ranges_is_let_go_when_everything_is_there():
     t.kept(endless.claim, 0, right(0), 1.0)
     bring(t, begin(t, B, now=1.0, allowed=2), 2.0)
 
-    assert t.next(2.0) == Prove()
+    assert t.next(2.0) == Verify()
     assert not t.lives(endless.claim)
 
 
@@ -883,26 +887,26 @@ def test_another_source_begins_elsewhere_while_there_is_something_else():
 
 def test_a_source_that_cuts_every_connection_is_asked_as_long_as_it_gets_farther():
     """What the policy calls progress makes up for the failure behind it; less does not."""
-    t = transfer(A, size=PIECE, transient=Backoff(attempts=2), progress=1 << 20)
+    t = transfer(A, size=PIECE, transient=RetrySchedule(attempts=2), progress=1 << 20)
     for reached in range(1 << 20, PIECE, 1 << 20):
         step = begin(t, A)
         assert step.start == reached - (1 << 20)
         assert t.failed(step.claim, CUT, 0.0, reached=reached)
     assert t.failed(begin(t, A).claim, CUT, 0.0, reached=PIECE - 1)
 
-    assert t.next(0.0) == GiveUp({A: CUT})
+    assert t.next(0.0) == Fail({A: CUT})
 
 
 def test_two_sources_that_undo_each_others_beginnings_are_given_up():
     """Only what got farther than anything before counts as progress."""
-    t = transfer(A, B, size=PIECE, transient=Backoff(attempts=3))
+    t = transfer(A, B, size=PIECE, transient=RetrySchedule(attempts=3))
     asked = 0
-    while isinstance(step := t.next(0.0), Ask):
+    while isinstance(step := t.next(0.0), Request):
         asked += 1
         assert step.start in (0, 1 << 20) and asked < 20
         t.failed(step.claim, CUT, 0.0, reached=step.start + (1 << 20) if step.start == 0 else 0)
 
-    assert isinstance(step, GiveUp) and asked >= 6
+    assert isinstance(step, Fail) and asked >= 6
 
 
 def test_what_a_liar_began_is_not_gone_on_with():
@@ -923,7 +927,7 @@ def test_the_longest_wait_that_a_server_asks_for_is_kept():
     assert t.failed(one.claim, replace(BUSY, retry_after=1.0), 0.0)
     assert t.failed(two.claim, replace(BUSY, retry_after=30.0), 0.0)
 
-    assert t.next(0.0) == Wait(seconds=30.0)
+    assert t.next(0.0) == Backoff(seconds=30.0)
 
 
 def test_who_brings_everything_at_once_writes_over_every_beginning():

@@ -9,14 +9,14 @@ from builders import ensurer_of, lock_of, some_bytes
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from storeroom import flip, in_memory
+from store_fixtures import flip, in_memory
 
-from modelstow import Choice, ModelState
+from modelstow import EnsureOptions, ModelState
 from modelstow.backends.memory import MemorySource
 from modelstow.cas import BlobStore, Digest, leases
 from modelstow.cas.pieces import piece_hash, piece_range
 from modelstow.cas.scrub import Level
-from modelstow.reconcile.retention.collector import Goals
+from modelstow.reconcile.retention.collector import EvictionTargets
 
 OVER_A_TABLE = some_bytes((1 << 20) + 77, 21)
 OVER_A_PIECE = some_bytes((8 << 20) + 99, 22)
@@ -85,10 +85,10 @@ class StoreAndTrees(RuleBasedStateMachine):
 
     def blobs(self) -> dict[str, Path]:
         """Every blob by its hex digest."""
-        return {digest.hex: Path(entry.path) for digest, entry in BlobStore.looking_at(self.root).blobs()}
+        return {digest.hex: Path(entry.path) for digest, entry in BlobStore.open_readonly(self.root).blobs()}
 
     def disturb(self, path: Path) -> None:
-        """Note every name of an inode."""
+        """Info every name of an inode."""
         ino = path.stat().st_ino
         names = [p for p in (*(self.root / "models").rglob("*"), *self.blobs().values()) if p.is_file()]
         self.disturbed |= {p for p in names if p.stat().st_ino == ino}
@@ -141,7 +141,7 @@ class StoreAndTrees(RuleBasedStateMachine):
 
     @rule(size=st.sampled_from([0, 10, 2 << 20]))
     def evict(self, size: int) -> None:
-        gone = self.models.collect_garbage(goals=Goals(max_size=size)).trees
+        gone = self.models.collect_garbage(goals=EvictionTargets(max_size=size)).trees
         for name in list(self.stands):
             if str(self.tree(name)) in gone:
                 del self.stands[name]
@@ -240,7 +240,7 @@ class StoreAndTrees(RuleBasedStateMachine):
     def everything_can_be_had_again(self) -> None:
         """No operator is needed: ensure heals whatever was done."""
         for version in VERSIONS:
-            outcome = self.at(version).ensure_all(None, choice=Choice())
+            outcome = self.at(version).ensure_all(None, choice=EnsureOptions())
             assert outcome.error is None
             for name, files in VERSIONS[version].items():
                 self.stood(name, version)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from origin import Fault, Origin
 
-from modelstow.backends import Denied, NotFound, Source, SourceError, Throttled, Unreachable
+from modelstow.backends import AccessDenied, ConnectionFailed, NotFound, Source, SourceError, Throttled
 from modelstow.backends.conformance import TEN
 
 Meaning = tuple[int, type[SourceError], bool]
@@ -13,12 +13,12 @@ Meaning = tuple[int, type[SourceError], bool]
 
 MEANINGS: list[Meaning] = [
     (404, NotFound, False),
-    (401, Denied, False),
-    (403, Denied, False),
+    (401, AccessDenied, False),
+    (403, AccessDenied, False),
     (400, SourceError, False),
     (429, Throttled, True),
     (503, Throttled, True),
-    (500, Unreachable, True),
+    (500, ConnectionFailed, True),
 ]
 
 

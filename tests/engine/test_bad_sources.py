@@ -1,4 +1,4 @@
-"""Lies are remembered on disk: who sent wrong bytes for which digest, for a week."""
+"""Bad sources are remembered on disk: who sent wrong bytes for which digest, for a week."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from modelstow.cas import Digest
 from modelstow.cas.durable import seal
-from modelstow.reconcile.transfer.lies import Lies
+from modelstow.reconcile.transfer.lies import BadSources
 
 ONE, TWO = Digest.of(b"one"), Digest.of(b"two")
 WEEK_S = 7 * 86_400.0
@@ -33,12 +33,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def run(tmp_path: Path, clock: Clock) -> Callable[[], Lies]:
+def run(tmp_path: Path, clock: Clock) -> Callable[[], BadSources]:
     """Makes what each run has of its own, over one folder."""
-    return lambda: Lies(tmp_path, clock)
+    return lambda: BadSources(tmp_path, clock)
 
 
-def test_a_noted_lie_is_found_by_the_next_run(run: Callable[[], Lies]):
+def test_a_noted_lie_is_found_by_the_next_run(run: Callable[[], BadSources]):
     """And by the one that noted it."""
     first = run()
     assert first.of(ONE) == set()
@@ -48,7 +48,7 @@ def test_a_noted_lie_is_found_by_the_next_run(run: Callable[[], Lies]):
     assert first.of(ONE) == {HERE} == run().of(ONE)
 
 
-def test_lies_are_kept_by_source_and_digest(run: Callable[[], Lies]):
+def test_lies_are_kept_by_source_and_digest(run: Callable[[], BadSources]):
     """Who lied about one blob may be right about another, and others may be right about the first."""
     lies = run()
     lies.note(ONE, HERE)
@@ -60,7 +60,7 @@ def test_lies_are_kept_by_source_and_digest(run: Callable[[], Lies]):
     assert run().of(Digest.of(b"three")) == set()
 
 
-def test_no_secret_of_a_locator_is_written(run: Callable[[], Lies], tmp_path: Path):
+def test_no_secret_of_a_locator_is_written(run: Callable[[], BadSources], tmp_path: Path):
     """What is noted, found and cleared is the redacted one."""
     signed = "https://me:canary@here.example/x?signature=canary"
     lies = run()
@@ -73,7 +73,7 @@ def test_no_secret_of_a_locator_is_written(run: Callable[[], Lies], tmp_path: Pa
     assert run().of(ONE) == set()
 
 
-def test_a_source_that_sent_the_right_bytes_is_no_liar_any_more(run: Callable[[], Lies], tmp_path: Path):
+def test_a_source_that_sent_the_right_bytes_is_no_liar_any_more(run: Callable[[], BadSources], tmp_path: Path):
     """The others stay; with the last the file goes."""
     run().note(ONE, HERE)
     run().note(ONE, THERE)
@@ -87,7 +87,7 @@ def test_a_source_that_sent_the_right_bytes_is_no_liar_any_more(run: Callable[[]
     assert [path.name for path in tmp_path.iterdir()] == [TWO.hex]
 
 
-def test_clearing_what_was_never_noted_writes_nothing(run: Callable[[], Lies], tmp_path: Path):
+def test_clearing_what_was_never_noted_writes_nothing(run: Callable[[], BadSources], tmp_path: Path):
     """Nearly every fetch ends so: it costs no write."""
     run().note(ONE, HERE)
     before = (tmp_path / ONE.hex).stat()
@@ -100,7 +100,7 @@ def test_clearing_what_was_never_noted_writes_nothing(run: Callable[[], Lies], t
 
 
 @pytest.mark.parametrize("passed", [WEEK_S, -WEEK_S], ids=["a week later", "a clock that was ahead"])
-def test_a_lie_counts_for_a_week(run: Callable[[], Lies], clock: Clock, passed: float):
+def test_a_lie_counts_for_a_week(run: Callable[[], BadSources], clock: Clock, passed: float):
     """The source may have been mended. A clock that was set back must not keep it out for years."""
     run().note(ONE, HERE)
 
@@ -110,7 +110,7 @@ def test_a_lie_counts_for_a_week(run: Callable[[], Lies], clock: Clock, passed: 
     assert run().of(ONE) == set()
 
 
-def test_a_lie_that_is_told_again_counts_from_then(run: Callable[[], Lies], clock: Clock):
+def test_a_lie_that_is_told_again_counts_from_then(run: Callable[[], BadSources], clock: Clock):
     """Others of the same digest keep their own time."""
     run().note(ONE, HERE)
     run().note(ONE, THERE)
@@ -138,7 +138,7 @@ GOOD = seal(json.dumps({HERE: Clock.now}).encode())
     ],
     ids=["empty", "torn", "altered", "binary", "no json", "a list", "no number", "null"],
 )
-def test_a_file_that_cannot_be_read_is_no_lie(run: Callable[[], Lies], tmp_path: Path, raw: bytes):
+def test_a_file_that_cannot_be_read_is_no_lie(run: Callable[[], BadSources], tmp_path: Path, raw: bytes):
     """It costs a download at most, and the next lie writes over it."""
     (tmp_path / ONE.hex).write_bytes(GOOD)
     assert run().of(ONE) == {HERE}
@@ -154,7 +154,7 @@ def test_a_folder_that_cannot_be_written_is_no_failure(tmp_path: Path, clock: Cl
     """Nothing is remembered, and the transfer goes on."""
     for place in (tmp_path / "nowhere", tmp_path / "file" / "below"):
         (tmp_path / "file").write_bytes(b"")
-        lies = Lies(place, clock)
+        lies = BadSources(place, clock)
 
         lies.note(ONE, HERE)
         lies.clear(ONE, frozenset({HERE}))
@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_written_is_no_failure(tmp_path: Path, clock: Cl
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_threads_may_share_what_a_run_has(run: Callable[[], Lies]):
+def test_threads_may_share_what_a_run_has(run: Callable[[], BadSources]):
     """Each notes lies about blobs of its own, while others look."""
     digests, lies = [Digest.of(bytes([n])) for n in range(32)], run()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from modelstow.backends import Body, TimedOut
-from modelstow.reconcile.transfer.intake import MOST_STEP, Intake
+from modelstow.reconcile.transfer.intake import MOST_STEP, BodyReader
 from modelstow.reconcile.transfer.retry import RetryPolicy
 
 
@@ -19,9 +19,9 @@ class Drip:
         self.now += self.seconds
         return min(len(view), self.at_once)
 
-    def intake(self, **policy: float) -> Intake:
+    def intake(self, **policy: float) -> BodyReader:
         body = Body(start=0, total=None, read_into=self.read_into)
-        return Intake(body, "mem://h/a", RetryPolicy(**policy), lambda: self.now)
+        return BodyReader(body, "mem://h/a", RetryPolicy(**policy), lambda: self.now)
 
 
 VIEW = memoryview(bytearray(MOST_STEP))

@@ -40,7 +40,7 @@ def test_a_source_that_cuts_every_connection_early_serves_all_the_same(tmp_path:
 
 
 def test_a_wrong_beginning_costs_the_blob_once_more(tmp_path: Path, origin: Origin):
-    """Who is convicted of it is asked anew, from the start, where nobody else can be."""
+    """Who is convicted of it is asked force_refetch, from the start, where nobody else can be."""
     origin.fail("m/model.bin", Fault(cut_after=3 << 20, reset=False, flip=1000))
 
     path = ensurer_of(tmp_path, lock(f"{origin.url}/m")).ensure("m")

@@ -95,7 +95,7 @@ def test_opening_a_file_while_gc_asks_whether_it_is_used_ends_nobody(tmp_path: P
         "thread = threading.Thread(target=opens)\n"
         "thread.start()\n"
         "for _ in range(300):\n"
-        "    kernel.in_use(sys.argv[1])\n"
+        "    syscalls.in_use(sys.argv[1])\n"
         "stop = True\n"
         "thread.join()\n"
     )
@@ -197,7 +197,7 @@ def test_a_forged_size_in_a_piece_table_is_no_table(tmp_path: Path):
 
 def test_pruning_does_not_reach_through_a_folder_that_became_a_symlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Swapped between looking and removing, the folder leads out of the tree: nothing there is touched (L11)."""
-    from modelstow import Choice
+    from modelstow import EnsureOptions
 
     models = ensurer_of(tmp_path, lock_of({"m@1": {"v": OLD}}), memory(OLD))
     path = models.ensure("m")
@@ -216,7 +216,7 @@ def test_pruning_does_not_reach_through_a_folder_that_became_a_symlink(tmp_path:
 
     monkeypatch.setattr(tree, "unlink", swapped)
 
-    models.ensure_all(["m"], choice=Choice(prune=True))
+    models.ensure_all(["m"], choice=EnsureOptions(prune=True))
 
     assert (outside / "keys").read_bytes() == b"not the tree's"
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 from origin import Origin, RawServer, gate_of
 
-from modelstow.backends import Misbehaved, SourceError, TimedOut, Unreachable
+from modelstow.backends import ConnectionFailed, ProtocolError, SourceError, TimedOut
 from modelstow.backends.http.client import HttpSource
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -108,14 +108,14 @@ def test_a_head_that_is_too_large_is_refused(head: bytes):
     """More than a hundred headers, lines of more than 64 KiB (N12)."""
     error = asked(lambda connection: connection.sendall(head))
 
-    assert isinstance(error, Misbehaved) and "head is too large" in error.what
+    assert isinstance(error, ProtocolError) and "head is too large" in error.what
 
 
 def test_two_lengths_are_refused():
     """Whichever is believed, the other would cut or lengthen the body (N22)."""
     error = asked(lambda c: c.sendall(OK + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello"))
 
-    assert isinstance(error, Misbehaved) and "length" in error.what
+    assert isinstance(error, ProtocolError) and "length" in error.what
 
 
 @pytest.mark.parametrize("coding", [b"gzip", b"GZIP", b"zstd", b"br", b", ".join([b"gzip"] * 20), b"\x1b[2Jx"])
@@ -123,14 +123,14 @@ def test_an_encoded_body_is_refused_unread(coding: bytes):
     """However it is coded, whatever it would grow to; and its name cannot draw on a terminal (N13)."""
     error = asked(lambda c: c.sendall(OK + b"Content-Encoding: " + coding + b"\r\nContent-Length: 5\r\n\r\nhello"))
 
-    assert isinstance(error, Misbehaved) and "encodes" in error.what and error.what.isprintable()
+    assert isinstance(error, ProtocolError) and "encodes" in error.what and error.what.isprintable()
 
 
 def test_a_transfer_coding_is_refused_too():
     """Only chunks are understood; what is compressed on the way is not what was asked for."""
     error = asked(lambda c: c.sendall(OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"))
 
-    assert isinstance(error, Misbehaved)
+    assert isinstance(error, ProtocolError)
 
 
 @pytest.mark.parametrize(
@@ -138,13 +138,13 @@ def test_a_transfer_coding_is_refused_too():
 )
 def test_a_connection_that_breaks_or_is_no_http_is_unreachable(answer: bytes):
     """It may be over in a moment."""
-    assert isinstance(asked(lambda connection: connection.sendall(answer)), Unreachable)
+    assert isinstance(asked(lambda connection: connection.sendall(answer)), ConnectionFailed)
 
 
 def test_half_a_location_is_not_followed():
     """A connection that breaks within the head tells nothing."""
     head = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: /x?signa"
-    with RawServer(lambda connection: connection.sendall(head)) as server, pytest.raises(Unreachable):
+    with RawServer(lambda connection: connection.sendall(head)) as server, pytest.raises(ConnectionFailed):
         HttpSource({}).open(f"{server.url}/x")
 
     assert server.connections == 1

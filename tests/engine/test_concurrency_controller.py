@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelstow.reconcile.settings import Settings
-from modelstow.reconcile.transfer.concurrency import Pace
+from modelstow.reconcile.transfer.concurrency import ConcurrencyController
 
 MB = 1_000_000
 
 
 def drive(
-    pace: Pace,
+    pace: ConcurrencyController,
     rate_of,
     seconds: float,
     *,
@@ -32,14 +32,14 @@ def drive(
 
 def test_it_grows_at_once_where_each_connection_is_capped():
     """1, 4, 8 within half a second: a capped server is the common case of a slow one."""
-    seen = drive(Pace(8), lambda running: running * 20 * MB, 0.6)
+    seen = drive(ConcurrencyController(8), lambda running: running * 20 * MB, 0.6)
 
     assert seen[0] == 1 and seen[-1] == 8
 
 
 def test_it_goes_back_where_more_do_not_help_and_tries_again_later():
     """A line that is full gains nothing from further connections; after five seconds it may be another line."""
-    seen = drive(Pace(8), lambda running: 14 * MB, 20.0)
+    seen = drive(ConcurrencyController(8), lambda running: 14 * MB, 20.0)
 
     assert max(seen) == 4 and seen[40] == 1
     assert seen.count(4) < len(seen) / 4
@@ -47,19 +47,19 @@ def test_it_goes_back_where_more_do_not_help_and_tries_again_later():
 
 def test_it_does_not_grow_where_sha256_could_not_follow():
     """Half the rate of the proof is near enough to the bound."""
-    assert set(drive(Pace(8), lambda running: 1_000 * MB, 3.0, proof=1_800 * MB)) == {1}
-    assert max(drive(Pace(8), lambda running: 100 * MB * running, 3.0, proof=1_800 * MB)) == 8
+    assert set(drive(ConcurrencyController(8), lambda running: 1_000 * MB, 3.0, proof=1_800 * MB)) == {1}
+    assert max(drive(ConcurrencyController(8), lambda running: 100 * MB * running, 3.0, proof=1_800 * MB)) == 8
 
 
 def test_it_does_not_grow_where_the_limit_is_reached():
     """More connections would only lose what is on its way over one that gives up its range; below the limit they help."""
-    assert set(drive(Pace(8), lambda running: 38 * MB, 3.0, limit=40 * MB)) == {1}
-    assert max(drive(Pace(8), lambda running: min(40, 5 * running) * MB, 3.0, limit=40 * MB)) == 8
+    assert set(drive(ConcurrencyController(8), lambda running: 38 * MB, 3.0, limit=40 * MB)) == {1}
+    assert max(drive(ConcurrencyController(8), lambda running: min(40, 5 * running) * MB, 3.0, limit=40 * MB)) == 8
 
 
 def test_it_does_not_judge_by_connections_that_never_ran():
     """Where no connection is free the step is taken back, and nothing is learnt from it."""
-    pace = Pace(8)
+    pace = ConcurrencyController(8)
     drive(pace, lambda running: 20 * MB * running, 3.0, lanes=lambda allowed: 1)
     pace.look(3.0, 1 << 40, 1, None)
 
@@ -70,7 +70,7 @@ def test_it_does_not_judge_by_connections_that_never_ran():
 @given(st.lists(st.floats(0, 1e10), max_size=200), st.integers(1, 16))
 def test_it_never_allows_less_than_one_or_more_than_the_most(steps, most):
     """Whatever arrives."""
-    pace, received, now = Pace(most), 0.0, 0.0
+    pace, received, now = ConcurrencyController(most), 0.0, 0.0
     for step in steps:
         received, now = received + step, now + 0.07
         assert 1 <= pace.look(now, int(received), pace.allowed, None) <= most

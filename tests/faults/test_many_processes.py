@@ -11,7 +11,7 @@ from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, memory, 
 from origin import Origin
 
 from modelstow import ModelEnsurer
-from modelstow.reconcile.retention.collector import Goals
+from modelstow.reconcile.retention.collector import EvictionTargets
 
 FILES = {f"part-{n}.bin": some_bytes(1_500_000, n) for n in range(4)} | {"config.json": b"{}", "vocab.txt": b"a b"}
 SMALL = {"config.json": b"{}", "part-0.bin": FILES["part-0.bin"], "adapter.bin": some_bytes(100_000, 50)}
@@ -58,7 +58,7 @@ def test_collecting_while_others_fetch_and_evict_takes_nothing_that_lives(tmp_pa
             for _ in range(20):
                 chosen = turns.choice(["m#a", "m#b", "n#c"])
                 if turns.random() < 0.4:
-                    mine.collect_garbage(goals=Goals(max_size=0) if turns.random() < 0.5 else None)
+                    mine.collect_garbage(goals=EvictionTargets(max_size=0) if turns.random() < 0.5 else None)
                 else:
                     with mine.lease(chosen) as path:
                         variant = chosen[-1]

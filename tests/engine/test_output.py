@@ -32,7 +32,7 @@ def test_a_warning_is_an_event_where_events_are_asked_for(command: str, stale: C
     """Whoever reads the stream reads every line in one way."""
     heard = events(stale.run(command, *EVENTS))
 
-    warned = [row for row in heard if row["event"] == "Warned"]
+    warned = [row for row in heard if row["event"] == "Warning"]
     assert len(warned) == 1 and "was not made from" in warned[0]["text"]
 
 
@@ -42,7 +42,7 @@ def test_a_failure_ends_the_events_with_what_went_wrong(stale: Cli):
 
     heard = events(ran)
     assert ran.code == 5
-    assert {"Warned", "FetchesPlanned", "SourceFailed", "Failed"} <= {row["event"] for row in heard}
+    assert {"Warning", "FetchesPlanned", "SourceFailed", "Failed"} <= {row["event"] for row in heard}
     told = ran.json["error"]
     assert heard[-1] == {"event": "Failed"} | {key: told[key] for key in ("code", "message", "hint")}
 
@@ -58,7 +58,7 @@ def test_displaced_files_are_told_once(stale: Cli):
     heard = events(stale.ok("ensure", "m", *EVENTS))
 
     assert [row["event"] for row in heard].count("Displaced") == 1
-    assert not [row for row in heard if row["event"] == "Note"]
+    assert not [row for row in heard if row["event"] == "Info"]
 
 
 @pytest.mark.parametrize("asked", [EVENTS, ("--progress=json",)])

@@ -9,7 +9,7 @@ import pytest
 from modelstow.backends import Offline
 from modelstow.backends.hf.hub import HubSource
 from modelstow.backends.s3.client import _make
-from modelstow.backends.switches import is_on
+from modelstow.backends.switches import env_flag
 from modelstow.reconcile import settings
 
 YES = ("1", "true", "Yes", "on", " ON ", "y", "2", "please")
@@ -21,7 +21,7 @@ def test_a_switch_means_the_same_to_all_who_read_it(text: str, on: bool, tmp_pat
     """Anything but a no is a yes, for settings and for the hub alike."""
     environ = {"HF_HUB_OFFLINE": text, "HF_ENDPOINT": "http://127.0.0.1:9"}
 
-    assert is_on({"ANY": text}, "ANY") is on
+    assert env_flag({"ANY": text}, "ANY") is on
     assert settings.from_environment(environ, root=tmp_path).offline is on
     try:
         HubSource(environ)._parse("hf://org/name/config.json")
@@ -43,4 +43,4 @@ def test_requests_to_s3_are_left_unsigned_by_the_same_words(text: str, on: bool,
 
 def test_a_switch_that_is_not_set_is_off():
     """As one that is empty."""
-    assert not is_on({}, "ANY")
+    assert not env_flag({}, "ANY")

@@ -11,7 +11,7 @@ from builders import Cli, ensurer_of, lock_of, write_lock
 from origin import Fault, Origin
 
 from modelstow import SourceUnavailableError
-from modelstow.backends import Misbehaved, NotFound, NotListable, Registry, SourceError
+from modelstow.backends import NotFound, NotListable, ProtocolError, Registry, SourceError
 from modelstow.backends.file import FileSource
 from modelstow.backends.hf.hub import HubSource
 from modelstow.backends.http.client import HttpSource
@@ -68,7 +68,7 @@ def test_a_bad_list_of_sums_says_how_to_make_one(sums: bytes):
 def test_an_address_that_is_no_hub_is_said_to_be_none(answer: bytes):
     """The page of some other server."""
     with Origin({"api/models/org/name/revision/main": answer}) as origin:
-        with pytest.raises(Misbehaved, match="the hub's answer") as caught:
+        with pytest.raises(ProtocolError, match="the hub's answer") as caught:
             HubSource({"HF_ENDPOINT": origin.url}).listing("hf://org/name")
 
     assert "HF_ENDPOINT" in caught.value.hint

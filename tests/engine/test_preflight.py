@@ -78,7 +78,7 @@ def test_reflinks_cost_nothing_where_the_file_system_can_share(cli: Cli):
     """Where it cannot, the fall-back is a copy, and is counted as one before it is made."""
     served(cli)
     whole = sum(map(len, FILES.values()))
-    shares = syscalls.can_clone(str(cli.folder))
+    shares = syscalls.can_reflink(str(cli.folder))
 
     assert summary(cli, "--link-mode", "reflink")["disk_bytes"] == (1 if shares else 2) * whole
 
@@ -109,10 +109,10 @@ def test_a_tree_on_another_disk_with_room_is_copied_there(cli: Cli, small_disk: 
 
 def test_asking_whether_extents_can_be_shared_leaves_nothing(tmp_path: Path):
     """It is asked by a plan, which changes nothing."""
-    syscalls.can_clone(str(tmp_path))
+    syscalls.can_reflink(str(tmp_path))
 
     assert os.listdir(tmp_path) == []
-    assert not syscalls.can_clone(str(tmp_path / "absent"))
+    assert not syscalls.can_reflink(str(tmp_path / "absent"))
 
 
 @pytest.mark.parametrize("command", [("evict", "m#a"), ("gc", "--max-size", "1MB"), ("gc", "--free", "2MB")])

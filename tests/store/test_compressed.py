@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelstow.cas import Digest
-from modelstow.cas.compressed import PackIndex, index_bytes, pack, unpack
+from modelstow.cas.compressed import CompressedIndex, compress, decompress, index_bytes
 from modelstow.cas.pieces import PIECE, piece_count, piece_range
 
 SIZE = 2 * PIECE + 5
@@ -28,10 +28,10 @@ NOISE = some_bytes(2 * PIECE + 1, seed=1)
 borders = st.sampled_from([1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE - 1, 2 * PIECE, 2 * PIECE + 1])
 
 
-def packed(data: bytes, digest: Digest | None = None) -> tuple[PackIndex, bytes]:
+def packed(data: bytes, digest: Digest | None = None) -> tuple[CompressedIndex, bytes]:
     """The file of a blob, and its index."""
-    frames = [pack(data[slice(*piece_range(piece, len(data)))]) for piece in range(piece_count(len(data)))]
-    index = PackIndex.of(digest or Digest.of(data), len(data), map(len, frames))
+    frames = [compress(data[slice(*piece_range(piece, len(data)))]) for piece in range(piece_count(len(data)))]
+    index = CompressedIndex.of(digest or Digest.of(data), len(data), map(len, frames))
     return index, index.encode() + b"".join(frames)
 
 
@@ -52,30 +52,32 @@ def test_what_was_packed_comes_back_piece_by_piece(size: int, compressible: bool
     data = b"weights!" * (size // 8) + b"x" * (size % 8) if compressible else NOISE[:size]
     index, file = packed(data)
 
-    again = PackIndex.decode(file[: index_bytes(size)], index.digest, size)
+    again = CompressedIndex.decode(file[: index_bytes(size)], index.digest, size)
 
     assert again == index and again.total == len(file)
-    pieces = [unpack(file[slice(*again.frame(piece))], piece, size) for piece in range(piece_count(size))]
+    pieces = [decompress(file[slice(*again.frame(piece))], piece, size) for piece in range(piece_count(size))]
     assert b"".join(pieces) == data
 
 
 def test_the_same_piece_becomes_the_same_frame():
     """So that a push that was interrupted finds what it sent."""
-    assert pack(DATA[:PIECE]) == pack(memoryview(DATA)[:PIECE])
+    assert compress(DATA[:PIECE]) == compress(memoryview(DATA)[:PIECE])
 
 
 def test_a_blob_of_no_bytes_is_an_index_alone():
     """Nothing packs one; the file would be whole all the same."""
     index, file = packed(b"")
 
-    assert len(file) == index_bytes(0) == index.total and PackIndex.decode(file, index.digest, 0) == index
+    assert len(file) == index_bytes(0) == index.total and CompressedIndex.decode(file, index.digest, 0) == index
 
 
 def test_bytes_that_do_not_compress_grow_by_little():
     """Or the index of a right file would be refused for its lengths."""
     index, file = packed(NOISE)
 
-    assert len(file) < len(NOISE) * 1.0001 and PackIndex.decode(file[: index_bytes(len(NOISE))], index.digest, len(NOISE))
+    assert len(file) < len(NOISE) * 1.0001 and CompressedIndex.decode(
+        file[: index_bytes(len(NOISE))], index.digest, len(NOISE)
+    )
 
 
 def test_plain_zstd_reads_the_file_as_it_is(tmp_path: Path):
@@ -110,13 +112,13 @@ def frame_of(blocks: bytes, *, claims: int, window: int | None = None) -> bytes:
 
 ZEROS = rle(1 << 17) * (PIECE // (1 << 17) - 1)
 RIGHT = frame_of(ZEROS + rle(1 << 17, last=True), claims=PIECE)
-FRAME = pack(DATA[:PIECE])
+FRAME = compress(DATA[:PIECE])
 
 
 def test_a_frame_made_by_hand_is_read():
     """Else the ones below would be refused for nothing."""
-    assert unpack(RIGHT, 0, SIZE) == bytes(PIECE)
-    assert unpack(frame_of(ZEROS + rle(1 << 17, last=True), claims=PIECE, window=20), 0, SIZE) == bytes(PIECE)
+    assert decompress(RIGHT, 0, SIZE) == bytes(PIECE)
+    assert decompress(frame_of(ZEROS + rle(1 << 17, last=True), claims=PIECE, window=20), 0, SIZE) == bytes(PIECE)
 
 
 @pytest.mark.parametrize(
@@ -163,13 +165,13 @@ def test_a_frame_made_by_hand_is_read():
 def test_a_frame_that_is_not_exactly_its_piece_is_refused(frame: bytes, why: str):
     """Whatever it declares, and whatever follows it."""
     with pytest.raises(ValueError, match=why):
-        unpack(frame, 0, SIZE)
+        decompress(frame, 0, SIZE)
 
 
 def test_a_frame_is_good_for_no_piece_of_another_size():
     """The last piece is shorter."""
     with pytest.raises(ValueError, match="size"):
-        unpack(FRAME, 2, SIZE)
+        decompress(FRAME, 2, SIZE)
 
 
 @pytest.mark.parametrize("window", [None, 20])
@@ -178,12 +180,12 @@ def test_a_few_kilobytes_that_hold_gigabytes_cost_no_memory(window: int | None):
     code = f"""
 import resource, sys
 sys.path[:0] = {sys.path!r}
-from modelstow.cas.compressed import unpack
-from test_codec import PIECE, SIZE, frame_of, rle
+from modelstow.cas.compressed import decompress
+from test_compressed import PIECE, SIZE, frame_of, rle
 bomb = frame_of(rle(1 << 17) * 30_000 + rle(1, last=True), claims=PIECE, window={window})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    unpack(bomb, 0, SIZE)
+    decompress(bomb, 0, SIZE)
 except ValueError:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
@@ -240,7 +242,7 @@ LENGTHS = 52  # where they stand in the body
 def test_an_index_that_is_not_exactly_this_blobs_is_refused(raw: bytes, why: str):
     """Before anything is asked for by it."""
     with pytest.raises(ValueError, match=why):
-        PackIndex.decode(raw, DIGEST, SIZE)
+        CompressedIndex.decode(raw, DIGEST, SIZE)
 
 
 def test_another_blobs_index_is_refused():
@@ -248,7 +250,7 @@ def test_another_blobs_index_is_refused():
     other = packed(NOISE[:SIZE])[0].encode()
 
     with pytest.raises(ValueError, match="another blob"):
-        PackIndex.decode(other, DIGEST, SIZE)
+        CompressedIndex.decode(other, DIGEST, SIZE)
 
 
 @settings(max_examples=200)
@@ -259,15 +261,15 @@ def test_no_changed_byte_of_an_index_is_believed(at: int, change: int):
     raw[at] ^= change
 
     with pytest.raises(ValueError, match="index"):
-        PackIndex.decode(bytes(raw), DIGEST, SIZE)
+        CompressedIndex.decode(bytes(raw), DIGEST, SIZE)
 
 
 def test_an_index_that_lies_about_lengths_gets_no_wrong_bytes_by():
     """Its lengths are possible ones, so its frames are asked for, and refused."""
     index, file = packed(DATA)
     raw = resealed(RAW, LENGTHS, struct.pack("<I", index.frame(0)[1] - index.frame(0)[0] - 1))
-    liar = PackIndex.decode(raw, DIGEST, SIZE)
+    liar = CompressedIndex.decode(raw, DIGEST, SIZE)
 
     for piece in range(2):
         with pytest.raises(ValueError, match="frame"):
-            unpack(file[slice(*liar.frame(piece))], piece, SIZE)
+            decompress(file[slice(*liar.frame(piece))], piece, SIZE)

@@ -12,46 +12,46 @@ from pathlib import Path
 import pytest
 from origin import Fault, Origin
 
-from modelstow.backends import Misbehaved, read_all
-from modelstow.backends.http.address_policy import NotAllowed, Reach, check, reach_of, resolve
+from modelstow.backends import ProtocolError, read_all
+from modelstow.backends.http.address_policy import AllowedScope, NotAllowed, check, resolve, scope_of
 from modelstow.backends.http.client import HttpSource
 
 
 @pytest.mark.parametrize(
     ("address", "reach"),
     [
-        ("93.184.216.34", Reach.GLOBAL),
-        ("2606:2800:220:1::1", Reach.GLOBAL),
-        ("::ffff:93.184.216.34", Reach.GLOBAL),
-        ("127.0.0.1", Reach.PRIVATE),
-        ("10.0.0.7", Reach.PRIVATE),
-        ("172.16.0.1", Reach.PRIVATE),
-        ("192.168.1.1", Reach.PRIVATE),
-        ("100.64.0.1", Reach.PRIVATE),
-        ("0.0.0.0", Reach.PRIVATE),
-        ("255.255.255.255", Reach.PRIVATE),
-        ("224.0.0.1", Reach.PRIVATE),
-        ("::", Reach.PRIVATE),
-        ("::1", Reach.PRIVATE),
-        ("fd12::1", Reach.PRIVATE),
-        ("fec0::1", Reach.PRIVATE),
-        ("ff02::1", Reach.PRIVATE),
-        ("::ffff:127.0.0.1", Reach.PRIVATE),
-        ("::127.0.0.1", Reach.PRIVATE),
-        ("64:ff9b::10.0.0.1", Reach.PRIVATE),
-        ("2002:7f00:1::", Reach.PRIVATE),
-        ("169.254.169.254", Reach.ANY),
-        ("::ffff:169.254.169.254", Reach.ANY),
-        ("fe80::1%lo", Reach.ANY),
-        ("fd00:ec2::254", Reach.ANY),
-        ("100.100.100.200", Reach.ANY),
-        ("168.63.129.16", Reach.ANY),
+        ("93.184.216.34", AllowedScope.GLOBAL),
+        ("2606:2800:220:1::1", AllowedScope.GLOBAL),
+        ("::ffff:93.184.216.34", AllowedScope.GLOBAL),
+        ("127.0.0.1", AllowedScope.PRIVATE),
+        ("10.0.0.7", AllowedScope.PRIVATE),
+        ("172.16.0.1", AllowedScope.PRIVATE),
+        ("192.168.1.1", AllowedScope.PRIVATE),
+        ("100.64.0.1", AllowedScope.PRIVATE),
+        ("0.0.0.0", AllowedScope.PRIVATE),
+        ("255.255.255.255", AllowedScope.PRIVATE),
+        ("224.0.0.1", AllowedScope.PRIVATE),
+        ("::", AllowedScope.PRIVATE),
+        ("::1", AllowedScope.PRIVATE),
+        ("fd12::1", AllowedScope.PRIVATE),
+        ("fec0::1", AllowedScope.PRIVATE),
+        ("ff02::1", AllowedScope.PRIVATE),
+        ("::ffff:127.0.0.1", AllowedScope.PRIVATE),
+        ("::127.0.0.1", AllowedScope.PRIVATE),
+        ("64:ff9b::10.0.0.1", AllowedScope.PRIVATE),
+        ("2002:7f00:1::", AllowedScope.PRIVATE),
+        ("169.254.169.254", AllowedScope.ANY),
+        ("::ffff:169.254.169.254", AllowedScope.ANY),
+        ("fe80::1%lo", AllowedScope.ANY),
+        ("fd00:ec2::254", AllowedScope.ANY),
+        ("100.100.100.200", AllowedScope.ANY),
+        ("168.63.129.16", AllowedScope.ANY),
     ],
 )
-def test_every_kind_of_address_has_its_reach(address: str, reach: Reach):
+def test_every_kind_of_address_has_its_reach(address: str, reach: AllowedScope):
     """IPv4 within IPv6 counts as what it leads to; where clouds hand out credentials is the farthest (N18)."""
-    assert reach_of([address]) is reach
-    assert reach_of(["93.184.216.34", address]) is reach
+    assert scope_of([address]) is reach
+    assert scope_of(["93.184.216.34", address]) is reach
 
 
 @pytest.mark.parametrize("spelling", ["2130706433", "127.1", "0x7f.1", "017700000001", "127.0.0.1"])
@@ -59,20 +59,20 @@ def test_odd_spellings_are_what_they_resolve_to(spelling: str):
     """Decimal, octal, hexadecimal and short forms are the same loopback (N18)."""
     assert resolve(spelling, 80) == resolve(spelling, 80, literal=True) == ("127.0.0.1",)
     with pytest.raises(NotAllowed):
-        check(spelling, resolve(spelling, 80), Reach.GLOBAL)
+        check(spelling, resolve(spelling, 80), AllowedScope.GLOBAL)
 
 
 def test_a_name_is_no_literal():
     """Behind a proxy nothing is looked up here."""
     assert resolve("models.example", 80, literal=True) == ()
-    assert reach_of(()) is Reach.GLOBAL
+    assert scope_of(()) is AllowedScope.GLOBAL
 
 
 def test_one_bad_address_of_several_is_enough():
     """A name must not be good by one of its addresses only."""
-    check("h", ["93.184.216.34"], Reach.GLOBAL)
+    check("h", ["93.184.216.34"], AllowedScope.GLOBAL)
     with pytest.raises(NotAllowed):
-        check("h", ["93.184.216.34", "127.0.0.1"], Reach.GLOBAL)
+        check("h", ["93.184.216.34", "127.0.0.1"], AllowedScope.GLOBAL)
 
 
 def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch: pytest.MonkeyPatch):
@@ -109,7 +109,7 @@ def test_every_address_is_tried_in_order(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("host", ["169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]", "2852039166"])
 def test_a_mirror_on_this_machine_does_not_lead_to_the_metadata_of_a_cloud(host: str):
     """Loopback may redirect to private addresses, not to link-local ones; nothing is connected to."""
-    with Origin({}) as origin, pytest.raises(Misbehaved, match="not allowed") as caught:
+    with Origin({}) as origin, pytest.raises(ProtocolError, match="not allowed") as caught:
         origin.fail("x", Fault(redirect=f"http://{host}/latest?canary", times=-1))
         HttpSource({}).open(f"{origin.url}/x")
 
@@ -122,7 +122,7 @@ def test_behind_a_proxy_numbers_are_judged_and_names_are_not():
         environ = {"http_proxy": proxy.url}
         for host in ("127.0.0.1", "10.1", "[::1]"):
             proxy.fail("x", Fault(redirect=f"http://{host}/y"))
-            with pytest.raises(Misbehaved, match="not allowed"):
+            with pytest.raises(ProtocolError, match="not allowed"):
                 HttpSource(environ).open("http://models.example/x")
         proxy.objects["y"] = b"by proxy"
         proxy.fail("x", Fault(redirect="http://cdn.example/y"))
@@ -184,4 +184,4 @@ def test_in_a_network_of_its_own_redirects_lead_only_where_they_may(tmp_path: Pa
     for start in addresses:
         for end in addresses:
             allowed = start == end or level[end] <= level[start]
-            assert rows[f"{start} > {end}"] == (True if allowed else "Misbehaved"), (start, end, done.stderr)
+            assert rows[f"{start} > {end}"] == (True if allowed else "ProtocolError"), (start, end, done.stderr)

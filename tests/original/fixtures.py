@@ -17,7 +17,7 @@ from typing import Any
 
 from builders import Ran, lock_of
 
-from modelstow.backends import Body, Listing, Source, TimedOut, Unreachable
+from modelstow.backends import Body, ConnectionFailed, Listing, Source, TimedOut
 from modelstow.cas import Digest
 from modelstow.reconcile.desired.lockfile import Lockfile
 from modelstow.reconcile.events.events import Event, Waiting
@@ -93,7 +93,7 @@ class WatchedSource:
             self.ranges.append((locator, start, stop))
             self._news.notify_all()
         if self.broken:
-            raise Unreachable(self.broken, locator=locator)
+            raise ConnectionFailed(self.broken, locator=locator)
         if not self.gate.wait(PATIENCE_S):
             raise TimedOut("nobody opened the gate", locator=locator)
         return self._inner.open(locator, start=start, stop=stop)

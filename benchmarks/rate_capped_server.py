@@ -1,6 +1,6 @@
 """Servers with a capped rate that count the bytes they send: a connection's own cap, or one for all of them.
 
-``python -m benchmarks.paced FOLDER connection|server BYTES_A_SECOND``; ``GET /sent`` tells the count.
+``python -m benchmarks.rate_capped_server FOLDER connection|server BYTES_A_SECOND``; ``GET /sent`` tells the count.
 """
 
 from __future__ import annotations

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from builders import some_bytes
 
-from modelstow.backends import Body, Registry, Throttled, Unreachable
+from modelstow.backends import Body, ConnectionFailed, Registry, Throttled
 from modelstow.backends.memory import MemorySource
 from modelstow.backends.source import replaced
 from modelstow.cas import BlobStore, ChecksumError, Digest, NoSpaceError, Stopped, locks
 from modelstow.cas.locks import Lock
 from modelstow.cas.pieces import PIECE
 from modelstow.reconcile.errors import SizeMismatchError, SourceUnavailableError
-from modelstow.reconcile.events.events import BlobFailed, BlobFetched, Event, Note, Waiting
-from modelstow.reconcile.transfer.context import Connections, Engine, Wanted
+from modelstow.reconcile.events.events import BlobFailed, BlobFetched, Event, Info, Waiting
+from modelstow.reconcile.transfer.context import BlobRequest, Connections, TransferContext
 from modelstow.reconcile.transfer.fetcher import Fetcher
-from modelstow.reconcile.transfer.lies import Lies
-from modelstow.reconcile.transfer.retry import Backoff, RetryPolicy
+from modelstow.reconcile.transfer.lies import BadSources
+from modelstow.reconcile.transfer.retry import RetryPolicy, RetrySchedule
 from modelstow.reconcile.transfer.source_health import FailureTable
 
 FILES = [some_bytes(1000 + n, seed=n) for n in range(30)]
@@ -33,8 +33,8 @@ def locator_of(data: bytes) -> str:
     return f"mem://origin/{Digest.of(data).hex}"
 
 
-def wanted(data: bytes) -> Wanted:
-    return Wanted(digest=Digest.of(data), size=len(data), urls=(locator_of(data),))
+def wanted(data: bytes) -> BlobRequest:
+    return BlobRequest(digest=Digest.of(data), size=len(data), urls=(locator_of(data),))
 
 
 class Watched(MemorySource):
@@ -61,11 +61,11 @@ class World:
         self.events: list[Event] = []
         self.time = 0.0
         self.commits: list[int] = []  # blobs in each
-        self.engine = Engine(
+        self.engine = TransferContext(
             registry=Registry({"mem": lambda: self.source}),
             base=folder,
             failures=FailureTable(),
-            lies=Lies(self.store.layout.lies),
+            lies=BadSources(self.store.layout.lies),
             emit=self.events.append,
             connections=Connections(1),
             clock=lambda: self.time,
@@ -123,7 +123,7 @@ def test_no_more_than_a_mebibyte_waits_for_its_commit(world: World):
 
 
 def test_what_waits_is_committed_while_its_worker_is_at_something_that_takes_long(world: World):
-    """A source that pauses holds up its own blob alone: the others are there, and their locks free."""
+    """A source that pauses holds up its own blob extra_blobs: the others are there, and their locks free."""
     asked, go_on = threading.Event(), threading.Event()
 
     def slow(locator: str) -> None:
@@ -176,12 +176,12 @@ def test_a_small_blob_is_asked_for_once(world: World):
 
 def test_the_first_question_is_an_attempt_like_the_others(world: World):
     """A source that fails is asked as often as the policy says, and one that recovers meanwhile serves."""
-    policy = RetryPolicy(transient=Backoff(attempts=3))
+    policy = RetryPolicy(transient=RetrySchedule(attempts=3))
     fetcher = Fetcher(store=world.store, engine=replace(world.engine, policy=policy))
 
     def fail(locator: str) -> None:
         if locator == locator_of(FILES[0]) or world.source.asked.count(locator) < 3:
-            raise Unreachable("down", locator=locator)
+            raise ConnectionFailed("down", locator=locator)
 
     world.source.on_open = fail
     outcomes = fetcher.obtain_all(map(wanted, [FILES[1], FILES[0]]))
@@ -227,7 +227,7 @@ def test_a_source_that_breaks_off_small_blobs_brings_them_all_the_same(world: Wo
             return replaced(body, read_into)
 
     world.source = Breaking(world.source.objects)
-    policy = RetryPolicy(transient=Backoff(attempts=5))
+    policy = RetryPolicy(transient=RetrySchedule(attempts=5))
     fetcher = Fetcher(store=world.store, engine=replace(world.engine, policy=policy))
 
     assert fetcher.obtain_all([wanted(data)]) == {Digest.of(data): False}
@@ -257,7 +257,7 @@ def test_nothing_is_waited_for_behind_the_last_byte(world: World):
 
 def test_one_that_fails_takes_no_other_with_it(world: World):
     """Its error is its outcome."""
-    missing = Wanted(digest=Digest.of(b"missing"), size=7, urls=("mem://origin/nowhere",))
+    missing = BlobRequest(digest=Digest.of(b"missing"), size=7, urls=("mem://origin/nowhere",))
 
     outcomes = world.fetcher.obtain_all([wanted(FILES[0]), missing, wanted(FILES[1])])
 
@@ -379,7 +379,7 @@ def test_a_wait_is_told_with_its_reason_and_ended_by_a_stop(world: World):
         raise Throttled("HTTP 503 Service Unavailable", locator=locator, retry_after=7.0)
 
     def emit(event: Event) -> None:
-        if isinstance(event, Note):
+        if isinstance(event, Info):
             told.append(event.text)
             world.engine.stop.set()
 

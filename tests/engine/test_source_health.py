@@ -13,7 +13,7 @@ def test_a_source_that_was_given_up_long_ago_has_all_its_attempts_again():
 
     now[0] = 1000.0
     assert not table.any
-    assert "host" not in table and not table.given_up(["host"]) and table.standing() == {}
+    assert "host" not in table and not table.given_up(["host"]) and table.active() == {}
     table.note("host", "SOURCE_UNAVAILABLE", "down again")
     assert "host" in table and not table.given_up(["host"])
 
@@ -26,6 +26,6 @@ def test_success_forgets_what_failed_before():
 
     table.clear(["one"])
 
-    assert set(table.standing()) == {"two"} and table.any
+    assert set(table.active()) == {"two"} and table.any
     table.clear(["two"])
     assert not table.any

@@ -7,16 +7,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from storeroom import MIDDLE, SMALL, mounted, root_only, store_at, umask
+from store_fixtures import MIDDLE, SMALL, mounted, root_only, store_at, umask
 
 from modelstow.cas import EMPTY, Digest, LinkError, LinkKind, LinkMode, links
-from modelstow.cas.links import Placer
+from modelstow.cas.links import Linker
 
 DIGEST = Digest.of(MIDDLE)
 
 
 def place(
-    tmp_path: Path, placer: Placer, name: str = "file", *, blob: str | None = None, into: Path | None = None
+    tmp_path: Path, linker: Linker, name: str = "file", *, blob: str | None = None, into: Path | None = None
 ) -> LinkKind:
     """Place the blob of MIDDLE (or *blob*) as *name* into the folder ``tree`` (or *into*)."""
     folder = into or tmp_path / "tree"
@@ -27,7 +27,7 @@ def place(
         blob = store.layout.blob(DIGEST)
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return placer.place(blob, DIGEST, len(MIDDLE), fd, name)
+        return linker.place(blob, DIGEST, len(MIDDLE), fd, name)
     finally:
         os.close(fd)
 
@@ -53,7 +53,7 @@ def carries_the_proof(path: Path) -> bool:
 
 def test_a_hardlink_is_the_blobs_inode(tmp_path: Path):
     """No byte is stored twice."""
-    kind = place(tmp_path, Placer(LinkMode.AUTO))
+    kind = place(tmp_path, Linker(LinkMode.AUTO))
 
     assert kind is LinkKind.HARDLINK
     assert (tmp_path / "tree/file").stat().st_ino == os.stat(store_at(tmp_path).layout.blob(DIGEST)).st_ino
@@ -63,7 +63,7 @@ def test_a_hardlink_is_the_blobs_inode(tmp_path: Path):
 def test_a_copy_has_an_inode_of_its_own_and_carries_the_same_proof(tmp_path: Path, mask: int):
     """Size, mtime and mode are those of its blob, whatever the umask (M3)."""
     with umask(mask):
-        kind = place(tmp_path, Placer(LinkMode.COPY))
+        kind = place(tmp_path, Linker(LinkMode.COPY))
 
     assert kind is LinkKind.COPY
     assert (tmp_path / "tree/file").read_bytes() == MIDDLE and (tmp_path / "tree/file").stat().st_nlink == 1
@@ -72,7 +72,7 @@ def test_a_copy_has_an_inode_of_its_own_and_carries_the_same_proof(tmp_path: Pat
 
 def test_a_symlink_says_what_it_is_told(tmp_path: Path):
     """By default the blob's path."""
-    assert place(tmp_path, Placer(LinkMode.SYMLINK)) is LinkKind.SYMLINK
+    assert place(tmp_path, Linker(LinkMode.SYMLINK)) is LinkKind.SYMLINK
     assert os.readlink(tmp_path / "tree/file") == store_at(tmp_path).layout.blob(DIGEST)
 
 
@@ -81,7 +81,7 @@ def test_an_empty_file_is_created_not_linked(tmp_path: Path, mask: int):
     """OSTree once changed every empty file of a system through one of them; the mode is 0644 whatever the umask."""
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     with umask(mask):
-        kind = Placer(LinkMode.HARDLINK, strict=True).place("/nowhere", EMPTY, 0, fd, "empty")
+        kind = Linker(LinkMode.HARDLINK, strict=True).place("/nowhere", EMPTY, 0, fd, "empty")
     os.close(fd)
 
     found = (tmp_path / "empty").stat()
@@ -96,10 +96,10 @@ def test_too_many_links_costs_a_copy_for_this_file_alone(tmp_path: Path, monkeyp
     # The commit of the blob itself uses link(2), so it is made by hand.
     blob = Path(store.layout.blob(DIGEST))
     blob.write_bytes(MIDDLE)
-    placer = Placer(LinkMode.AUTO)
+    linker = Linker(LinkMode.AUTO)
 
-    first = place(tmp_path, placer, "first", blob=str(blob))
-    second = place(tmp_path, placer, "second", blob=str(blob))
+    first = place(tmp_path, linker, "first", blob=str(blob))
+    second = place(tmp_path, linker, "second", blob=str(blob))
 
     assert first in (LinkKind.REFLINK, LinkKind.COPY) and second is LinkKind.HARDLINK
     assert carries_the_proof(tmp_path / "tree/first")
@@ -111,9 +111,9 @@ def test_what_does_not_work_here_is_tried_once(tmp_path: Path, monkeypatch: pyte
     store_at(tmp_path).add_bytes(MIDDLE)
     blob = store_at(tmp_path).layout.blob(DIGEST)
     calls = refusing(monkeypatch, number)
-    placer = Placer(LinkMode.AUTO)
+    linker = Linker(LinkMode.AUTO)
 
-    kinds = [place(tmp_path, placer, name, blob=blob) for name in ("a", "b", "c")]
+    kinds = [place(tmp_path, linker, name, blob=blob) for name in ("a", "b", "c")]
 
     assert len(calls) == 1 and set(kinds) <= {LinkKind.REFLINK, LinkKind.COPY}
     assert (tmp_path / "tree/c").read_bytes() == MIDDLE
@@ -127,7 +127,7 @@ def test_a_failure_is_no_reason_to_copy(tmp_path: Path, monkeypatch: pytest.Monk
     refusing(monkeypatch, number)
 
     with pytest.raises(OSError) as caught:
-        place(tmp_path, Placer(LinkMode.AUTO), blob=blob)
+        place(tmp_path, Linker(LinkMode.AUTO), blob=blob)
     assert caught.value.errno == number
     assert list((tmp_path / "tree").iterdir()) == []
 
@@ -139,7 +139,7 @@ def test_strict_links_make_a_fall_back_an_error(tmp_path: Path, monkeypatch: pyt
     refusing(monkeypatch, errno.EXDEV)
 
     with pytest.raises(LinkError, match="cannot hardlink file") as caught:
-        place(tmp_path, Placer(LinkMode.HARDLINK, strict=True), blob=blob)
+        place(tmp_path, Linker(LinkMode.HARDLINK, strict=True), blob=blob)
     assert caught.value.hint and list((tmp_path / "tree").iterdir()) == []
 
 
@@ -154,7 +154,7 @@ def test_a_copy_that_fails_leaves_no_name(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "copy_file_range", full)
 
     with pytest.raises(OSError, match="No space"):
-        place(tmp_path, Placer(LinkMode.COPY), blob=blob)
+        place(tmp_path, Linker(LinkMode.COPY), blob=blob)
     assert list((tmp_path / "tree").iterdir()) == []
 
 
@@ -168,7 +168,7 @@ def test_a_copy_works_where_the_kernel_cannot_help(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "copy_file_range", missing)
 
-    assert place(tmp_path, Placer(LinkMode.COPY), blob=blob) is LinkKind.COPY
+    assert place(tmp_path, Linker(LinkMode.COPY), blob=blob) is LinkKind.COPY
     assert (tmp_path / "tree/file").read_bytes() == MIDDLE
 
 
@@ -179,7 +179,7 @@ def test_a_blob_shorter_than_its_record_is_not_copied_short(tmp_path: Path):
     os.truncate(store.layout.blob(DIGEST), 100)
 
     with pytest.raises(OSError, match="shorter"):
-        place(tmp_path, Placer(LinkMode.COPY), blob=store.layout.blob(DIGEST))
+        place(tmp_path, Linker(LinkMode.COPY), blob=store.layout.blob(DIGEST))
     assert list((tmp_path / "tree").iterdir()) == []
 
 
@@ -189,7 +189,7 @@ def test_a_taken_name_is_not_overwritten_by_place(tmp_path: Path):
     (tmp_path / "tree/file").write_text("mine")
 
     with pytest.raises(FileExistsError):
-        place(tmp_path, Placer(LinkMode.AUTO))
+        place(tmp_path, Linker(LinkMode.AUTO))
     assert (tmp_path / "tree/file").read_text() == "mine"
 
 
@@ -210,7 +210,7 @@ def test_replace_switches_a_name_in_one_step_and_leaves_nothing_beside_it(tmp_pa
         (folder / "file").symlink_to(outside)
 
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    links.replace(Placer(LinkMode.AUTO), blob, digest, len(SMALL), fd, "file")
+    links.replace(Linker(LinkMode.AUTO), blob, digest, len(SMALL), fd, "file")
     os.close(fd)
 
     assert os.listdir(folder) == ["file"] and (folder / "file").stat().st_ino == os.stat(blob).st_ino
@@ -225,7 +225,7 @@ def test_replacing_a_folder_fails_and_leaves_nothing_beside_it(tmp_path: Path):
     fd = os.open(tmp_path / "tree", os.O_RDONLY | os.O_DIRECTORY)
 
     with pytest.raises(OSError):
-        links.replace(Placer(LinkMode.AUTO), store.layout.blob(Digest.of(SMALL)), Digest.of(SMALL), len(SMALL), fd, "file")
+        links.replace(Linker(LinkMode.AUTO), store.layout.blob(Digest.of(SMALL)), Digest.of(SMALL), len(SMALL), fd, "file")
     os.close(fd)
 
     assert os.listdir(tmp_path / "tree") == ["file"]
@@ -235,11 +235,11 @@ def test_replacing_a_folder_fails_and_leaves_nothing_beside_it(tmp_path: Path):
 def test_another_file_system_gives_a_copy_and_it_is_told(tmp_path: Path):
     """EXDEV for real (F6)."""
     with mounted(tmp_path / "other", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as folder:
-        kind = place(tmp_path, Placer(LinkMode.AUTO), into=folder)
+        kind = place(tmp_path, Linker(LinkMode.AUTO), into=folder)
 
         assert kind is LinkKind.COPY and carries_the_proof(folder / "file")
         with pytest.raises(LinkError):
-            place(tmp_path, Placer(LinkMode.HARDLINK, strict=True), "strict", into=folder)
+            place(tmp_path, Linker(LinkMode.HARDLINK, strict=True), "strict", into=folder)
 
 
 @root_only
@@ -247,7 +247,7 @@ def test_a_bind_mount_of_the_same_file_system_gives_a_copy(tmp_path: Path):
     """EXDEV although both are one device (F6)."""
     (tmp_path / "real").mkdir()
     with mounted(tmp_path / "bound", "--bind", str(tmp_path / "real")) as folder:
-        assert place(tmp_path, Placer(LinkMode.AUTO), into=folder) in (LinkKind.REFLINK, LinkKind.COPY)
+        assert place(tmp_path, Linker(LinkMode.AUTO), into=folder) in (LinkKind.REFLINK, LinkKind.COPY)
 
 
 @root_only
@@ -268,6 +268,6 @@ def test_the_last_link_that_ext4_allows_is_followed_by_a_copy(tmp_path: Path):
             os.link(blob, str(number), dst_dir_fd=fd)
         os.close(fd)
 
-        kind = place(tmp_path, Placer(LinkMode.AUTO), blob=str(blob), into=folder / "tree")
+        kind = place(tmp_path, Linker(LinkMode.AUTO), blob=str(blob), into=folder / "tree")
 
         assert kind is LinkKind.COPY and (folder / "tree/file").read_bytes() == MIDDLE

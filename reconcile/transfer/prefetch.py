@@ -23,24 +23,24 @@ from modelstow.cas.durable import seal, unseal, write_all, write_file
 from modelstow.cas.pieces import PieceTable
 
 from ..events.progress import Task
-from .context import STOPPED, Engine
-from .intake import MOST_STEP, Intake
-from .pool import Crew
-from .retry import patiently
+from .context import STOPPED, TransferContext
+from .intake import MOST_STEP, BodyReader
+from .pool import WorkerPool
+from .retry import with_retries
 
 
 @dataclass(slots=True, kw_only=True)
-class Depot:
+class Prefetcher:
     """Pulls into the store that *store* opens, when the first file is pulled."""
 
     store: Callable[[], BlobStore]
-    engine: Engine
+    engine: TransferContext
     threads: int = 8
     outer: Event = field(default_factory=Event)  # the caller's: ends every pull
     pulled: dict[str, tuple[Digest, int]] = field(default_factory=dict)
     _opened: BlobStore | None = None
 
-    def pull_all(self, locators: Iterable[str]) -> dict[str, tuple[Digest, int]]:
+    def prefetch_all(self, locators: Iterable[str]) -> dict[str, tuple[Digest, int]]:
         """The name and the size in bytes of each, several at once. Raises SourceError, OSError, Stopped."""
         wanted = list(locators)
         self._store()  # once, before several threads would
@@ -48,7 +48,7 @@ class Depot:
         def one(locator: str) -> None:
             self.pulled[locator] = self._pull(locator)
 
-        with Crew(self.threads, "pull", stop=self.engine.stop, outer=self.outer, stopped=STOPPED) as crew:
+        with WorkerPool(self.threads, "pull", stop=self.engine.stop, outer=self.outer, stopped=STOPPED) as crew:
             for locator in wanted:
                 crew.start(one, locator)
             while crew.at_work:
@@ -69,7 +69,7 @@ class Depot:
         lease = leases.take(store, doing="lock", digests=digests, stop=stop)
         for locator, (digest, size) in list(self.pulled.items()):
             # A sweep may have run between the pull and the lease.
-            if size and store.look(digest, size).state is not BlobState.INTACT and not self.engine.stop.is_set():
+            if size and store.stat(digest, size).state is not BlobState.INTACT and not self.engine.stop.is_set():
                 self._pull(locator)
         lease.close()
 
@@ -80,7 +80,7 @@ class Depot:
         return self._opened
 
     def _pull(self, locator: str) -> tuple[Digest, int]:
-        return patiently(lambda: self._pull_once(locator), self.engine.policy, self.engine.stop, self.engine.clock)
+        return with_retries(lambda: self._pull_once(locator), self.engine.policy, self.engine.stop, self.engine.clock)
 
     def _pull_once(self, locator: str) -> tuple[Digest, int]:
         store, source = self._store(), self.engine.registry.find(locator)
@@ -97,7 +97,7 @@ class Depot:
                     if not _cloned(body, spool):
                         self._copy(body, spool, locator)
                 size = spool.held
-                table = scrub.name_file(spool.fd, size)
+                table = scrub.hash_file(spool.fd, size)
                 self._keep_blob(spool, table)
         finally:
             body.close()
@@ -106,7 +106,7 @@ class Depot:
 
     def _copy(self, body: Body, spool: _Spool, locator: str) -> None:
         buffer = memoryview(bytearray(MOST_STEP))
-        intake, at = Intake(body, locator, self.engine.policy, self.engine.clock), body.start
+        intake, at = BodyReader(body, locator, self.engine.policy, self.engine.clock), body.start
         with Task(redact(locator), self.engine.emit) as task:
             task.begin(body.total)
             if at:
@@ -123,7 +123,7 @@ class Depot:
     def _keep_blob(self, spool: _Spool, table: PieceTable) -> None:
         digest, store = table.digest, self._store()
         with store.lock_blob(digest, doing=f"keeping {digest.short}", stop=self.engine.stop):
-            if table.size and store.look(digest, table.size).state is not BlobState.INTACT:
+            if table.size and store.stat(digest, table.size).state is not BlobState.INTACT:
                 store.take_in(spool.path, table)
         spool.done = True
 
@@ -136,7 +136,7 @@ class Depot:
             version, digest, size = str(row["version"]), Digest.parse(row["digest"]), int(row["size"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        if not size or self._store().look(digest, size).state is not BlobState.INTACT:
+        if not size or self._store().stat(digest, size).state is not BlobState.INTACT:
             return None
         body = source.open(locator, start=0, stop=1)
         body.close()
@@ -193,7 +193,7 @@ def _cloned(body: Body, spool: _Spool) -> bool:
     """Share a local file's extents where the file system can."""
     if body.fd is not None:
         with suppress(OSError):
-            syscalls.clone(body.fd, spool.fd)
+            syscalls.reflink(body.fd, spool.fd)
             return True
     return False
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 from origin import RawServer
 
-from modelstow.backends import Denied, NotFound, SourceError
+from modelstow.backends import AccessDenied, NotFound, SourceError
 from modelstow.backends.conformance import TEN
 from modelstow.backends.http.client import HttpSource
 from modelstow.backends.source import read_body
@@ -121,7 +121,7 @@ def test_what_a_server_closes_is_not_used_again():
     assert first == second != third
 
 
-@pytest.mark.parametrize(("status", "kind"), [(b"404 Not Found", NotFound), (b"403", Denied)], ids=["404", "403"])
+@pytest.mark.parametrize(("status", "kind"), [(b"404 Not Found", NotFound), (b"403", AccessDenied)], ids=["404", "403"])
 def test_a_short_refusal_keeps_its_connection(status: bytes, kind: type[SourceError]):
     """It is an answer like another, and means what it always means."""
     script = Script(PLAIN, b"HTTP/1.1 " + status + b"\r\nContent-Length: 4\r\n\r\nnope")
