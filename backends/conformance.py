@@ -40,8 +40,8 @@ class SourceContract:
         assert body.start == (start if body.ranged else 0)
         assert whole[body.start :].startswith(data)  # it may go on behind stop: the reader stops by itself
         assert body.ranged or data == whole
-        wanted = bytes(data[start - body.start :])
-        return wanted if stop is None else wanted[: stop - start]
+        tail = bytes(data[start - body.start :])
+        return tail if stop is None else tail[: stop - start]
 
     def test_reading_from_every_offset_gives_the_tail(self) -> None:
         """A body begins where it was asked to, or at 0 and says so."""
@@ -99,9 +99,9 @@ class SourceContract:
         """Asking again cannot help, and the message says where."""
         source = self.make()
         locator = join_locator(self.folder(), "nowhere")
-        for ask in (lambda: source.open(locator), lambda: source.size(locator)):
+        for request in (lambda: source.open(locator), lambda: source.size(locator)):
             try:
-                ask()
+                request()
             except NotFound as error:
                 assert not error.transient
                 assert "nowhere" in str(error)
@@ -129,18 +129,18 @@ class SourceContract:
         source = self.make()
         for _ in range(5):
             body = source.open(join_locator(self.folder(), "deep/er/big.bin"))
-            data, begun = bytearray(), Event()
+            data, started = bytearray(), Event()
 
-            def read(body: Body = body, data: bytearray = data, begun: Event = begun) -> None:
+            def read(body: Body = body, data: bytearray = data, started: Event = started) -> None:
                 view = memoryview(bytearray(1000))
                 with suppress(SourceError):
                     while count := body.read_into(view):
                         data += view[:count]
-                        begun.set()
+                        started.set()
 
             reader = Thread(target=read, daemon=True)
             reader.start()
-            assert begun.wait(10)
+            assert started.wait(10)
             body.close()
             reader.join(10)
             assert not reader.is_alive()

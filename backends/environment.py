@@ -18,11 +18,11 @@ def proxy(url: str, environ: Mapping[str, str]) -> str:
         return environ.get(name.lower()) or environ.get(name.upper()) or ""
 
     parts = urlsplit(url)
-    found = get(f"{parts.scheme}_proxy") or get("all_proxy")
-    return "" if found and _exempt(parts.hostname or "", get("no_proxy")) else found
+    address = get(f"{parts.scheme}_proxy") or get("all_proxy")
+    return "" if address and _bypasses_proxy(parts.hostname or "", get("no_proxy")) else address
 
 
-def _exempt(host: str, no_proxy: str) -> bool:
+def _bypasses_proxy(host: str, no_proxy: str) -> bool:
     for part in no_proxy.split(","):
         name = part.strip().strip("[]")
         name = name.partition(":")[0] if name.count(":") == 1 else name  # a port; more colons are an IPv6 address
@@ -46,14 +46,16 @@ def netrc_auth(url: str, environ: Mapping[str, str], *, locator: str | None = No
     if not path:
         return None
     host = urlsplit(url).hostname or ""
-    here, there = origin(locator or url), origin(url)
-    if here[1] == there[1] and here != there and (here[0], here[2], there[0], there[2]) != ("http", 80, "https", 443):
+    scheme, locator_host, port = origin(locator or url)
+    redirect = origin(url)
+    upgraded = (scheme, port, redirect[0], redirect[2]) == ("http", 80, "https", 443)
+    if locator_host == redirect[1] and (scheme, locator_host, port) != redirect and not upgraded:
         return None
     try:
-        found = netrc.netrc(path).hosts.get(host)  # not the default entry: it is for no host in particular
+        login = netrc.netrc(path).hosts.get(host)  # not the default entry: it is for no host in particular
     except (OSError, netrc.NetrcParseError, ValueError):  # the last: it is not text
         return None
-    return (found[0], found[2] or "") if found else None
+    return (login[0], login[2] or "") if login else None
 
 
 def ca_bundle(environ: Mapping[str, str]) -> str | bool:
@@ -65,3 +67,8 @@ def origin(url: str) -> tuple[str, str, int]:
     """Scheme, host and port: what a credential is bound to. Raises ValueError for a port that is none."""
     parts = urlsplit(url)
     return parts.scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+
+
+def env_flag(environ: Mapping[str, str], name: str) -> bool:
+    """Whether a variable says yes: anything that is not a no, since a switch should not fail open."""
+    return environ.get(name, "").strip().lower() not in ("", "0", "false", "no", "off")

@@ -92,8 +92,8 @@ def redact(locator: str) -> str:
     if not separator:
         return locator  # a path
     authority, slash, path = rest.partition("/")
-    named = scheme == "hf" and ":" not in authority  # in hf://gpt2@main what stands before the @ is the repository
-    host = authority if named else authority.rpartition("@")[2]
+    is_hub = scheme == "hf" and ":" not in authority  # in hf://gpt2@main what stands before the @ is the repository
+    host = authority if is_hub else authority.rpartition("@")[2]
     if ("@" in authority and re.search(r"[?#]", authority)) or not _HOST.match(re.split(r"[?#]", host)[0]):
         return f"{scheme}://…"  # a password with a ?, # or / in it: where it ends, nobody can tell
     return re.split(r"[?#]", scheme + separator + host + slash + path, maxsplit=1)[0]

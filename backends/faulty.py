@@ -32,21 +32,21 @@ class FaultySource(Wrapper):
         with self._mutex:
             self.opened_at.append((locator, start))
             failure = self._failures.pop(0) if self._failures else None
-            left = self._cuts.pop(0) if self._cuts and failure is None else None
+            remaining = self._cuts.pop(0) if self._cuts and failure is None else None
         if failure is not None:
             raise failure
         body = self._inner.open(locator) if self._ignore_ranges else self._inner.open(locator, start=start, stop=stop)
         at = body.start
 
         def read_into(view: memoryview) -> int:
-            nonlocal left, at
-            if left == 0:
+            nonlocal remaining, at
+            if remaining == 0:
                 raise ConnectionFailed("connection dropped", locator=locator)
-            count = body.read_into(view if left is None else view[:left])
+            count = body.read_into(view if remaining is None else view[:remaining])
             if self._corrupt is not None and count:
                 self._corrupt(locator, at, view[:count])
             at += count
-            left = None if left is None else left - count
+            remaining = None if remaining is None else remaining - count
             return count
 
         return replaced(body, read_into, ranged=not self._ignore_ranges)

@@ -12,46 +12,46 @@ from contextlib import contextmanager, suppress
 from .errors import AccessDenied, ConnectionFailed, SourceError, TargetFull
 from .source import OnSend, ReadRange
 
-_STEP = 8 << 20
+_BLOCK_BYTES = 8 << 20
 _POLL_S = 0.1  # how often to look whether another who puts the same is done
-_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.EAGAIN, errno.ENETDOWN, errno.EHOSTDOWN}
+_TRANSIENT_ERRNOS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.EAGAIN, errno.ENETDOWN, errno.EHOSTDOWN}
 
 
-def put(path: str, size: int, read: ReadRange, on_send: OnSend, locator: str) -> int:
+def upload(path: str, size: int, read: ReadRange, on_send: OnSend, locator: str) -> int:
     """Let the file hold *size* bytes, whole or not at all, synced; how many were written.
 
     What an earlier put left beside it is gone on with. What *read* and *on_send* raise is passed on as it is. Raises
     SourceError.
     """
-    folder, beside, sent = os.path.dirname(path) or ".", f"{path}.unfinished", 0
-    with _translated(locator):
-        grown = _make_folders(folder)
-    fd = _open_alone(beside, path, size, on_send, locator)
+    folder, partial, sent = os.path.dirname(path) or ".", f"{path}.unfinished", 0
+    with _source_errors(locator):
+        parents = _make_dirs(folder)
+    fd = _open_exclusive(partial, path, size, on_send, locator)
     if fd is None:
         return 0
     try:
-        for at in range(0, size, _STEP):
-            data = read(at, min(at + _STEP, size))
-            with _translated(locator):
-                there = os.pread(fd, len(data), at)
-            if there != data:
+        for offset in range(0, size, _BLOCK_BYTES):
+            data = read(offset, min(offset + _BLOCK_BYTES, size))
+            with _source_errors(locator):
+                existing = os.pread(fd, len(data), offset)
+            if existing != data:
                 on_send(len(data))
-                with _translated(locator):
-                    _write_all(fd, data, at)
+                with _source_errors(locator):
+                    _write_all(fd, data, offset)
                 sent += len(data)
-        with _translated(locator):
+        with _source_errors(locator):
             os.ftruncate(fd, size)
-            _sync_or_drop(fd, beside)
-            _rename(beside, path)
+            _fsync_or_unlink(fd, partial)
+            _rename(partial, path)
     finally:
         os.close(fd)
-    with _translated(locator):
-        for changed in (folder, *grown):
-            _sync(changed)
+    with _source_errors(locator):
+        for directory in (folder, *parents):
+            _fsync_dir(directory)
     return sent
 
 
-def _open_alone(beside: str, path: str, size: int, on_send: OnSend, locator: str) -> int | None:
+def _open_exclusive(partial: str, path: str, size: int, on_send: OnSend, locator: str) -> int | None:
     """The unfinished file, for us alone; None where another has put the object while we waited for it.
 
     Two at once would mix what they write, and compressed pieces differ by the version of zstd. Where there are no locks
@@ -59,16 +59,16 @@ def _open_alone(beside: str, path: str, size: int, on_send: OnSend, locator: str
     """
     waited = False
     while True:
-        with _translated(locator):
-            fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        with _source_errors(locator):
+            fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             with suppress(FileNotFoundError):  # the one before us has renamed it
-                if _lock(fd) and os.path.samestat(os.fstat(fd), os.stat(beside)):
-                    if waited and _has(path, size):
-                        os.unlink(beside)
+                if _try_lock(fd) and os.path.samestat(os.fstat(fd), os.stat(partial)):
+                    if waited and _has_size(path, size):
+                        os.unlink(partial)
                         return None
-                    fd, ours = -1, fd
-                    return ours
+                    fd, locked = -1, fd
+                    return locked
         finally:
             if fd >= 0:
                 os.close(fd)
@@ -77,7 +77,7 @@ def _open_alone(beside: str, path: str, size: int, on_send: OnSend, locator: str
         waited = True
 
 
-def _lock(fd: int) -> bool:
+def _try_lock(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -87,47 +87,47 @@ def _lock(fd: int) -> bool:
     return True
 
 
-def _has(path: str, size: int) -> bool:
+def _has_size(path: str, size: int) -> bool:
     with suppress(OSError):
         return os.stat(path).st_size == size
     return False
 
 
-def _make_folders(folder: str) -> list[str]:
+def _make_dirs(folder: str) -> list[str]:
     """Make a folder; which others have got a new name in them by it."""
-    grown, above = [], folder
-    while not os.path.isdir(above):
-        above = os.path.dirname(above) or "."
-        grown.append(above)
+    parents, parent = [], folder
+    while not os.path.isdir(parent):
+        parent = os.path.dirname(parent) or "."
+        parents.append(parent)
     os.makedirs(folder, exist_ok=True)
-    return grown
+    return parents
 
 
-def _write_all(fd: int, data: bytes, at: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, memoryview(data)[done:], at + done)
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    written = 0
+    while written < len(data):
+        written += os.pwrite(fd, memoryview(data)[written:], offset + written)
 
 
-def _rename(beside: str, path: str) -> None:
+def _rename(partial: str, path: str) -> None:
     try:
-        os.replace(beside, path)
+        os.replace(partial, path)
     except FileNotFoundError:
         if not os.path.exists(path):  # else another has put the same, where there are no locks
             raise
 
 
-def _sync_or_drop(fd: int, beside: str) -> None:
+def _fsync_or_unlink(fd: int, partial: str) -> None:
     """A sync that failed is never repeated on that file: the next one would say that all is well."""
     try:
         os.fsync(fd)
     except OSError:
         with suppress(OSError):
-            os.unlink(beside)
+            os.unlink(partial)
         raise
 
 
-def _sync(folder: str) -> None:
+def _fsync_dir(folder: str) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -136,7 +136,7 @@ def _sync(folder: str) -> None:
 
 
 @contextmanager
-def _translated(locator: str) -> Iterator[None]:
+def _source_errors(locator: str) -> Iterator[None]:
     """What this file system refuses: asking again mends none but a passing failure of a disk or a network."""
     try:
         yield
@@ -148,6 +148,6 @@ def _translated(locator: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = "free some room there: what was sent is kept, and the next push continues there"
             raise TargetFull(what, locator=locator, hint=hint) from error
-        if error.errno in _PASSING:
+        if error.errno in _TRANSIENT_ERRNOS:
             raise ConnectionFailed(what, locator=locator) from error
         raise SourceError(f"it cannot be written ({what})", locator=locator, hint="check the target folder") from error

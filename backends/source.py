@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 from .errors import TimedOut
 
-PATIENCE_S = 300.0
+READ_ALL_TIMEOUT_S = 300.0
 """How long a small body may take, however it drips."""
-_HUB = "hf://"
+_HUB_SCHEME = "hf://"
 
 
 class Body:
@@ -143,20 +143,20 @@ class Wrapper:
 def join_locator(folder: str, path: str) -> str:
     """The locator of a file below a folder's locator; quoted where locators are URLs."""
     folder = folder.rstrip("/")
-    if folder.startswith(_HUB):
-        from .hf.locator import as_folder  # its grammar takes a millisecond to compile, which nobody else pays
+    if folder.startswith(_HUB_SCHEME):
+        from .hf.locator import folder_locator  # its grammar takes a millisecond to compile, which nobody else pays
 
-        folder = as_folder(folder)
+        folder = folder_locator(folder)
     quoted = folder.startswith(("http://", "https://", "file://", "hf://"))
     return f"{folder}/{quote(path) if quoted else path}"
 
 
 def locator_prefixes(source: str) -> tuple[str, ...]:
     """How the locators of a source's files begin, whatever revision they are pinned to."""
-    if source.startswith(_HUB):
-        from .hf.locator import repository
+    if source.startswith(_HUB_SCHEME):
+        from .hf.locator import repository_prefix
 
-        if name := repository(source):
+        if name := repository_prefix(source):
             return f"{name}@", f"{name}/"
     return (join_locator(source, ""),)
 
@@ -168,7 +168,7 @@ def read_all(source: Source, locator: str, *, at_most: int) -> bytes:
 
 def read_body(body: Body, *, at_most: int, locator: str) -> bytes:
     """A small body whole, and close it. Raises SourceError, ValueError where it is longer than *at_most* bytes."""
-    until = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + READ_ALL_TIMEOUT_S
     try:
         if body.start != 0:
             raise ValueError(f"the answer begins at byte {body.start}")
@@ -177,8 +177,8 @@ def read_body(body: Body, *, at_most: int, locator: str) -> bytes:
             data += view[:count]
             if len(data) > at_most:
                 raise ValueError(f"longer than {at_most:,} bytes")
-            if time.monotonic() > until:
-                raise TimedOut(f"it took longer than {PATIENCE_S:.0f} s", locator=locator)
+            if time.monotonic() > deadline:
+                raise TimedOut(f"it took longer than {READ_ALL_TIMEOUT_S:.0f} s", locator=locator)
         return bytes(data)
     finally:
         body.close()

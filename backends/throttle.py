@@ -22,7 +22,7 @@ class RateBudget:
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self.bytes_per_s = bytes_per_s
-        self._clock, self._sleep, self._free_at, self._mutex = clock, sleep, clock(), Lock()
+        self._clock, self._sleep, self._idle_at, self._mutex = clock, sleep, clock(), Lock()
 
     @property
     def slice(self) -> int:
@@ -32,8 +32,8 @@ class RateBudget:
     def spend(self, count: int) -> None:
         """Wait until *count* bytes, just received, have been paid for."""
         with self._mutex:
-            self._free_at = max(self._free_at, self._clock()) + count / self.bytes_per_s
-            wait = self._free_at - self._clock()
+            self._idle_at = max(self._idle_at, self._clock()) + count / self.bytes_per_s
+            wait = self._idle_at - self._clock()
         if wait > 0:
             self._sleep(wait)
 

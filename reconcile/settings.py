@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelstow.backends import redact
-from modelstow.backends.switches import env_flag
+from modelstow.backends.environment import env_flag
 from modelstow.cas import BlobStore, LinkMode
 from modelstow.cas.store import LOCK_TIMEOUT_S
 

@@ -20,13 +20,12 @@ from .. import environment
 from ..errors import AccessDenied, NotFound, NotListable, Offline, ProtocolError, SourceError, redact
 from ..http.client import HttpSource
 from ..source import Body, Listed, Listing
-from ..switches import env_flag
 from .locator import HubPath
 
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _LISTING_BYTES = 256 << 20  # of all its pages
 _PAGES = 10_000
-_NO_HUB = "check that HF_ENDPOINT is the address of a hub, or unset it"
+_ENDPOINT_HINT = "check that HF_ENDPOINT is the address of a hub, or unset it"
 
 
 class HubSource:
@@ -46,16 +45,16 @@ class HubSource:
         self._http = HttpSource(self._environ, token=self._token)
 
     def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
-        where = self._parse(locator)
-        with self._explained(where, locator):
+        hub_path = self._parse(locator)
+        with self._hub_errors(hub_path, locator):
             try:
-                return self._http.open(f"{self._endpoint}/{where.content}", start=start, stop=stop)
+                return self._http.open(f"{self._endpoint}/{hub_path.content}", start=start, stop=stop)
             except NotFound as error:
-                if error.reason != "RevisionNotFound" or not _COMMIT.match(where.revision):
+                if error.reason != "RevisionNotFound" or not _COMMIT.match(hub_path.revision):
                     raise
                 # The branch was rewritten, and the commit that was locked with it. Its files are mostly there still,
                 # and whether these are the bytes that are meant, the reader's digest decides.
-                main = replace(where, revision="main")
+                main = replace(hub_path, revision="main")
                 return self._http.open(f"{self._endpoint}/{main.content}", start=start, stop=stop)
 
     def size(self, locator: str) -> int | None:
@@ -65,16 +64,16 @@ class HubSource:
         return body.total
 
     def listing(self, locator: str) -> Listing:
-        where = self._parse(locator)
-        with self._explained(where, locator):
-            pinned = replace(where, revision=self._commit(where, locator))
+        hub_path = self._parse(locator)
+        with self._hub_errors(hub_path, locator):
+            pinned = replace(hub_path, revision=self._commit(hub_path, locator))
             return Listing(locator=str(pinned), files=tuple(self._files(pinned, locator)))
 
     def origin(self, locator: str) -> str:
         return self._endpoint
 
     def _parse(self, locator: str) -> HubPath:
-        if env_flag(self._environ, "HF_HUB_OFFLINE"):
+        if environment.env_flag(self._environ, "HF_HUB_OFFLINE"):
             raise Offline("not asked, because of HF_HUB_OFFLINE", locator=locator, hint="unset HF_HUB_OFFLINE")
         return HubPath.parse(locator)
 
@@ -83,29 +82,29 @@ class HubSource:
 
     # ---- listing
 
-    def _commit(self, where: HubPath, locator: str) -> str:
-        url = f"{self._endpoint}/{where.api}/revision/{quote(where.revision, safe='')}"
-        answer, _, _ = self._page(url, _LISTING_BYTES, locator)
-        commit = answer.get("sha") if isinstance(answer, dict) else None
+    def _commit(self, hub_path: HubPath, locator: str) -> str:
+        url = f"{self._endpoint}/{hub_path.api}/revision/{quote(hub_path.revision, safe='')}"
+        document, _, _ = self._page(url, _LISTING_BYTES, locator)
+        commit = document.get("sha") if isinstance(document, dict) else None
         if not isinstance(commit, str) or not _COMMIT.match(commit):
-            raise ProtocolError("the hub's answer names no commit", locator=locator, hint=_NO_HUB)
+            raise ProtocolError("the hub's answer names no commit", locator=locator, hint=_ENDPOINT_HINT)
         return commit
 
     def _files(self, pinned: HubPath, locator: str) -> Iterator[Listed]:
         folder = f"/{quote(pinned.path, safe='')}" if pinned.path else ""
         url = f"{self._endpoint}/{pinned.api}/tree/{pinned.revision}{folder}?recursive=true&expand=false"
-        left = _LISTING_BYTES
+        remaining = _LISTING_BYTES
         for _ in range(_PAGES):
-            rows, length, url = self._page(url, left, locator)
-            left -= length
+            rows, length, url = self._page(url, remaining, locator)
+            remaining -= length
             if not isinstance(rows, list):
-                raise ProtocolError("the hub's answer is no listing", locator=locator, hint=_NO_HUB)
+                raise ProtocolError("the hub's answer is no listing", locator=locator, hint=_ENDPOINT_HINT)
             for row in rows:
-                if (listed := _listed(row, pinned.path, locator)) is not None:
+                if (listed := _parse_row(row, pinned.path, locator)) is not None:
                     yield listed
             if not url:
                 return
-            if _origin_of(url) != self._host:
+            if _origin(url) != self._host:
                 raise ProtocolError(f"the hub continues its listing at another address, {redact(url)}", locator=locator)
         what, hint = f"the listing has more than {_PAGES:,} pages", "name a folder of the repository"
         raise NotListable(what, locator=locator, hint=hint)
@@ -113,21 +112,21 @@ class HubSource:
     def _page(self, url: str, at_most: int, locator: str) -> tuple[Any, int, str]:
         """One answer of the API, its length in bytes and the address of the page behind it."""
         try:
-            raw, behind = self._http.page(url, at_most=at_most)
-            return json.loads(raw), len(raw), behind
+            raw, next_url = self._http.page(url, at_most=at_most)
+            return json.loads(raw), len(raw), next_url
         except (ValueError, RecursionError) as error:
-            raise ProtocolError("the hub's answer is too long, or no JSON", locator=locator, hint=_NO_HUB) from error
+            raise ProtocolError("the hub's answer is too long, or no JSON", locator=locator, hint=_ENDPOINT_HINT) from error
 
     # ---- refusals
 
     @contextmanager
-    def _explained(self, where: HubPath, locator: str) -> Iterator[None]:
+    def _hub_errors(self, hub_path: HubPath, locator: str) -> Iterator[None]:
         """Refusals in words of the hub, and of the locator that was asked for."""
         try:
             yield
         except SourceError as error:
-            page, has_token = f"{self._endpoint}/{where.page}", find_token(self._environ) is not None
-            what, hint = _explanation(error, where, page, has_token=has_token)
+            page, has_token = f"{self._endpoint}/{hub_path.page}", find_token(self._environ) is not None
+            what, hint = _describe(error, hub_path, page, has_token=has_token)
             raise type(error)(
                 what,
                 locator=locator,
@@ -155,21 +154,21 @@ def find_token(environ: Mapping[str, str]) -> str | None:
 
 def _endpoint(text: str) -> str:
     endpoint = text.strip().rstrip("/") or "https://huggingface.co"
-    scheme, host, _ = _origin_of(endpoint)
+    scheme, host, _ = _origin(endpoint)
     if scheme not in ("http", "https") or not host or re.search(r"[@?#\s]", endpoint):
         hint = "write it as https://hub.example.org, and what logs in into HF_TOKEN"
         raise SourceError("HF_ENDPOINT is not the address of a hub", locator=redact(endpoint), hint=hint)
     return endpoint
 
 
-def _origin_of(url: str) -> tuple[str, str, int]:
+def _origin(url: str) -> tuple[str, str, int]:
     try:
         return environment.origin(url)
     except ValueError:  # a port that is none
         return "", "", 0
 
 
-def _listed(row: Any, folder: str, locator: str) -> Listed | None:
+def _parse_row(row: Any, folder: str, locator: str) -> Listed | None:
     """One row of the hub's tree; None for what is no file. Whether names, sizes and digests are good, who locks decides."""
     if not isinstance(row, dict):
         raise ProtocolError("the hub's answer is no listing", locator=locator)
@@ -186,24 +185,24 @@ def _listed(row: Any, folder: str, locator: str) -> Listed | None:
     return Listed(path=path.removeprefix(below), size=size, sha256=sha256)
 
 
-def _explanation(error: SourceError, where: HubPath, page: str, *, has_token: bool) -> tuple[str, str]:
+def _describe(error: SourceError, hub_path: HubPath, page: str, *, has_token: bool) -> tuple[str, str]:
     """What was refused, and what to do."""
     if error.reason == "GatedRepo":
         hint = f"request access at {page}, then set HF_TOKEN" + (" to a token that has it" if has_token else "")
-        return f"{where.name} is gated ({error.what})", hint
+        return f"{hub_path.name} is gated ({error.what})", hint
     if isinstance(error, AccessDenied) and error.status != 401:
         hint = f"look at {page} for the reason, and check what the token (HF_TOKEN, or that of `hf auth login`) may read"
         return f"the hub refuses ({error.what})", hint
     if isinstance(error, AccessDenied) and not has_token:
         hint = "check the name; for a private repository set HF_TOKEN or run `hf auth login`"
-        return f"{where.name} is private, or there is no such repository ({error.what})", hint
+        return f"{hub_path.name} is private, or there is no such repository ({error.what})", hint
     if isinstance(error, AccessDenied):
         hint = "check the name, and that the token (HF_TOKEN, or that of `hf auth login`) is valid and may read it"
-        return f"the token may not read {where.name}, or there is no such repository ({error.what})", hint
+        return f"the token may not read {hub_path.name}, or there is no such repository ({error.what})", hint
     if error.reason == "RepoNotFound":
-        return f"the hub has no {where.name}, or none that it shows to this token", f"check the name, or look at {page}"
+        return f"the hub has no {hub_path.name}, or none that it shows to this token", f"check the name, or look at {page}"
     if error.reason == "RevisionNotFound":
-        return f"{where.name} has no revision {where.revision!r}", f"look for branches and tags at {page}"
+        return f"{hub_path.name} has no revision {hub_path.revision!r}", f"look for branches and tags at {page}"
     if error.reason == "EntryNotFound":
-        return f"{where.name} has no such file or folder at {where.revision}", ""
+        return f"{hub_path.name} has no such file or folder at {hub_path.revision}", ""
     return error.what, error.hint

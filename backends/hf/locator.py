@@ -61,13 +61,13 @@ class HubPath:
         return f"{self.page}/resolve/{quote(self.revision, safe='')}/{quote(self.path)}"
 
 
-def repository(locator: str) -> str:
+def repository_prefix(locator: str) -> str:
     """What of a hub's locator names the repository; empty where it is no hub's."""
     match = _REPOSITORY.match(locator)
     return match[0] if match else ""
 
 
-def as_folder(locator: str) -> str:
+def folder_locator(locator: str) -> str:
     """The same with its revision where a path could not follow else: one segment would be taken for an organisation."""
     match = _REPOSITORY.fullmatch(locator)
     return f"{locator}@main" if match and "/" not in match[2] else locator

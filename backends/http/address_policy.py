@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 
-_EMBEDDING = tuple(ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "::/96"))  # NAT64, and a form long obsolete
+_IPV4_EMBEDDING = tuple(ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "::/96"))  # NAT64, and a form long obsolete
 # Not link-local, yet of the same use: credentials and settings of cloud machines (IPv6 of AWS, Alibaba, Azure).
 _METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")))
 
@@ -38,17 +38,17 @@ class NotAllowed(Exception):
 
 def scope_of(addresses: Iterable[str]) -> AllowedScope:
     """The least reach that includes every address; GLOBAL where there is none."""
-    return max((_least(ipaddress.ip_address(text)) for text in addresses), default=AllowedScope.GLOBAL)
+    return max((_address_scope(ipaddress.ip_address(text)) for text in addresses), default=AllowedScope.GLOBAL)
 
 
-def _least(address: IPv4Address | IPv6Address) -> AllowedScope:
+def _address_scope(address: IPv4Address | IPv6Address) -> AllowedScope:
     if isinstance(address, IPv6Address) and (inner := _embedded(address)) is not None:
-        return _least(inner)
+        return _address_scope(inner)
     if address.is_link_local or address in _METADATA:
         return AllowedScope.ANY
     # is_global holds for multicast and for the old site-local addresses; no web server has either.
-    odd = address.is_multicast or (isinstance(address, IPv6Address) and address.is_site_local)
-    return AllowedScope.GLOBAL if address.is_global and not odd else AllowedScope.PRIVATE
+    excluded = address.is_multicast or (isinstance(address, IPv6Address) and address.is_site_local)
+    return AllowedScope.GLOBAL if address.is_global and not excluded else AllowedScope.PRIVATE
 
 
 def _embedded(address: IPv6Address) -> IPv4Address | None:
@@ -56,7 +56,7 @@ def _embedded(address: IPv6Address) -> IPv4Address | None:
     if (inner := address.ipv4_mapped or address.sixtofour) is not None:
         return inner
     number = int(address)
-    if number > 1 and any(address in net for net in _EMBEDDING):  # :: and ::1 are themselves
+    if number > 1 and any(address in net for net in _IPV4_EMBEDDING):  # :: and ::1 are themselves
         return IPv4Address(number & 0xFFFFFFFF)
     return None
 
@@ -68,15 +68,15 @@ def resolve(host: str, port: int, *, literal: bool = False) -> tuple[str, ...]:
     """
     flags = socket.AI_NUMERICHOST if literal else 0
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     except socket.gaierror:
         if literal:
             return ()
         raise
-    return tuple(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+    return tuple(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in infos))
 
 
-def check(host: str, addresses: Iterable[str], reach: AllowedScope) -> None:
+def check(host: str, addresses: Iterable[str], allowed: AllowedScope) -> None:
     """Raises NotAllowed."""
-    if scope_of(addresses) > reach:
-        raise NotAllowed(f"{host} is not on the internet" if reach is AllowedScope.GLOBAL else f"{host} is link-local")
+    if scope_of(addresses) > allowed:
+        raise NotAllowed(f"{host} is not on the internet" if allowed is AllowedScope.GLOBAL else f"{host} is link-local")

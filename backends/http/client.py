@@ -22,15 +22,15 @@ from ..source import Body, Listing, read_body
 from . import address_policy, connection, fast_response, index, redirects
 from .address_policy import AllowedScope, NotAllowed
 from .redirects import RedirectCache, RedirectTarget
-from .response import body_of, discard, is_range_answer, parse_retry_after, release, version_of
+from .response import discard, make_body, parse_retry_after, release, satisfies_range, version_of
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
 HEAD_TIMEOUT_S = 60.0
 """For the whole head of one answer, however its bytes are spread."""
-_REDIRECTS = 5
+_MAX_REDIRECTS = 5
 _HEADERS = {"User-Agent": "modelstow", "Accept": "*/*", "Accept-Encoding": "identity"}
-_FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
+_LIBRARY_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class _Request:
 
     method: str = "GET"
     headers: Mapping[str, str] = field(default_factory=dict)
-    briefly: bool = False
+    short: bool = False
 
     @classmethod
     def of(cls, start: int, stop: int | None) -> _Request:
@@ -47,7 +47,7 @@ class _Request:
         if not start and stop is None:
             return cls()
         last = "" if stop is None else stop - 1
-        return cls("GET", {"Range": f"bytes={start}-{last}"}, stop is not None and stop - start <= fast_response.MOST)
+        return cls("GET", {"Range": f"bytes={start}-{last}"}, stop is not None and stop - start <= fast_response.MAX_BODY)
 
     @property
     def ranged(self) -> bool:
@@ -77,24 +77,24 @@ class HttpSource:
         self._redirects = RedirectCache(clock)
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
         self._connections = {
-            reach: connection.HttpConnections(reach, head_timeout_s=head_timeout_s, timeout=timeout)
-            for reach in AllowedScope
+            scope: connection.HttpConnections(scope, head_timeout_s=head_timeout_s, timeout=timeout)
+            for scope in AllowedScope
         }
 
     def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
-        asked = _Request.of(start, stop)
-        response = self._ask_remembered(locator, asked, start) if asked.ranged else None
+        request = _Request.of(start, stop)
+        response = self._request_cached_redirect(locator, request, start) if request.ranged else None
         if response is None:
-            response = self._ask(asked, locator)
-        if asked.ranged and not _answers(response, start):
+            response = self._request(request, locator)
+        if request.ranged and not _satisfies_range(response, start):
             # 416, several parts, another range: the server and we differ about the object. Ask for all of it; the
             # reader compares the length.
             release(response)
-            response = self._ask(_Request(), locator)
-        return _body(response, locator, ranged=not asked.ranged or "Content-Range" in response.headers)
+            response = self._request(_Request(), locator)
+        return _body(response, locator, ranged=not request.ranged or "Content-Range" in response.headers)
 
     def size(self, locator: str) -> int | None:
-        response = self._ask(_Request("HEAD"), locator)
+        response = self._request(_Request("HEAD"), locator)
         release(response)
         if (length := _length(response)) is not None:
             return length
@@ -111,76 +111,76 @@ class HttpSource:
 
     # ---- asking
 
-    def _ask(self, asked: _Request, locator: str) -> urllib3.BaseHTTPResponse:
+    def _request(self, request: _Request, locator: str) -> urllib3.BaseHTTPResponse:
         """One answer with a body to read, after redirects. Raises SourceError for every other status."""
         redirects.check(locator)
-        target = RedirectTarget(locator, AllowedScope.ANY)
-        for _ in range(_REDIRECTS + 1):
-            response = self._send(asked, target, locator)
+        redirect_target = RedirectTarget(locator, AllowedScope.ANY)
+        for _ in range(_MAX_REDIRECTS + 1):
+            response = self._send(request, redirect_target, locator)
             if response.status not in (301, 302, 303, 307, 308):
-                _check_answer(response, locator, target.url, ranged=asked.ranged)
-                if asked.method == "GET" and target.url != locator:
-                    self._redirects.remember(locator, target)
+                _check_response(response, locator, redirect_target.url, ranged=request.ranged)
+                if request.method == "GET" and redirect_target.url != locator:
+                    self._redirects.put(locator, redirect_target)
                 return response
             discard(response)
-            url = redirects.follow(target.url, response.headers.get("Location"), locator)
-            target = RedirectTarget(url, self._reach(url, locator))
-        raise ProtocolError(f"more than {_REDIRECTS} redirects", locator=locator)
+            url = redirects.follow(redirect_target.url, response.headers.get("Location"), locator)
+            redirect_target = RedirectTarget(url, self._allowed_scope(url, locator))
+        raise ProtocolError(f"more than {_MAX_REDIRECTS} redirects", locator=locator)
 
     def page(self, url: str, *, at_most: int) -> tuple[bytes, str]:
         """A small answer whole, and the address of the page behind it by its ``Link`` header; empty at the last.
 
         Raises SourceError, ValueError where it is longer than *at_most* bytes.
         """
-        response = self._ask(_Request(), url)
+        response = self._request(_Request(), url)
         links = requests.utils.parse_header_links(response.headers.get("Link", ""))
-        behind = next((link["url"] for link in links if link.get("rel") == "next"), "")
+        next_url = next((link["url"] for link in links if link.get("rel") == "next"), "")
         data = read_body(_body(response, url, ranged=True), at_most=at_most, locator=url)
-        return data, behind and urljoin(response.url or url, behind)
+        return data, next_url and urljoin(response.url or url, next_url)
 
-    def _ask_remembered(self, locator: str, asked: _Request, start: int) -> urllib3.BaseHTTPResponse | None:
+    def _request_cached_redirect(self, locator: str, request: _Request, start: int) -> urllib3.BaseHTTPResponse | None:
         """The answer of where the locator led last; None if nowhere, or if that no longer gives what is asked.
 
         So a signed address that expired is renewed, and a thousand ranges of a file cost its hub one request.
         """
-        target = self._redirects.find(locator)
-        if target is None:
+        redirect_target = self._redirects.get(locator)
+        if redirect_target is None:
             return None
         try:
-            response = self._send(asked, target, locator)
-            if response.status in (200, 206) and _answers(response, start):
-                _check_answer(response, locator, target.url, ranged=True)
+            response = self._send(request, redirect_target, locator)
+            if response.status in (200, 206) and _satisfies_range(response, start):
+                _check_response(response, locator, redirect_target.url, ranged=True)
                 return response
             discard(response)
         except SourceError:
             pass
-        self._redirects.drop(locator, target)
+        self._redirects.discard(locator, redirect_target)
         return None
 
-    def _send(self, asked: _Request, target: RedirectTarget, locator: str) -> urllib3.BaseHTTPResponse:
+    def _send(self, request: _Request, redirect_target: RedirectTarget, locator: str) -> urllib3.BaseHTTPResponse:
         """One request and the head of its answer, whatever it is. Credentials are looked up for the very host asked."""
-        url = target.url
+        url = redirect_target.url
         bundle = environment.ca_bundle(self._environ)
         if isinstance(bundle, str) and not os.path.exists(bundle):
             hint = "let REQUESTS_CA_BUNDLE name a file of certificates, or unset it"
             raise SourceError("the file of certificates to trust is not there", locator=locator, hint=hint)
         try:
-            raw = self._connections[target.reach].ask(
-                asked.method,
+            response = self._connections[redirect_target.scope].request(
+                request.method,
                 url,
-                {**_HEADERS, **asked.headers, **self._authorization(url, locator)},
+                {**_HEADERS, **request.headers, **self._authorization(url, locator)},
                 proxy=environment.proxy(url, self._environ),
                 verify=bundle,
-                briefly=asked.briefly and url == locator,  # a signed address may be good for one question
+                short=request.short and url == locator,  # a signed address may be good for one question
             )
         except NotAllowed as error:
             raise _redirect_not_allowed(error, locator) from None
-        except _FAILURES as error:
+        except _LIBRARY_ERRORS as error:
             # The library's own text may hold the URL with its query, also where a traceback is printed: only the kind
             # of failure is passed on.
-            raise _translated(error, locator) from None
-        raw.url = url
-        return raw
+            raise _source_error(error, locator) from None
+        response.url = url
+        return response
 
     def _authorization(self, url: str, locator: str) -> dict[str, str]:
         if token := self._token(url):
@@ -188,7 +188,7 @@ class HttpSource:
         login = environment.netrc_auth(url, self._environ, locator=locator)
         return {"Authorization": urllib3.util.make_headers(basic_auth=":".join(login))["authorization"]} if login else {}
 
-    def _reach(self, url: str, locator: str) -> AllowedScope:
+    def _allowed_scope(self, url: str, locator: str) -> AllowedScope:
         """How far the connection for *url*, a redirect of *locator*, may reach."""
         if environment.origin(url) == environment.origin(locator):
             return AllowedScope.ANY
@@ -199,8 +199,8 @@ class HttpSource:
                 address_policy.check(urlsplit(url).hostname or "", self._addresses(url), allowed)
         except NotAllowed as error:
             raise _redirect_not_allowed(error, locator) from None
-        except _FAILURES as error:
-            raise _translated(error, locator) from None
+        except _LIBRARY_ERRORS as error:
+            raise _source_error(error, locator) from None
         return allowed
 
     def _addresses(self, url: str) -> tuple[str, ...]:
@@ -208,15 +208,17 @@ class HttpSource:
         return address_policy.resolve(host, port, literal=bool(environment.proxy(url, self._environ)))
 
 
-def _answers(response: urllib3.BaseHTTPResponse, start: int) -> bool:
-    return is_range_answer(response.status, response.headers.get("Content-Range"), start)
+def _satisfies_range(response: urllib3.BaseHTTPResponse, start: int) -> bool:
+    return satisfies_range(response.status, response.headers.get("Content-Range"), start)
 
 
 def _body(response: urllib3.BaseHTTPResponse, locator: str, *, ranged: bool) -> Body:
     headers, length = response.headers, _length(response)
     version = version_of(headers.get("ETag", ""), headers.get("Last-Modified", ""), headers.get("Date", ""))
-    where = headers.get("Content-Range")
-    return body_of(response, where, length, lambda error: _translated(error, locator), ranged=ranged, version=version)
+    content_range = headers.get("Content-Range")
+    return make_body(
+        response, content_range, length, lambda error: _source_error(error, locator), ranged=ranged, version=version
+    )
 
 
 def _length(response: urllib3.BaseHTTPResponse) -> int | None:
@@ -224,30 +226,30 @@ def _length(response: urllib3.BaseHTTPResponse) -> int | None:
     return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
-def _check_answer(response: urllib3.BaseHTTPResponse, locator: str, url: str, *, ranged: bool) -> None:
+def _check_response(response: urllib3.BaseHTTPResponse, locator: str, url: str, *, ranged: bool) -> None:
     """Whether there is a body to read. *url* is who answers, in the end. Raises SourceError."""
     status = response.status
     if status in (200, 206):
         encodings = [response.headers.get("Content-Encoding", ""), response.headers.get("Transfer-Encoding", "")]
-        odd = [text for text in encodings if text.strip().lower() not in ("", "identity", "chunked")]
-        if odd:
+        unsupported = [text for text in encodings if text.strip().lower() not in ("", "identity", "chunked")]
+        if unsupported:
             release(response)
             # Whatever a server writes may hold what a terminal obeys.
             raise ProtocolError(
-                f"the server encodes the body as {re.sub('[^A-Za-z0-9, -]', '', odd[0])[:20]}", locator=locator
+                f"the server encodes the body as {re.sub('[^A-Za-z0-9, -]', '', unsupported[0])[:20]}", locator=locator
             )
         return
     if status == 416 and ranged:
         return
     retry_after = parse_retry_after(response.headers.get("Retry-After", ""))
     discard(response)
-    error = _refusal(status, locator, url, retry_after)
+    error = _status_error(status, locator, url, retry_after)
     error.reason = response.headers.get("X-Error-Code", "")
     error.status = status
     raise error
 
 
-def _refusal(status: int, locator: str, url: str, retry_after: float | None) -> SourceError:
+def _status_error(status: int, locator: str, url: str, retry_after: float | None) -> SourceError:
     what = f"HTTP {status}"
     with suppress(ValueError):  # not the server's own phrase
         what += f" {HTTPStatus(status).phrase}"
@@ -279,14 +281,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _translated(error: Exception, locator: str) -> SourceError:
+def _source_error(error: Exception, locator: str) -> SourceError:
     """What a failure of the library means. Nothing of its text is kept."""
     for cause in _chain(error):
         if isinstance(cause, urllib3.exceptions.NewConnectionError):  # by its class a timeout, by its meaning none
             break
         if isinstance(cause, (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)):
             return TimedOut("the server did not answer in time", locator=locator)
-        if isinstance(cause, urllib3.exceptions.SSLError) and (what := _mistrust(cause)):
+        if isinstance(cause, urllib3.exceptions.SSLError) and (what := _tls_error(cause)):
             return ProtocolError(what, locator=locator, hint="REQUESTS_CA_BUNDLE names a file of certificates to trust")
         if isinstance(cause, RemoteDisconnected | IncompleteRead | ConnectionError):
             break
@@ -303,7 +305,7 @@ def _translated(error: Exception, locator: str) -> SourceError:
     )
 
 
-def _mistrust(error: urllib3.exceptions.SSLError) -> str:
+def _tls_error(error: urllib3.exceptions.SSLError) -> str:
     """What TLS has against the server; empty where the connection just broke."""
     for cause in _chain(error):
         if isinstance(cause, ssl.SSLCertVerificationError):

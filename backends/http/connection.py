@@ -28,9 +28,9 @@ from urllib3.util.connection import create_connection
 from . import fast_response
 from .address_policy import AllowedScope, check, resolve
 
-_ADDRESSES = 6  # of one host that are tried: each may take the whole connect timeout
-_POOLS = 64  # origins whose connections are kept
-_NEARLY = 0.99
+_MAX_ADDRESSES = 6  # of one host that are tried: each may take the whole connect timeout
+_MAX_POOLS = 64  # origins whose connections are kept
+_WHOLE_TIMEOUT = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class _Route:
     """How one origin is reached. *whole*: a proxy is asked, which wants whole addresses."""
 
     pool: HTTPConnectionPool
-    whole: bool
+    absolute_form: bool
 
 
 class HttpConnections:
@@ -49,12 +49,12 @@ class HttpConnections:
     Each reach needs an object of its own: a pooled connection was checked when it was made, by the reach of then.
     """
 
-    def __init__(self, reach: AllowedScope, *, head_timeout_s: float, timeout: urllib3.Timeout) -> None:
-        self._adapter, self._timeout = _Adapter(reach, head_timeout_s), timeout
-        self._route = functools.lru_cache(_POOLS)(self._find_route)
+    def __init__(self, scope: AllowedScope, *, head_timeout_s: float, timeout: urllib3.Timeout) -> None:
+        self._adapter, self._timeout = _Adapter(scope, head_timeout_s), timeout
+        self._route = functools.lru_cache(_MAX_POOLS)(self._find_route)
         self._no_fast_path: set[_Route] = set()  # whose answers are not brief
 
-    def ask(
+    def request(
         self,
         method: str,
         url: str,
@@ -62,17 +62,17 @@ class HttpConnections:
         *,
         proxy: str = "",
         verify: str | bool = True,
-        briefly: bool = False,
+        short: bool = False,
     ) -> urllib3.BaseHTTPResponse:
         """One request and the head of its answer, whatever it is. *proxy* is its address, if there is one; *verify* as in
         requests; *briefly*: the body should be short. Raises what requests, urllib3 and http.client raise."""
         parts = urllib3.util.parse_url(url)
-        where = parts.scheme or "", parts.netloc or "", proxy, verify
+        key = parts.scheme or "", parts.netloc or "", proxy, verify
         for _ in range(2):
-            route = self._route(*where)
-            if briefly and not proxy and (answer := self._fast_get(route, parts.request_uri, headers)):
-                return answer
-            target = parts._replace(auth=None, fragment=None).url if route.whole else parts.request_uri
+            route = self._route(*key)
+            if short and not proxy and (response := self._fast_get(route, parts.request_uri, headers)):
+                return response
+            target = parts._replace(auth=None, fragment=None).url if route.absolute_form else parts.request_uri
             with suppress(urllib3.exceptions.ClosedPoolError):  # one of too many origins
                 return route.pool.urlopen(
                     method,
@@ -95,66 +95,66 @@ class HttpConnections:
         Pools give connections to their own requests alone; to take one takes two methods that are private. Where a later
         version has others, everything is asked in the common route.
         """
-        take, put = getattr(route.pool, "_get_conn", None), getattr(route.pool, "_put_conn", None)
-        if route in self._no_fast_path or take is None or put is None:
+        get_conn, put_conn = getattr(route.pool, "_get_conn", None), getattr(route.pool, "_put_conn", None)
+        if route in self._no_fast_path or get_conn is None or put_conn is None:
             return None
         try:
-            connection: Any = take()
+            connection: Any = get_conn()
         except urllib3.exceptions.ClosedPoolError:
             return None
         try:
             if connection.sock is None:
                 return None
-            answer, again = fast_response.fast_get(connection, target, headers, connection.head_timeout_s)
-            if not again:
+            response, reusable = fast_response.fast_get(connection, target, headers, connection.head_timeout_s)
+            if not reusable:
                 connection.close()
-            return answer
-        except fast_response.NeedsFullParser as what:
+            return response
+        except fast_response.NeedsFullParser as error:
             connection.close()
-            if what.remember:
+            if error.permanent:
                 self._no_fast_path.add(route)
             return None
         except BaseException:
             connection.close()  # half an answer may be in it
             raise
         finally:
-            put(connection)
+            put_conn(connection)
 
     def _find_route(self, scheme: str, netloc: str, proxy: str, verify: str | bool) -> _Route:
         request = requests.Request("GET", f"{scheme}://{netloc}/").prepare()
         proxies = {scheme: proxy} if proxy else {}
         pool = cast(HTTPConnectionPool, self._adapter.get_connection_with_tls_context(request, verify, proxies))
         self._adapter.cert_verify(pool, request.url, verify, None)  # type: ignore[no-untyped-call]
-        return _Route(pool, whole=self._adapter.request_url(request, proxies) != "/")
+        return _Route(pool, absolute_form=self._adapter.request_url(request, proxies) != "/")
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
     """Pools of our connections, also those to proxies."""
 
-    def __init__(self, reach: AllowedScope, head_timeout_s: float) -> None:
-        own = {"reach": reach, "head_timeout_s": head_timeout_s}
-        plain, secure = type("Plain", (_Plain,), own), type("Secure", (_Secure,), own)
+    def __init__(self, scope: AllowedScope, head_timeout_s: float) -> None:
+        own = {"scope": scope, "head_timeout_s": head_timeout_s}
+        plain, secure = type("Plain", (_CheckedHTTPConnection,), own), type("Secure", (_CheckedHTTPSConnection,), own)
         self._pools = {
             "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
             "https": type("SecurePool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
         }
-        super().__init__(pool_connections=_POOLS, pool_maxsize=64)
+        super().__init__(pool_connections=_MAX_POOLS, pool_maxsize=64)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
         self.poolmanager.pool_classes_by_scheme = self._pools
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-        made = super().proxy_manager_for(proxy, **options)
-        if isinstance(made, urllib3.ProxyManager):  # SOCKS ones have connections of their own
-            made.pool_classes_by_scheme = self._pools
-        return made
+        manager = super().proxy_manager_for(proxy, **options)
+        if isinstance(manager, urllib3.ProxyManager):  # SOCKS ones have connections of their own
+            manager.pool_classes_by_scheme = self._pools
+        return manager
 
 
-class _Plain(HTTPConnection):
+class _CheckedHTTPConnection(HTTPConnection):
     """Resolves once, checks every address, and connects to one of those; the name stays what TLS verifies."""
 
-    reach: AllowedScope
+    scope: AllowedScope
     head_timeout_s: float
 
     def _new_conn(self) -> socket.socket:
@@ -164,9 +164,9 @@ class _Plain(HTTPConnection):
             addresses = resolve(self.host, self.port)
         except socket.gaierror as error:
             raise urllib3.exceptions.NameResolutionError(self.host, self, error) from error
-        check(self.host, addresses, self.reach)
+        check(self.host, addresses, self.scope)
         failure: OSError = OSError("the host has no address")
-        for address in addresses[:_ADDRESSES]:
+        for address in addresses[:_MAX_ADDRESSES]:
             try:
                 # A numeric address is not looked up again.
                 return create_connection(
@@ -182,32 +182,32 @@ class _Plain(HTTPConnection):
         self, sock: socket.socket, **options: Any
     ) -> http.client.HTTPResponse:
         """What http.client makes an answer with, that of a proxy to CONNECT included."""
-        return _Answer(_Incoming(sock, time.monotonic() + self.head_timeout_s), **options)
+        return _Response(_DeadlineReader(sock, time.monotonic() + self.head_timeout_s), **options)
 
 
-class _Secure(_Plain, HTTPSConnection):
+class _CheckedHTTPSConnection(_CheckedHTTPConnection, HTTPSConnection):
     """The same with TLS."""
 
 
-class _Answer(http.client.HTTPResponse):
+class _Response(http.client.HTTPResponse):
     """An answer whose head has a deadline."""
 
-    def __init__(self, incoming: _Incoming, **options: Any) -> None:
-        super().__init__(incoming, **options)  # type: ignore[arg-type]  # it asks a socket for makefile only
-        self._incoming = incoming
+    def __init__(self, reader: _DeadlineReader, **options: Any) -> None:
+        super().__init__(reader, **options)  # type: ignore[arg-type]  # it asks a socket for makefile only
+        self._reader = reader
 
     def begin(self) -> None:
         super().begin()
-        self._incoming.deadline = None
+        self._reader.deadline = None
 
 
-class _Incoming(io.RawIOBase):
+class _DeadlineReader(io.RawIOBase):
     """What arrives at a socket. While *deadline* (monotonic seconds) is set, no read waits beyond it."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock, self._raw = sock, sock.makefile("rb", buffering=0)
         self.deadline: float | None = deadline
-        self._patience = sock.gettimeout()  # seconds between two reads
+        self._read_timeout = sock.gettimeout()  # seconds between two reads
 
     def makefile(self, mode: str) -> io.BufferedReader:
         return io.BufferedReader(self)
@@ -221,17 +221,17 @@ class _Incoming(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         if self.deadline is None:
             return self._raw.readinto(buffer)
-        left = self.deadline - time.monotonic()
-        if left <= 0:
+        remaining = self.deadline - time.monotonic()
+        if remaining <= 0:
             raise TimeoutError("the head of the answer took too long")
-        if self._patience is not None and left > _NEARLY * self._patience:
+        if self._read_timeout is not None and remaining > _WHOLE_TIMEOUT * self._read_timeout:
             count = self._raw.readinto(buffer)  # mostly the whole head comes at once
         else:
-            self._sock.settimeout(left)
+            self._sock.settimeout(remaining)
             try:
                 count = self._raw.readinto(buffer)
             finally:
-                self._sock.settimeout(self._patience)
+                self._sock.settimeout(self._read_timeout)
         if count == 0:  # http.client would take half a head, with half a Location in it, for a whole one
             raise ConnectionResetError(errno.ECONNRESET, "closed before the head of the answer was over")
         return count
@@ -241,7 +241,7 @@ class _Incoming(io.RawIOBase):
         super().close()
 
 
-class _WithoutQueries(logging.Filter):
+class _QueryRedactor(logging.Filter):
     """The library logs addresses: a signed query is a credential, whoever listens."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -250,4 +250,4 @@ class _WithoutQueries(logging.Filter):
 
 
 for _name in ("urllib3.connection", "urllib3.connectionpool"):
-    logging.getLogger(_name).addFilter(_WithoutQueries())
+    logging.getLogger(_name).addFilter(_QueryRedactor())

@@ -14,24 +14,24 @@ from typing import Any
 
 from urllib3 import HTTPHeaderDict, HTTPResponse
 
-MOST = 1 << 16
+MAX_BODY = 1 << 16
 """The most bytes that a body read here may have."""
-_HEAD = 1 << 14  # bytes
+_MAX_HEAD = 1 << 14  # bytes
 # Each in one pass, whatever a server writes: where two repetitions could take the same character, a line of blanks would
 # take minutes, and no other thread runs meanwhile.
-_STATUS = re.compile(r"HTTP/1\.1 ([2-5][0-9][0-9])(?: [^\x00-\x1f\x7f]*)?\Z")
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_STATUS_LINE = re.compile(r"HTTP/1\.1 ([2-5][0-9][0-9])(?: [^\x00-\x1f\x7f]*)?\Z")
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _LENGTH = re.compile("[0-9]{1,18}")
-_UNWANTED_S = 0.1  # how long the body of a refusal or a redirect is waited for
+_DISCARD_S = 0.1  # how long the body of a refusal or a redirect is waited for
 
 
 class NeedsFullParser(Exception):
     """It has to be asked in the common way. *remember*: so will be what this server answers next."""
 
-    def __init__(self, *, remember: bool) -> None:
+    def __init__(self, *, permanent: bool) -> None:
         super().__init__("not a brief answer")
-        self.remember = remember
+        self.permanent = permanent
 
 
 def fast_get(connection: Any, target: str, headers: Mapping[str, str], timeout_s: float) -> tuple[HTTPResponse, bool]:
@@ -40,15 +40,15 @@ def fast_get(connection: Any, target: str, headers: Mapping[str, str], timeout_s
 
     Raises NeedsFullParser, also where it broke.
     """
-    until = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s
     try:
         connection.sock.settimeout(timeout_s)
-        connection.sock.sendall(_request(_host(connection), target, headers))
-        return _Reading(connection.sock, until).answer()
+        connection.sock.sendall(_encode_request(_host(connection), target, headers))
+        return _ResponseReader(connection.sock, deadline).read()
     except TimeoutError as error:  # it may be so with every answer: none of it is to cost that again
-        raise NeedsFullParser(remember=True) from error
+        raise NeedsFullParser(permanent=True) from error
     except (OSError, ValueError) as error:  # whatever it was, asking in the common way finds words for it
-        raise NeedsFullParser(remember=False) from error
+        raise NeedsFullParser(permanent=False) from error
 
 
 def _host(connection: Any) -> str:
@@ -57,66 +57,66 @@ def _host(connection: Any) -> str:
     return str(host if connection.port == connection.default_port else f"{host}:{connection.port}")
 
 
-def _request(host: str, target: str, headers: Mapping[str, str]) -> bytes:
+def _encode_request(host: str, target: str, headers: Mapping[str, str]) -> bytes:
     lines = [f"GET {target} HTTP/1.1", f"Host: {host}", *(f"{name}: {value}" for name, value in headers.items())]
     if any(not line.isprintable() for line in lines):
         raise ValueError("no request holds control characters")
     return "\r\n".join((*lines, "", "")).encode("ascii")
 
 
-class _Reading:
-    def __init__(self, sock: Any, until: float) -> None:
-        self._sock, self._until = sock, until
-        self._buffer = bytearray(_HEAD + MOST)
+class _ResponseReader:
+    def __init__(self, sock: Any, deadline: float) -> None:
+        self._sock, self._deadline = sock, deadline
+        self._buffer = bytearray(_MAX_HEAD + MAX_BODY)
         self._count = 0
 
-    def answer(self) -> tuple[HTTPResponse, bool]:
+    def read(self) -> tuple[HTTPResponse, bool]:
         end = -1
         while end < 0:
-            if self._count >= _HEAD or self._buffer.find(b"\n\n", 0, self._count) >= 0:
-                raise NeedsFullParser(remember=True)
+            if self._count >= _MAX_HEAD or self._buffer.find(b"\n\n", 0, self._count) >= 0:
+                raise NeedsFullParser(permanent=True)
             searched = max(0, self._count - 3)
-            self._more()
-            end = self._buffer.find(b"\r\n\r\n", searched, min(self._count, _HEAD))
-        status, fields = _parsed(self._buffer[:end].decode("latin-1"))
+            self._receive()
+            end = self._buffer.find(b"\r\n\r\n", searched, min(self._count, _MAX_HEAD))
+        status, fields = _parse_head(self._buffer[:end].decode("latin-1"))
         length = int(fields["Content-Length"])
-        begin, stop = end + 4, end + 4 + length
-        if length > MOST:
-            raise NeedsFullParser(remember=True)
+        start, stop = end + 4, end + 4 + length
+        if length > MAX_BODY:
+            raise NeedsFullParser(permanent=True)
         if status not in (200, 206):
-            self._until = min(self._until, time.monotonic() + _UNWANTED_S)
+            self._deadline = min(self._deadline, time.monotonic() + _DISCARD_S)
         while self._count < stop:
-            self._more()
+            self._receive()
         if self._count > stop:  # more than it announced: what would be read next is not an answer to us
-            raise NeedsFullParser(remember=True)
-        body = io.BytesIO(self._buffer[begin:stop])
-        answer = HTTPResponse(body, fields, status, preload_content=False, decode_content=False)
-        return answer, "close" not in fields.get("Connection", "").lower()
+            raise NeedsFullParser(permanent=True)
+        body = io.BytesIO(self._buffer[start:stop])
+        response = HTTPResponse(body, fields, status, preload_content=False, decode_content=False)
+        return response, "close" not in fields.get("Connection", "").lower()
 
-    def _more(self) -> None:
+    def _receive(self) -> None:
         if self._count:
-            left = self._until - time.monotonic()
-            if left <= 0:
+            remaining = self._deadline - time.monotonic()
+            if remaining <= 0:
                 raise TimeoutError("the answer took too long")
-            self._sock.settimeout(left)
+            self._sock.settimeout(remaining)
         count = self._sock.recv_into(memoryview(self._buffer)[self._count :])
         if not count:
             raise ConnectionResetError("closed before the answer was over")
         self._count += count
 
 
-def _parsed(head: str) -> tuple[int, HTTPHeaderDict]:
+def _parse_head(head: str) -> tuple[int, HTTPHeaderDict]:
     """Status and fields of an answer that says how long it is. Raises NeedsFullParser for every other."""
     first, *lines = head.split("\r\n")
-    status, found = _STATUS.match(first), HTTPHeaderDict()
+    status, fields = _STATUS_LINE.match(first), HTTPHeaderDict()
     for line in lines:
         name, colon, value = line.partition(":")
-        if not colon or not _NAME.match(name) or _UNPRINTABLE.search(value):
-            raise NeedsFullParser(remember=True)
-        found.add(name, value.strip(" \t"))
+        if not colon or not _FIELD_NAME.match(name) or _CONTROL.search(value):
+            raise NeedsFullParser(permanent=True)
+        fields.add(name, value.strip(" \t"))
     if status is None:
-        raise NeedsFullParser(remember=True)
-    length = found.get("Content-Length", "")
-    if "Transfer-Encoding" in found or not _LENGTH.fullmatch(length) or int(status[1]) in (204, 304):
-        raise NeedsFullParser(remember=True)
-    return int(status[1]), found
+        raise NeedsFullParser(permanent=True)
+    length = fields.get("Content-Length", "")
+    if "Transfer-Encoding" in fields or not _LENGTH.fullmatch(length) or int(status[1]) in (204, 304):
+        raise NeedsFullParser(permanent=True)
+    return int(status[1]), fields

@@ -11,11 +11,11 @@ from urllib.parse import unquote, urldefrag, urljoin
 from ..errors import AccessDenied, NotFound, NotListable, SourceError
 from ..source import Listed, Listing, Source, join_locator, read_all
 
-_LISTING_BYTES = 64 << 20
-_PAGES = 10_000
+_MAX_BYTES = 64 << 20
+_MAX_PAGES = 10_000
 _LIST = "list the variant's `files` with path, size and sha256 in models.toml"
-_SUMS_HINT = f"write it anew in that folder, e.g. with `sha256sum * > SHA256SUMS`, or {_LIST}"
-_SUMS_LINE = re.compile(r"\\?([0-9A-Fa-f]{64}) [ *](.+)\Z")
+_CHECKSUMS_HINT = f"write it anew in that folder, e.g. with `sha256sum * > SHA256SUMS`, or {_LIST}"
+_CHECKSUM_LINE = re.compile(r"\\?([0-9A-Fa-f]{64}) [ *](.+)\Z")
 _INDEX_TITLE = re.compile(r"\s*(Index of|Directory listing for)\b")  # nginx and Apache; Python's http.server
 
 
@@ -23,63 +23,65 @@ def listing(source: Source, locator: str) -> Listing:
     """Every file below *locator*; links out of it are not followed. Raises NotListable and what reading raises."""
     folder = locator.rstrip("/") + "/"
     try:
-        text = read_all(source, folder + "SHA256SUMS", at_most=_LISTING_BYTES).decode("utf-8")
+        text = read_all(source, folder + "SHA256SUMS", at_most=_MAX_BYTES).decode("utf-8")
     except (NotFound, AccessDenied) as error:
         # Static servers on object stores answer 403 for what is not there.
-        files = tuple(_index(source, folder, because=error))
+        files = tuple(_from_index_pages(source, folder, no_checksums=error))
     except ValueError as error:
-        raise NotListable(f"SHA256SUMS is unreadable ({error})", locator=locator, hint=_SUMS_HINT) from error
+        raise NotListable(f"SHA256SUMS is unreadable ({error})", locator=locator, hint=_CHECKSUMS_HINT) from error
     else:
-        files = _sums(source, folder, text)
+        files = _from_checksums(source, folder, text)
     return Listing(locator=locator, files=files)
 
 
-def _sums(source: Source, folder: str, text: str) -> tuple[Listed, ...]:
+def _from_checksums(source: Source, folder: str, text: str) -> tuple[Listed, ...]:
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        match = _SUMS_LINE.match(line)
+        match = _CHECKSUM_LINE.match(line)
         if match is None:
             what = f"SHA256SUMS line {number} is not '<64 hex>  <path>'"
-            raise NotListable(what, locator=folder, hint=_SUMS_HINT)
+            raise NotListable(what, locator=folder, hint=_CHECKSUMS_HINT)
         rows.append((match[2].removeprefix("./"), match[1].lower()))
     with ThreadPoolExecutor(8) as pool:
         sizes = list(pool.map(lambda row: source.size(join_locator(folder, row[0])), rows))
     return tuple(Listed(path=p, size=n, sha256=h) for (p, h), n in zip(rows, sizes, strict=True))
 
 
-def _index(source: Source, folder: str, *, because: SourceError) -> Iterator[Listed]:
-    waiting, seen = [folder], {folder}
-    while waiting:
-        page = waiting.pop()
-        if len(seen) > _PAGES:
-            raise NotListable(f"more than {_PAGES} index pages", locator=folder, hint=f"name a folder below it, or {_LIST}")
-        for url in _links(source, page, folder, because):
+def _from_index_pages(source: Source, folder: str, *, no_checksums: SourceError) -> Iterator[Listed]:
+    pending, seen = [folder], {folder}
+    while pending:
+        page = pending.pop()
+        if len(seen) > _MAX_PAGES:
+            raise NotListable(
+                f"more than {_MAX_PAGES} index pages", locator=folder, hint=f"name a folder below it, or {_LIST}"
+            )
+        for url in _links(source, page, folder, no_checksums):
             if url.endswith("/"):
                 if url not in seen:
                     seen.add(url)
-                    waiting.append(url)
+                    pending.append(url)
             else:
                 yield Listed(path=unquote(url[len(folder) :]))
 
 
-def _links(source: Source, page: str, folder: str, because: SourceError) -> list[str]:
+def _links(source: Source, page: str, folder: str, no_checksums: SourceError) -> list[str]:
     no_index = NotListable(
         "the server has neither SHA256SUMS nor an index page",
         locator=folder,
         hint=_LIST,
     )
     try:
-        html = read_all(source, page, at_most=_LISTING_BYTES).decode("utf-8", "replace")
+        html = read_all(source, page, at_most=_MAX_BYTES).decode("utf-8", "replace")
     except (NotFound, AccessDenied, ValueError) as error:
-        if page == folder and isinstance(error, NotFound) and isinstance(because, NotFound):
+        if page == folder and isinstance(error, NotFound) and isinstance(no_checksums, NotFound):
             hint = f"check the address; if it is right, and that server shows no folders, {_LIST}"
             raise NotListable(f"nothing is at this address ({error.what})", locator=folder, hint=hint) from error
-        if isinstance(because, AccessDenied) and isinstance(error, AccessDenied):
-            raise error from because  # not a missing listing: we may not look
+        if isinstance(no_checksums, AccessDenied) and isinstance(error, AccessDenied):
+            raise error from no_checksums  # not a missing listing: we may not look
         raise no_index from error
-    parser = _Links()
+    parser = _LinkParser()
     parser.feed(html)
     if not _INDEX_TITLE.match(parser.title):
         raise no_index
@@ -89,13 +91,13 @@ def _links(source: Source, page: str, folder: str, because: SourceError) -> list
             url, fragment = urldefrag(urljoin(page, href))
         except ValueError:  # a link that is no URL leads nowhere
             continue
-        below = url.startswith(page) and url != page and not fragment
-        if below and "?" not in url:
+        is_below = url.startswith(page) and url != page and not fragment
+        if is_below and "?" not in url:
             links.append(url)
     return sorted(set(links))
 
 
-class _Links(HTMLParser):
+class _LinkParser(HTMLParser):
     """The title and the links of a page."""
 
     def __init__(self) -> None:

@@ -14,8 +14,8 @@ from ..environment import origin
 from ..errors import ProtocolError, SourceError
 from .address_policy import AllowedScope
 
-REMEMBER_S = 300.0
-_MOST = 1024  # targets remembered at once
+CACHE_TTL_S = 300.0
+_MAX_ENTRIES = 1024  # targets remembered at once
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+(%[0-9A-Za-z.%_~-]+)?\]|[^\s\\@/?#:\[\]]+)(:[0-9]{1,5})?\Z")
 _RESERVED = "!#$%&'()*+,/:;=?@[]~"
@@ -26,7 +26,7 @@ class RedirectTarget:
     """Where a locator leads, and how far its redirects may reach. The URL may be signed: it is kept here, shown nowhere."""
 
     url: str
-    reach: AllowedScope
+    scope: AllowedScope
 
 
 class RedirectCache:
@@ -34,25 +34,25 @@ class RedirectCache:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._mutex = clock, Lock()
-        self._known: OrderedDict[str, tuple[float, RedirectTarget]] = OrderedDict()
+        self._entries: OrderedDict[str, tuple[float, RedirectTarget]] = OrderedDict()
 
-    def find(self, locator: str) -> RedirectTarget | None:
+    def get(self, locator: str) -> RedirectTarget | None:
         with self._mutex:
-            at, target = self._known.get(locator, (0.0, None))
-            return target if target is not None and self._clock() - at < REMEMBER_S else None
+            stored_at, redirect_target = self._entries.get(locator, (0.0, None))
+            return redirect_target if redirect_target is not None and self._clock() - stored_at < CACHE_TTL_S else None
 
-    def remember(self, locator: str, target: RedirectTarget) -> None:
+    def put(self, locator: str, redirect_target: RedirectTarget) -> None:
         with self._mutex:
-            self._known[locator] = self._clock(), target
-            self._known.move_to_end(locator)
-            while len(self._known) > _MOST:
-                self._known.popitem(last=False)
+            self._entries[locator] = self._clock(), redirect_target
+            self._entries.move_to_end(locator)
+            while len(self._entries) > _MAX_ENTRIES:
+                self._entries.popitem(last=False)
 
-    def drop(self, locator: str, target: RedirectTarget) -> None:
+    def discard(self, locator: str, redirect_target: RedirectTarget) -> None:
         """Forget *target*, unless another thread has found a newer one by now."""
         with self._mutex:
-            if self._known.get(locator, (0.0, None))[1] == target:
-                del self._known[locator]
+            if self._entries.get(locator, (0.0, None))[1] == redirect_target:
+                del self._entries[locator]
 
 
 def check(locator: str) -> None:
@@ -77,9 +77,9 @@ def follow(url: str, location: str | None, locator: str) -> str:
         raise ProtocolError("redirected to an address with control characters", locator=locator)
     try:
         # http.client reads header bytes as latin-1; what servers send there without asking is UTF-8.
-        target = urljoin(url, quote(location.encode("latin-1"), safe=_RESERVED))
-        parts = urlsplit(target)
-        scheme, host, _ = origin(target)
+        redirect_url = urljoin(url, quote(location.encode("latin-1"), safe=_RESERVED))
+        parts = urlsplit(redirect_url)
+        scheme, host, _ = origin(redirect_url)
     except ValueError:
         raise ProtocolError("redirected to what is no URL", locator=locator) from None
     if scheme not in ("http", "https") or not host:
@@ -90,4 +90,4 @@ def follow(url: str, location: str | None, locator: str) -> str:
         raise ProtocolError("redirected to an address with credentials in it", locator=locator)
     if not _AUTHORITY.match(parts.netloc) or ("%" in host and ":" not in host):
         raise ProtocolError("redirected to a host that cannot be", locator=locator)
-    return target
+    return redirect_url

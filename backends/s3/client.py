@@ -16,10 +16,10 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from ..environment import env_flag
 from ..errors import AccessDenied, ConnectionFailed, NotFound, NotListable, ProtocolError, SourceError, Throttled, TimedOut
-from ..http.response import BROKEN, body_of, is_range_answer, parse_retry_after, span_of
+from ..http.response import CONNECTION_ERRORS, make_body, parse_content_range, parse_retry_after, satisfies_range
 from ..source import Body, Listed, Listing, OnSend, ReadRange
-from ..switches import env_flag
 from .multipart import Upload
 
 if TYPE_CHECKING:
@@ -29,15 +29,15 @@ CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
 METADATA_TIMEOUT_S = 0.5
 """How long to look for the credentials of a cloud instance, where nothing else gave any and nobody set another time."""
-_CONNECTIONS = 64
-_HEADS = 32  # at once, while listing
-_PAGES = 10_000
+_MAX_CONNECTIONS = 64
+_PARALLEL_HEADS = 32  # at once, while listing
+_MAX_PAGES = 10_000
 _LOCATOR = re.compile(r"[sS]3://(?P<bucket>[^/?#@]+)(?:/(?P<key>.*?))?(?:\?versionId=(?P<version>[^?&/]+))?", re.DOTALL)
 
-_MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound"}
+_NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound"}
 _THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "ServiceUnavailable"}
 _EXPIRED = "log in again, or renew AWS_SESSION_TOKEN: the session is over"
-_DENIED = {  # what S3 refuses with a status other than 401 or 403 too
+_ACCESS_DENIED = {  # what S3 refuses with a status other than 401 or 403 too
     "AccessDenied": "they may not read this: s3:GetObject is needed, and s3:ListBucket to lock",
     "AllAccessDisabled": "",
     "AuthorizationHeaderMalformed": "check AWS_DEFAULT_REGION",
@@ -67,32 +67,32 @@ class S3Source:
     """
 
     network = True
-    page = 1000
+    page_size = 1000
     """Keys asked for at once in a listing; S3 gives no more."""
 
     def __init__(self) -> None:
-        self._made: BaseClient | None = None
+        self._boto_client: BaseClient | None = None
         self._unsigned = ""  # why requests are not signed, where they are not
         self._mutex = Lock()
 
     def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
-        asked = bool(start or stop)
+        range_requested = bool(start or stop)
         arguments = _arguments(locator)
         try:
-            span = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if asked else {}
-            answer = self._ask("get_object", locator, arguments | span)
-            status = answer["ResponseMetadata"]["HTTPStatusCode"]
-            if asked and not is_range_answer(status, answer.get("ContentRange"), start):
-                answer["Body"].close()
+            span = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if range_requested else {}
+            response = self._request("get_object", locator, arguments | span)
+            status = response["ResponseMetadata"]["HTTPStatusCode"]
+            if range_requested and not satisfies_range(status, response.get("ContentRange"), start):
+                response["Body"].close()
                 raise _OutOfRange("another range was sent", locator=locator)
         except _OutOfRange:
             # The server and we differ about the object. Ask for all of it; the reader compares the length.
-            answer = self._ask("get_object", locator, arguments)
-        return self._body(answer, locator, asked=asked)
+            response = self._request("get_object", locator, arguments)
+        return self._body(response, locator, range_requested=range_requested)
 
     def size(self, locator: str) -> int | None:
         try:
-            size: int | None = self._ask("head_object", locator, _arguments(locator)).get("ContentLength")
+            size: int | None = self._request("head_object", locator, _arguments(locator)).get("ContentLength")
             return size
         except SourceError as error:
             if error.transient or isinstance(error, NotFound):
@@ -108,7 +108,7 @@ class S3Source:
         keys = list(self._keys(bucket, prefix, locator))
         if not keys:
             raise NotFound("no object is below it", locator=locator, hint="check the bucket, the prefix and the endpoint")
-        with ThreadPoolExecutor(_HEADS) as pool:
+        with ThreadPoolExecutor(_PARALLEL_HEADS) as pool:
             files = tuple(pool.map(lambda row: self._listed(bucket, prefix, *row), keys))
         return Listing(locator=locator, files=files)
 
@@ -117,15 +117,17 @@ class S3Source:
 
     def put(self, locator: str, size: int, read: ReadRange, on_send: OnSend) -> int:
         bucket, key, _ = _parts(locator)
-        return Upload(partial(self._ask, locator=locator), bucket, key, read, on_send).put(size)
+        return Upload(partial(self._request, locator=locator), bucket, key, read, on_send).run(size)
 
     # ---- listing
 
     def _keys(self, bucket: str, prefix: str, locator: str) -> Iterator[tuple[str, int | None]]:
         token = ""
-        for _ in range(_PAGES):
+        for _ in range(_MAX_PAGES):
             more = {"ContinuationToken": token} if token else {}
-            page = self._ask("list_objects_v2", locator, {"Bucket": bucket, "Prefix": prefix, "MaxKeys": self.page, **more})
+            page = self._request(
+                "list_objects_v2", locator, {"Bucket": bucket, "Prefix": prefix, "MaxKeys": self.page_size, **more}
+            )
             for row in page.get("Contents", ()):
                 key = row.get("Key", "")
                 if key.startswith(prefix) and not key.endswith("/"):  # consoles make a key like that for a folder
@@ -135,7 +137,7 @@ class S3Source:
             before, token = token, page.get("NextContinuationToken", "")
             if token in ("", before):
                 raise ProtocolError("the listing says that it goes on, and not where", locator=locator)
-        raise NotListable(f"more than {_PAGES} pages", locator=locator, hint="name a longer prefix")
+        raise NotListable(f"more than {_MAX_PAGES} pages", locator=locator, hint="name a longer prefix")
 
     def _listed(self, bucket: str, prefix: str, key: str, size: int | None) -> Listed:
         """A row with the sha256 that S3 keeps, where it keeps one of the whole object, and the version.
@@ -144,7 +146,7 @@ class S3Source:
         """
         locator = f"s3://{bucket}/{key}"
         try:
-            head = self._ask("head_object", locator, {"Bucket": bucket, "Key": key, "ChecksumMode": "ENABLED"})
+            head = self._request("head_object", locator, {"Bucket": bucket, "Key": key, "ChecksumMode": "ENABLED"})
         except SourceError as error:
             if error.transient:
                 raise
@@ -156,34 +158,36 @@ class S3Source:
 
     # ---- asking
 
-    def _body(self, answer: Mapping[str, Any], locator: str, *, asked: bool) -> Body:
+    def _body(self, response: Mapping[str, Any], locator: str, *, range_requested: bool) -> Body:
         # The stored bytes are the object, whatever Content-Encoding its owner gave it: nothing is decoded. Beneath
         # botocore's stream, which would add a check of the length, is urllib3's response.
-        raw = getattr(answer["Body"], "_raw_stream", answer["Body"])
-        where, length = answer.get("ContentRange"), answer.get("ContentLength")
-        ranged = not asked or span_of(where) is not None
-        version = str(answer.get("VersionId", "null"))
-        version = version if version != "null" else str(answer.get("ETag", ""))
-        return body_of(raw, where, length, lambda error: self._translated(error, locator), ranged=ranged, version=version)
+        raw = getattr(response["Body"], "_raw_stream", response["Body"])
+        content_range, length = response.get("ContentRange"), response.get("ContentLength")
+        ranged = not range_requested or parse_content_range(content_range) is not None
+        version = str(response.get("VersionId", "null"))
+        version = version if version != "null" else str(response.get("ETag", ""))
+        return make_body(
+            raw, content_range, length, lambda error: self._source_error(error, locator), ranged=ranged, version=version
+        )
 
-    def _ask(self, operation: str, locator: str, arguments: Mapping[str, Any]) -> Any:
+    def _request(self, operation: str, locator: str, arguments: Mapping[str, Any]) -> Any:
         try:
             return getattr(self._client(), operation)(**arguments)
         except Exception as error:
-            raise self._translated(error, locator) from error
+            raise self._source_error(error, locator) from error
 
     def _client(self) -> BaseClient:
         with self._mutex:
-            if self._made is None:
-                self._made, self._unsigned = _make()
-            return self._made
+            if self._boto_client is None:
+                self._boto_client, self._unsigned = _make()
+            return self._boto_client
 
-    def _translated(self, error: Exception, locator: str) -> SourceError:
+    def _source_error(self, error: Exception, locator: str) -> SourceError:
         from botocore.exceptions import ClientError
 
         if isinstance(error, ClientError):
-            return _refused(error.response, locator, self._unsigned)
-        return _failed(error, locator)
+            return _response_error(error.response, locator, self._unsigned)
+        return _request_error(error, locator)
 
 
 def _session() -> Any:
@@ -194,8 +198,8 @@ def _session() -> Any:
 
     inner = botocore.session.get_session()
     if inner.get_config_variable("metadata_service_timeout") == 1:  # the default, twice waited for; an instance takes ms
-        patience = ConstantProvider(METADATA_TIMEOUT_S)
-        inner.get_component("config_store").set_config_provider("metadata_service_timeout", patience)
+        timeout = ConstantProvider(METADATA_TIMEOUT_S)
+        inner.get_component("config_store").set_config_provider("metadata_service_timeout", timeout)
     return boto3.session.Session(botocore_session=inner)
 
 
@@ -215,7 +219,7 @@ def _make() -> tuple[BaseClient, str]:
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
         retries={"total_max_attempts": 1, "mode": "standard"},
-        max_pool_connections=_CONNECTIONS,
+        max_pool_connections=_MAX_CONNECTIONS,
         signature_version=botocore.UNSIGNED if unsigned else None,
         response_checksum_validation="when_required",  # the lock's digest decides
         request_checksum_calculation="when_required",  # older servers refuse the trailers that it needs
@@ -247,7 +251,7 @@ def _sha256(head: Mapping[str, Any]) -> str | None:
     return base64.b64decode(text).hex()
 
 
-def _refused(response: Mapping[str, Any], locator: str, unsigned: str) -> SourceError:
+def _response_error(response: Mapping[str, Any], locator: str, unsigned: str) -> SourceError:
     """What an answer that is an error means."""
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     code = re.sub(r"[^\w.-]", "", str(response.get("Error", {}).get("Code", "")))[:60] or str(status)
@@ -255,14 +259,14 @@ def _refused(response: Mapping[str, Any], locator: str, unsigned: str) -> Source
     if code == "InvalidObjectState":
         return SourceError("the object is archived", locator=locator, hint="restore it from its storage class first")
     # Some servers find a request without a signature malformed rather than forbidden.
-    if code in _DENIED or status in (401, 403, 407) or (unsigned and status == 400):
-        hint = unsigned or f"check the credentials ({_DENIED.get(code) or _CREDENTIALS_HINT})"
+    if code in _ACCESS_DENIED or status in (401, 403, 407) or (unsigned and status == 400):
+        hint = unsigned or f"check the credentials ({_ACCESS_DENIED.get(code) or _CREDENTIALS_HINT})"
         return AccessDenied(
             f"S3 refused ({code})" + ", asked without credentials" * bool(unsigned), locator=locator, hint=hint
         )
     if status == 416:
         return _OutOfRange(f"S3 refused ({code})", locator=locator)
-    if code in _MISSING or status == 404:
+    if code in _NOT_FOUND or status == 404:
         return NotFound(f"S3 has none ({code})", locator=locator)
     if code in _THROTTLED or status in (429, 503):
         return Throttled(f"S3 asks to slow down ({code})", locator=locator, retry_after=after)
@@ -273,18 +277,18 @@ def _refused(response: Mapping[str, Any], locator: str, unsigned: str) -> Source
     return SourceError(f"S3 refused ({code})", locator=locator)
 
 
-def _failed(error: Exception, locator: str) -> SourceError:
+def _request_error(error: Exception, locator: str) -> SourceError:
     """What no answer means. The libraries' own texts may hold secrets: few are passed on."""
     from botocore import exceptions as botocore
     from urllib3 import exceptions as urllib3
 
-    spoken = (
+    with_message = (
         botocore.NoCredentialsError,
         botocore.PartialCredentialsError,
         botocore.ProfileNotFound,
         botocore.UnauthorizedSSOTokenError,
     )
-    silent = (
+    without_message = (
         botocore.CredentialRetrievalError,
         botocore.NoAuthTokenError,
         botocore.RefreshWithMFAUnsupportedError,
@@ -294,15 +298,17 @@ def _failed(error: Exception, locator: str) -> SourceError:
         getattr(botocore, "LoginError", botocore.SSOError),  # of later versions
     )
     name = type(error).__name__
-    if isinstance(error, spoken + silent):
-        what = str(error).rstrip(".") if isinstance(error, spoken) else f"the credentials cannot be had ({name})"
+    if isinstance(error, with_message + without_message):
+        what = str(error).rstrip(".") if isinstance(error, with_message) else f"the credentials cannot be had ({name})"
         return AccessDenied(what, locator=locator, hint=f"{_CREDENTIALS_HINT}; AWS_NO_SIGN_REQUEST=1 for a public bucket")
     if isinstance(error, botocore.SSLError | urllib3.SSLError):
         return ProtocolError("the server's certificate is not valid", locator=locator, hint="AWS_CA_BUNDLE names a CA")
     timeouts = (botocore.ReadTimeoutError, botocore.ConnectTimeoutError, urllib3.TimeoutError, TimeoutError)
     if isinstance(error, timeouts):
         return TimedOut("the server did not answer in time", locator=locator)
-    if isinstance(error, (botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError, *BROKEN)):
+    if isinstance(
+        error, (botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError, *CONNECTION_ERRORS)
+    ):
         return ConnectionFailed(f"connection failed ({name})", locator=locator)
     hint = "check AWS_ENDPOINT_URL_S3, AWS_DEFAULT_REGION and the profile"
     return ProtocolError(f"it cannot be asked, or the answer makes no sense ({name})", locator=locator, hint=hint)

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 from ..errors import AccessDenied, NotFound, SourceError
 from ..source import OnSend, ReadRange
 
-PART = 8 << 20
+PART_BYTES = 8 << 20
 """Bytes of a part, and the least: S3 asks for 5 MiB, and takes 10,000 parts at most."""
-_MOST_PARTS = 10_000
+_MAX_PARTS = 10_000
 
 
-class Request(Protocol):
+class SendRequest(Protocol):
     """One request to S3. Raises SourceError."""
 
     def __call__(self, operation: str, *, arguments: Mapping[str, Any]) -> Any: ...
@@ -27,63 +27,63 @@ class Request(Protocol):
 class Upload:
     """One key of one bucket, and what is to stand there."""
 
-    ask: Request
+    request: SendRequest
     bucket: str
     key: str
     read: ReadRange
     on_send: OnSend
 
     @property
-    def _where(self) -> dict[str, str]:
+    def _object(self) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.key}
 
-    def put(self, size: int) -> int:
+    def run(self, size: int) -> int:
         """Let the key hold *size* bytes; how many were sent. Parts that an earlier upload left with the same md5 stay."""
-        if size <= PART:
+        if size <= PART_BYTES:
             data = self.read(0, size)
             sha256 = base64.b64encode(hashlib.sha256(data).digest()).decode()
             self.on_send(size)
-            self.ask("put_object", arguments={**self._where, "Body": data, "ChecksumSHA256": sha256})
+            self.request("put_object", arguments={**self._object, "Body": data, "ChecksumSHA256": sha256})
             return size
         sent: list[int] = []
         if upload := self._unfinished():
             try:
-                self._put_parts(upload, size, sent)
+                self._upload_parts(upload, size, sent)
                 return sum(sent)
             except SourceError as error:
                 if error.transient or isinstance(error, AccessDenied):
                     raise
             # Another push has ended this upload, or its parts are of another zstd.
-            if self._is_there(size):
+            if self._exists(size):
                 return sum(sent)
-        self._put_parts(self.ask("create_multipart_upload", arguments=self._where)["UploadId"], size, sent)
+        self._upload_parts(self.request("create_multipart_upload", arguments=self._object)["UploadId"], size, sent)
         return sum(sent)
 
-    def _put_parts(self, upload: str, size: int, sent: list[int]) -> None:
+    def _upload_parts(self, upload: str, size: int, sent: list[int]) -> None:
         """Send what is not there of one upload, noting the bytes of each part in *sent*, and end it."""
-        step = PART * -(-size // (PART * _MOST_PARTS))
-        there = dict(self._parts(upload))
+        step = PART_BYTES * -(-size // (PART_BYTES * _MAX_PARTS))
+        stored = dict(self._parts(upload))
 
-        def one(number: int) -> str:
+        def upload_part(number: int) -> str:
             data = self.read((number - 1) * step, min(number * step, size))
             md5 = hashlib.md5(data, usedforsecurity=False)
-            if there.get(number) == md5.hexdigest():
-                return there[number]
+            if stored.get(number) == md5.hexdigest():
+                return stored[number]
             self.on_send(len(data))
-            part = {**self._where, "UploadId": upload, "PartNumber": number, "Body": data}
-            tag: str = self.ask("upload_part", arguments=part)["ETag"]
+            part = {**self._object, "UploadId": upload, "PartNumber": number, "Body": data}
+            tag: str = self.request("upload_part", arguments=part)["ETag"]
             sent.append(len(data))
             return tag
 
         numbers = range(1, -(-size // step) + 1)
-        tags = [one(number) for number in numbers]  # several objects are put at once already
+        tags = [upload_part(number) for number in numbers]  # several objects are put at once already
         parts = [{"PartNumber": number, "ETag": tag} for number, tag in zip(numbers, tags, strict=True)]
-        whole = {**self._where, "UploadId": upload, "MultipartUpload": {"Parts": parts}}
-        self.ask("complete_multipart_upload", arguments=whole)
+        arguments = {**self._object, "UploadId": upload, "MultipartUpload": {"Parts": parts}}
+        self.request("complete_multipart_upload", arguments=arguments)
 
-    def _is_there(self, size: int) -> bool:
+    def _exists(self, size: int) -> bool:
         try:
-            return bool(self.ask("head_object", arguments=self._where).get("ContentLength") == size)
+            return bool(self.request("head_object", arguments=self._object).get("ContentLength") == size)
         except NotFound:
             return False
 
@@ -91,25 +91,25 @@ class Upload:
         """The newest upload of this key that did not end; empty where there is none, or the server cannot say."""
         rows: list[Any] = []
         with suppress(SourceError):
-            rows = self.ask("list_multipart_uploads", arguments={"Bucket": self.bucket, "Prefix": self.key}).get(
+            rows = self.request("list_multipart_uploads", arguments={"Bucket": self.bucket, "Prefix": self.key}).get(
                 "Uploads", []
             )
-        mine = [row for row in rows if row["Key"] == self.key]
-        return str(max(mine, key=lambda row: str(row.get("Initiated", "")))["UploadId"]) if mine else ""
+        own = [row for row in rows if row["Key"] == self.key]
+        return str(max(own, key=lambda row: str(row.get("Initiated", "")))["UploadId"]) if own else ""
 
     def _parts(self, upload: str) -> Iterator[tuple[int, str]]:
         """Number and md5 of each part that was sent."""
         marker = 0
         while True:
-            more = {"PartNumberMarker": marker} if marker else {}
-            arguments = {"Bucket": self.bucket, "Key": self.key, "UploadId": upload, **more}
+            marker_argument = {"PartNumberMarker": marker} if marker else {}
+            arguments = {"Bucket": self.bucket, "Key": self.key, "UploadId": upload, **marker_argument}
             try:
-                page = self.ask("list_parts", arguments=arguments)
+                page = self.request("list_parts", arguments=arguments)
             except AccessDenied:
                 raise
             except SourceError:
                 return
             yield from ((row["PartNumber"], row["ETag"].strip('"')) for row in page.get("Parts", ()))
-            before, marker = marker, page.get("NextPartNumberMarker") or 0
-            if not page.get("IsTruncated") or marker <= before:
+            previous, marker = marker, page.get("NextPartNumberMarker") or 0
+            if not page.get("IsTruncated") or marker <= previous:
                 return

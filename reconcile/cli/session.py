@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelstow.backends.switches import env_flag
+from modelstow.backends.environment import env_flag
 
 from .. import settings
 from ..desired import lockfile as lockfiles

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from modelstow.backends import Offline
+from modelstow.backends.environment import env_flag
 from modelstow.backends.hf.hub import HubSource
 from modelstow.backends.s3.client import _make
-from modelstow.backends.switches import env_flag
 from modelstow.reconcile import settings
 
 YES = ("1", "true", "Yes", "on", " ON ", "y", "2", "please")

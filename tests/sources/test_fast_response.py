@@ -228,7 +228,7 @@ def test_an_interrupt_leaves_no_half_answer_behind(monkeypatch: pytest.MonkeyPat
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("modelstow.backends.http.fast_response._parsed", interrupted)
+            patch.setattr("modelstow.backends.http.fast_response._parse_head", interrupted)
             ten_of(source, server)
         assert ten_of(source, server) == TEN
 

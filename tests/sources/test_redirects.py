@@ -11,7 +11,7 @@ from origin import Fault, Origin, RawServer
 
 from modelstow.backends import AccessDenied, NotFound, ProtocolError, SourceError, Throttled, redact
 from modelstow.backends.http.client import HttpSource
-from modelstow.backends.http.redirects import REMEMBER_S, check
+from modelstow.backends.http.redirects import CACHE_TTL_S, check
 
 TEN = b"0123456789"
 
@@ -217,7 +217,7 @@ def test_a_target_is_forgotten_after_five_minutes(hub: Origin, cdn: Origin):
     now = [0.0]
     hub.fail("m/ten", Fault(redirect=f"{cdn.url}/x", times=-1))
     source = HttpSource({}, clock=lambda: now[0])
-    for now[0] in (0.0, REMEMBER_S - 1, REMEMBER_S, REMEMBER_S + 1):
+    for now[0] in (0.0, CACHE_TTL_S - 1, CACHE_TTL_S, CACHE_TTL_S + 1):
         part(source, f"{hub.url}/m/ten", 0, 5)
     assert len(hub.gets()) == 2
 

@@ -111,7 +111,7 @@ def test_a_long_listing_is_read_page_by_page(client: Any):
     for number in range(7):
         client.put_object(Bucket="many", Key=f"m/{number:04}", Body=b"")
     source = S3Source()
-    source.page = 3
+    source.page_size = 3
 
     assert len(source.listing("s3://many/m/").files) == 7
 
@@ -421,7 +421,7 @@ def test_every_kind_of_refusal_is_denied(code: str, status: int):
     """Some come with status 400: the code decides."""
     answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
 
-    error = module._refused(answer, "s3://models/m/ten", "")
+    error = module._response_error(answer, "s3://models/m/ten", "")
 
     assert isinstance(error, AccessDenied) and error.code == "AUTH_FAIL" and error.hint
 
