@@ -1,4 +1,8 @@
-"""Bytes in flight: turns a locator and a range into bytes, and says what went wrong. Knows no digest and no store."""
+"""Sources of bytes: HTTP, S3, model hubs and folders behind one interface.
+
+A source maps a locator and a byte range to a body, and classifies failures. It knows neither
+digests nor the store.
+"""
 
 from .errors import (
     AccessDenied,

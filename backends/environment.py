@@ -1,7 +1,8 @@
-"""Proxies and passwords, read from the environment by us and bound to the host they are for.
+"""Proxies, credentials, CA bundles and flags from environment variables.
 
-``requests`` would do this by itself (``trust_env``), but hands a ``.netrc`` password to the target of a redirect and
-lets it override an explicit token. So nothing is left to it: each request is given what its own host may have.
+``requests`` can read these itself (``trust_env``), but sends a ``.netrc`` password to the target of
+a redirect and lets it override an explicit token. So that is off: each request gets only the
+credentials of its own host.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from urllib.parse import urlsplit
 
 
 def proxy(url: str, environ: Mapping[str, str]) -> str:
-    """The address of the proxy for one URL, by ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` (lower case
-    wins, as everywhere); empty where there is none."""
+    """The URL of the proxy for *url*; empty if there is none.
+
+    From ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY``; lower-case names take
+    precedence, as in curl.
+    """
 
     def get(name: str) -> str:
         return environ.get(name.lower()) or environ.get(name.upper()) or ""
@@ -33,10 +37,10 @@ def _bypasses_proxy(host: str, no_proxy: str) -> bool:
 
 
 def netrc_auth(url: str, environ: Mapping[str, str], *, locator: str | None = None) -> tuple[str, str] | None:
-    """Login and password that ``NETRC`` or ``~/.netrc`` keeps for the URL's host.
+    """Login and password for the URL's host from ``NETRC`` or ``~/.netrc``; None if absent.
 
-    The file knows no ports. So where a redirect of *locator* leads to another port of its host, there is none; but
-    from http to https as everybody does it, there is.
+    The file has no ports. So a redirect of *locator* to another port of the same host gets no
+    credentials, except for the usual upgrade from http to https on the default ports.
     """
     import netrc
     import os
@@ -52,23 +56,23 @@ def netrc_auth(url: str, environ: Mapping[str, str], *, locator: str | None = No
     if locator_host == redirect[1] and (scheme, locator_host, port) != redirect and not upgraded:
         return None
     try:
-        login = netrc.netrc(path).hosts.get(host)  # not the default entry: it is for no host in particular
-    except (OSError, netrc.NetrcParseError, ValueError):  # the last: it is not text
+        login = netrc.netrc(path).hosts.get(host)  # never `default`: it is bound to no host
+    except (OSError, netrc.NetrcParseError, ValueError):  # ValueError: not text
         return None
     return (login[0], login[2] or "") if login else None
 
 
 def ca_bundle(environ: Mapping[str, str]) -> str | bool:
-    """What to verify TLS against: ``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, or the default (True)."""
+    """TLS trust store: ``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, or the default (True)."""
     return environ.get("REQUESTS_CA_BUNDLE") or environ.get("CURL_CA_BUNDLE") or True
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port: what a credential is bound to. Raises ValueError for a port that is none."""
+    """Scheme, host and port: the scope of a credential. Raises ValueError for an invalid port."""
     parts = urlsplit(url)
     return parts.scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
 
 
 def env_flag(environ: Mapping[str, str], name: str) -> bool:
-    """Whether a variable says yes: anything that is not a no, since a switch should not fail open."""
+    """Value of a boolean variable: true unless empty or a "no", so that flags fail safe."""
     return environ.get(name, "").strip().lower() not in ("", "0", "false", "no", "off")

@@ -1,4 +1,4 @@
-"""What a source can complain about: one base; whether asking again can help is data, not a guess by the caller."""
+"""Error types of sources; whether a retry can help is data (``transient``), not a guess."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?\Z")
 
 
 class SourceError(Exception):
-    """A source could not give the bytes. ``transient`` says whether asking the same again can help."""
+    """Base of all errors of a source. ``transient``: whether retrying the same request can help."""
 
     transient = False
     code = "SOURCE_UNAVAILABLE"
@@ -24,76 +24,76 @@ class SourceError(Exception):
         status: int | None = None,
     ) -> None:
         self.what, self.locator, self.hint = what, redact(locator), hint
-        self.reason = reason  # the server's own code for its refusal, where it gives one
-        self.status = status  # of HTTP, where a web server refused
-        self.retry_after = retry_after  # seconds the source asks to be left alone
+        self.reason = reason  # the server's own error code, if it sent one
+        self.status = status  # HTTP status code, if there was a response
+        self.retry_after = retry_after  # seconds, from the server; do not retry sooner
         super().__init__(f"{what}: {self.locator}")
 
 
 class NotFound(SourceError):
-    """There is nothing at the locator: the source may have the rest of the model, not this file."""
+    """No object at the locator (404): other files of the model may exist at this source."""
 
     code = "INCOMPLETE_DOWNLOAD"
 
 
 class AccessDenied(SourceError):
-    """The source wants credentials, or others."""
+    """Missing or insufficient credentials (401, 403)."""
 
     code = "AUTH_FAIL"
 
 
 class TargetFull(SourceError):
-    """The target has no room."""
+    """No space left at the upload target."""
 
     code = "NO_SPACE"
 
 
 class ProtocolError(SourceError):
-    """The answer makes no sense: a wrong range, an encoding nobody asked for, a redirect that must not be followed."""
+    """An invalid response: a wrong range, an unrequested encoding, a forbidden redirect."""
 
 
 class NotListable(SourceError):
-    """The source has the files but cannot say which."""
+    """A source without a listing: files can be read by name, but not enumerated."""
 
 
 class Offline(SourceError):
-    """The source needs a network and networks are forbidden."""
+    """A request to a network source while offline."""
 
 
 class ConnectionFailed(SourceError):
-    """The connection could not be made or broke."""
+    """A connection that could not be established, or was lost."""
 
     transient = True
 
 
 class EndedEarly(ConnectionFailed):
-    """The body stopped before its end."""
+    """A body shorter than announced."""
 
     code = "INCOMPLETE_DOWNLOAD"
 
 
 class TimedOut(SourceError):
-    """Nothing came for too long."""
+    """A timeout: no data within the limit."""
 
     transient = True
     code = "NETWORK_TIMEOUT"
 
 
 class Throttled(SourceError):
-    """The source asks to be left alone for a while."""
+    """Rate limiting by the source (429, 503); ``retry_after`` may say for how long."""
 
     transient = True
     code = "RATE_LIMIT"
 
 
 def redact(locator: str) -> str:
-    """Drop userinfo and query (signed URLs carry secrets); keep scheme, host and path."""
+    """A locator without userinfo and query (signed URLs carry secrets): scheme, host and path."""
     scheme, separator, rest = locator.partition("://")
     if not separator:
         return locator  # a path
     authority, slash, path = rest.partition("/")
-    is_hub = scheme == "hf" and ":" not in authority  # in hf://gpt2@main what stands before the @ is the repository
+    is_hub = scheme == "hf" and ":" not in authority  # in hf://gpt2@main, gpt2 is the repository
     host = authority if is_hub else authority.rpartition("@")[2]
     if ("@" in authority and re.search(r"[?#]", authority)) or not _HOST.match(re.split(r"[?#]", host)[0]):
-        return f"{scheme}://…"  # a password with a ?, # or / in it: where it ends, nobody can tell
+        return f"{scheme}://…"  # a password with ?, # or / in it: its end cannot be determined
     return re.split(r"[?#]", scheme + separator + host + slash + path, maxsplit=1)[0]

@@ -1,4 +1,4 @@
-"""A source that misbehaves on request, around any other."""
+"""Fault injection for any source."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from .source import Body, Source, Wrapper, replaced
 
 
 class FaultySource(Wrapper):
-    """Wraps a source. Each of ``cuts`` breaks one body after so many bytes, each of ``failures`` refuses one opening, in
-    order; ``corrupt`` may change bytes (it gets locator, offset, bytes). With all used up it behaves."""
+    """A source with injected faults, each used once, in order; after them it behaves.
+
+    ``cuts``: each drops the connection of one body after that many bytes. ``failures``: each is
+    raised by one ``open``. ``corrupt(locator, offset, view)`` may change bytes in place.
+    """
 
     def __init__(
         self,

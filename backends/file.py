@@ -1,4 +1,4 @@
-"""Folders and ``file://``: paths on this machine or on a mounted network file system."""
+"""Local files: paths and ``file://`` URLs, also on mounted network file systems."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from . import file_upload
 from .errors import AccessDenied, ConnectionFailed, NotFound, SourceError
 from .source import Body, Listed, Listing, OnSend, ReadRange
 
-_RACY_S = 2.0  # a file that was written to later may be written to again without another time
+_RACY_S = 2.0  # a file modified this recently may change again within its mtime's resolution
 
 
 class FileSource:
-    """Plain paths and ``file:///…``. Files are read, never linked: the source is the user's."""
+    """A file system source and target. Files are copied, never linked: they are the user's."""
 
     network = False
 
     def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
         try:
-            fd = os.open(path_of(locator), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
+            # Non-blocking: opening a FIFO would wait for a writer.
+            fd = os.open(path_of(locator), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise _source_error(error, locator) from error
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             os.close(fd)
-            hint = "only regular files are read, and links to such: put the file itself there"
+            hint = "only regular files are read, and symlinks to them: put the file itself there"
             raise NotFound("not a regular file", locator=locator, hint=hint)
         offset, end = start, info.st_size if stop is None else min(stop, info.st_size)
         busy = closed = False
@@ -56,7 +57,7 @@ class FileSource:
         def close() -> None:
             nonlocal closed
             with mutex:
-                # Under a read of another thread the number would be free for another file: that read closes it then.
+                # During a read the descriptor must not be reused: that read closes it afterwards.
                 if not closed and not busy:
                     os.close(fd)
                 closed = True
@@ -87,7 +88,7 @@ class FileSource:
                 try:
                     info = os.stat(path)
                 except OSError as error:
-                    raise _source_error(error, path, hint="restore what the link leads to, or remove it") from error
+                    raise _source_error(error, path, hint="restore the target of the link, or remove the link") from error
                 if stat.S_ISREG(info.st_mode):
                     files.append(Listed(path=os.path.relpath(path, root), size=info.st_size))
         return Listing(locator=locator, files=tuple(files))
@@ -100,7 +101,7 @@ class FileSource:
 
 
 def path_of(locator: str) -> str:
-    """The path that a locator names. Raises SourceError."""
+    """The path of a plain or ``file://`` locator. Raises SourceError for a remote host."""
     if not locator.startswith("file://"):
         return locator
     parts = urlsplit(locator)
@@ -114,7 +115,7 @@ def _raise(error: OSError, locator: str) -> None:
 
 
 def _source_error(error: OSError, locator: str, *, hint: str = "", what: str = "no such file") -> SourceError:
-    """*what* is told of what is not there, and *missing* is the hint then."""
+    """The SourceError for an OSError; *what* and *hint* are for a missing file or folder."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
         return NotFound(what, locator=locator, hint=hint)
     if error.errno in (errno.EACCES, errno.EPERM):

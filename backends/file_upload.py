@@ -1,4 +1,4 @@
-"""Putting one object into a folder: beside its place, going on behind what is there and right; then one rename."""
+"""Upload into a folder: a resumable partial file next to the target, then an atomic rename."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .errors import AccessDenied, ConnectionFailed, SourceError, TargetFull
 from .source import OnSend, ReadRange
 
 _BLOCK_BYTES = 8 << 20
-_POLL_S = 0.1  # how often to look whether another who puts the same is done
+_POLL_S = 0.1  # seconds between attempts to lock a partial file of a concurrent upload
 _TRANSIENT_ERRNOS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.EAGAIN, errno.ENETDOWN, errno.EHOSTDOWN}
 
 
 def upload(path: str, size: int, read: ReadRange, on_send: OnSend, locator: str) -> int:
-    """Let the file hold *size* bytes, whole or not at all, synced; how many were written.
+    """Write *size* bytes to *path* atomically and durably (fsync); the number of bytes written.
 
-    What an earlier put left beside it is gone on with. What *read* and *on_send* raise is passed on as it is. Raises
-    SourceError.
+    Resumes a partial file of an earlier upload: blocks that are equal already are skipped.
+    Exceptions of *read* and *on_send* propagate unchanged. Raises SourceError.
     """
     folder, partial, sent = os.path.dirname(path) or ".", f"{path}.unfinished", 0
     with _source_errors(locator):
@@ -52,17 +52,17 @@ def upload(path: str, size: int, read: ReadRange, on_send: OnSend, locator: str)
 
 
 def _open_exclusive(partial: str, path: str, size: int, on_send: OnSend, locator: str) -> int | None:
-    """The unfinished file, for us alone; None where another has put the object while we waited for it.
+    """The partial file, exclusively locked; None if a concurrent upload finished meanwhile.
 
-    Two at once would mix what they write, and compressed pieces differ by the version of zstd. Where there are no locks
-    it is gone on without: whoever reads proves what it gets.
+    Two concurrent writers could mix their bytes: compressed pieces differ between versions of zstd.
+    On file systems without locks it proceeds without one: readers verify what they get.
     """
     waited = False
     while True:
         with _source_errors(locator):
             fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
-            with suppress(FileNotFoundError):  # the one before us has renamed it
+            with suppress(FileNotFoundError):  # renamed by the previous holder of the lock
                 if _try_lock(fd) and os.path.samestat(os.fstat(fd), os.stat(partial)):
                     if waited and _has_size(path, size):
                         os.unlink(partial)
@@ -82,7 +82,7 @@ def _try_lock(fd: int) -> bool:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # this file system has none
+    except OSError:  # locks are not supported by this file system
         return True
     return True
 
@@ -94,7 +94,7 @@ def _has_size(path: str, size: int) -> bool:
 
 
 def _make_dirs(folder: str) -> list[str]:
-    """Make a folder; which others have got a new name in them by it."""
+    """Create a folder and its parents; the directories that gained an entry, for fsync."""
     parents, parent = [], folder
     while not os.path.isdir(parent):
         parent = os.path.dirname(parent) or "."
@@ -113,12 +113,12 @@ def _rename(partial: str, path: str) -> None:
     try:
         os.replace(partial, path)
     except FileNotFoundError:
-        if not os.path.exists(path):  # else another has put the same, where there are no locks
+        if not os.path.exists(path):  # else renamed by a concurrent upload, without locks
             raise
 
 
 def _fsync_or_unlink(fd: int, partial: str) -> None:
-    """A sync that failed is never repeated on that file: the next one would say that all is well."""
+    """Sync a file, or remove it: after a failed fsync, the next one would report success."""
     try:
         os.fsync(fd)
     except OSError:
@@ -137,7 +137,7 @@ def _fsync_dir(folder: str) -> None:
 
 @contextmanager
 def _source_errors(locator: str) -> Iterator[None]:
-    """What this file system refuses: asking again mends none but a passing failure of a disk or a network."""
+    """Map OSError to SourceError; only temporary disk or network failures are transient."""
     try:
         yield
     except OSError as error:

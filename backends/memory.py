@@ -1,4 +1,4 @@
-"""Objects in memory, under ``mem://host/path``: for tests, and the shortest example of a source."""
+"""In-memory objects under ``mem://host/path``: for tests, and the smallest example of a source."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from .source import Body, Listed, Listing
 
 
 class MemorySource:
-    """Serves a mapping of locators to bytes. ``opened`` counts the requests, ``ranges`` holds (locator, start, stop)."""
+    """Bytes by locator. ``ranges`` records locator, start and stop of each ``open``."""
 
-    network = True  # so that --offline can be tested with it
+    network = True  # so that offline mode can be tested with it
 
     def __init__(self, objects: Mapping[str, bytes]) -> None:
         self.objects = dict(objects)

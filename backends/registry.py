@@ -1,4 +1,4 @@
-"""Which source serves which locator: one row a scheme. A factory runs when its first locator is met."""
+"""The source registry: one factory per URL scheme, called on first use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _file() -> Source:
 
 
 def _http() -> Source:
-    from .http.client import HttpSource  # requests takes 70 ms to import; a command without a transfer does not pay it
+    from .http.client import HttpSource  # imports requests, 70 ms: only for a transfer
 
     return HttpSource()
 
@@ -44,13 +44,13 @@ FACTORIES: Mapping[str, Callable[[], Source]] = {
 
 
 def scheme_of(locator: str) -> str:
-    """The scheme of a locator; empty for a path."""
+    """The URL scheme of a locator, in lower case; empty for a path."""
     scheme, separator, _ = locator.partition("://")
     return scheme.lower() if separator else ""
 
 
 class Registry:
-    """Finds the source for a locator. Safe for threads; each factory is called once."""
+    """Lookup of sources by locator. Thread-safe; each factory is called once."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Registry:
         offline: bool = False,
         wrap: Callable[[Source], Source] = lambda source: source,
     ) -> None:
-        """*wrap* is put around every source (a throttle, a counter); *offline* refuses those that need a network."""
+        """*wrap* wraps every source (throttle, counter); *offline* refuses network sources."""
         self._factories, self._offline, self._wrap = dict(factories), offline, wrap
         self._made: dict[Callable[[], Source], Source] = {}
         self._mutex = Lock()
@@ -70,7 +70,7 @@ class Registry:
         factory = self._factories.get(scheme)
         if factory is None:
             known = ", ".join(sorted(f"{name}://" for name in self._factories if name))
-            hint = f"name a path, or an address of one of these: {known}"
+            hint = f"use a path, or one of these schemes: {known}"
             raise SourceError(f"{scheme}:// is not supported", locator=locator, hint=hint)
         with self._mutex:
             source = self._made.get(factory)
@@ -83,5 +83,5 @@ class Registry:
 
 
 def open_source(locator: str) -> Source:
-    """A source that serves *locator*, with settings from the environment. Raises SourceError."""
+    """A source for *locator*, configured by the environment. Raises SourceError."""
     return Registry().find(locator)

@@ -1,4 +1,4 @@
-"""The seam between the engine and everything that can give bytes."""
+"""The source interface: ``Source`` and ``Target``, bodies and listings, and locator helpers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from urllib.parse import quote
 from .errors import TimedOut
 
 READ_ALL_TIMEOUT_S = 300.0
-"""How long a small body may take, however it drips."""
+"""Seconds for reading a whole small body, however slowly its bytes trickle in."""
 _HUB_SCHEME = "hf://"
 
 
 class Body:
-    """Bytes ``[start, …)`` of one object, read once, by one thread.
+    """A readable stream of bytes ``[start, …)`` of one object; read once, by one thread.
 
-    ``start`` may be less than asked for: 0 when the source ignored the range; ``ranged`` is False then, and the body goes
-    to the object's end. ``total`` is the whole object's length, None when the source does not say. ``fd`` is an open
-    descriptor of the whole object where it is a local file. ``version`` is equal for two bodies of one locator only where
-    they are of the same bytes, as far as the source can be believed; empty where it does not say.
+    ``start`` may be less than requested: 0 if the source ignored the range. Then ``ranged`` is
+    False and the body extends to the end of the object. ``total`` is the length of the whole
+    object, None if unknown. ``fd`` is an open descriptor of the whole object if it is a local file.
+    ``version`` is a validator: two bodies of one locator with equal versions have the same bytes,
+    as far as the source can be trusted; empty if there is none.
     """
 
     def __init__(
@@ -39,19 +40,19 @@ class Body:
         self._read_into, self._close = read_into, close
 
     def read_into(self, view: memoryview) -> int:
-        """Put some bytes at the beginning of *view*; how many, 0 at the end. Raises SourceError."""
+        """Read up to ``len(view)`` bytes; the count, 0 at the end. Raises SourceError."""
         return self._read_into(view)
 
     def close(self) -> None:
-        """Free what the body holds; may be called at any time, from any thread, more than once.
+        """Release the connection or descriptor. Idempotent; may be called from any thread.
 
-        A read that another thread is waiting in ends soon, with an error or as if the body were over.
+        A read blocked in another thread returns soon, with an error or as if at the end.
         """
         self._close()
 
 
 def replaced(body: Body, read_into: Callable[[memoryview], int], *, ranged: bool = True) -> Body:
-    """*body* read in another way, for wrappers."""
+    """*body* with another ``read_into``, for wrappers."""
     given = body.ranged and ranged
     return Body(
         start=body.start, total=body.total, read_into=read_into, close=body.close, ranged=given, version=body.version
@@ -60,17 +61,17 @@ def replaced(body: Body, read_into: Callable[[memoryview], int], *, ranged: bool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """One file that a source lists. What the listing does not tell is None."""
+    """One file of a listing. Fields that the listing does not provide are None."""
 
-    path: str  # POSIX, relative to the listed locator; hostile until checked
+    path: str  # POSIX, relative to the listed locator; untrusted until validated
     size: int | None = None  # bytes
     sha256: str | None = None  # lower-case hex, as the listing claims
-    suffix: str = ""  # to be put behind the file's locator: the version that was listed
+    suffix: str = ""  # appended to the file's locator: pins the listed version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What is below a locator. ``locator`` names the very revision that was listed, where the source keeps revisions."""
+    """The files below a locator. ``locator`` is pinned to the listed revision, if there are any."""
 
     locator: str
     files: tuple[Listed, ...]
@@ -78,25 +79,26 @@ class Listing:
 
 @runtime_checkable
 class Source(Protocol):
-    """Where bytes come from. Knows locators and bytes; knows nothing of digests, stores and lockfiles.
+    """An origin of bytes. Knows locators and bytes; knows nothing of digests, stores and lockfiles.
 
     Contract (checked by ``backends.conformance.SourceContract``):
-      * ``open(loc, start=n, stop=m)`` with ``0 <= n < m <= total`` yields bytes from ``n`` (to ``m``, or to the end: the
-        reader stops by itself) or, where ranges are refused, from 0, and says which.
-      * A body that ends early simply ends: the reader counts. Errors while reading are of the same types as while opening.
+      * ``open(loc, start=n, stop=m)`` with ``0 <= n < m <= total`` yields bytes from ``n`` to ``m``
+        or further (the reader stops by itself); from 0 if ranges are not supported, and says so.
+      * A truncated body just ends: the reader counts bytes. Reading raises the same error types as
+        opening.
       * Closing a body early frees its connection. Every method may be called from any thread.
-      * ``origin(loc)`` names what fails together: a host, a folder.
+      * ``origin(loc)`` is the failure domain: a host, a folder.
     Raises: NotFound, AccessDenied, ProtocolError, NotListable (permanent);
     ConnectionFailed, TimedOut, Throttled (transient).
     """
 
     network: bool
-    """Whether ``--offline`` forbids it."""
+    """Whether it needs a network, and so is refused while offline."""
 
     def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body: ...
 
     def size(self, locator: str) -> int | None:
-        """Bytes in the object, without reading it; None where the source does not say."""
+        """Length of the object in bytes, without reading it; None if not reported."""
         ...
 
     def listing(self, locator: str) -> Listing: ...
@@ -105,26 +107,26 @@ class Source(Protocol):
 
 
 ReadRange = Callable[[int, int], bytes]
-"""Gives bytes ``[start, stop)`` of what is to be put. Whatever it raises ends the putting."""
+"""Returns bytes ``[start, stop)`` of the object to upload. Exceptions abort the upload."""
 OnSend = Callable[[int], object]
-"""Is told of bytes about to be sent, 0 while only waiting. Whatever it raises ends the putting."""
+"""Callback before *count* bytes are sent, 0 while waiting. Exceptions abort the upload."""
 
 
 @runtime_checkable
 class Target(Protocol):
-    """A source that can be written to."""
+    """A source that accepts uploads."""
 
     def put(self, locator: str, size: int, read: ReadRange, on_send: OnSend) -> int:
-        """Let an object of *size* bytes stand at *locator*, whole or not at all; how many bytes were sent.
+        """Upload an object of *size* bytes to *locator*, atomically; the number of bytes sent.
 
-        What an earlier call with the same bytes left unfinished is not sent again. On return it is there, and
-        durable where we write the disk ourselves. Raises SourceError.
+        Resumes an earlier incomplete upload of the same bytes. On return the object is visible,
+        and durable if this process writes the file system itself. Raises SourceError.
         """
         ...
 
 
 class Wrapper:
-    """A source around another: subclass it and say what opening does."""
+    """Base of sources that wrap another one: subclasses define ``open``."""
 
     def __init__(self, inner: Source) -> None:
         self._inner = inner
@@ -141,10 +143,10 @@ class Wrapper:
 
 
 def join_locator(folder: str, path: str) -> str:
-    """The locator of a file below a folder's locator; quoted where locators are URLs."""
+    """The locator of a file below a folder's locator; percent-encoded if locators are URLs."""
     folder = folder.rstrip("/")
     if folder.startswith(_HUB_SCHEME):
-        from .hf.locator import folder_locator  # its grammar takes a millisecond to compile, which nobody else pays
+        from .hf.locator import folder_locator  # its regexes compile in 1 ms: only for hf://
 
         folder = folder_locator(folder)
     quoted = folder.startswith(("http://", "https://", "file://", "hf://"))
@@ -152,7 +154,7 @@ def join_locator(folder: str, path: str) -> str:
 
 
 def locator_prefixes(source: str) -> tuple[str, ...]:
-    """How the locators of a source's files begin, whatever revision they are pinned to."""
+    """Prefixes of the locators of a source's files, whatever revision they are pinned to."""
     if source.startswith(_HUB_SCHEME):
         from .hf.locator import repository_prefix
 
@@ -162,23 +164,23 @@ def locator_prefixes(source: str) -> tuple[str, ...]:
 
 
 def read_all(source: Source, locator: str, *, at_most: int) -> bytes:
-    """A small object whole. Raises SourceError, ValueError where it is longer than *at_most* bytes."""
+    """A whole small object. Raises SourceError, ValueError if it exceeds *at_most* bytes."""
     return read_body(source.open(locator), at_most=at_most, locator=locator)
 
 
 def read_body(body: Body, *, at_most: int, locator: str) -> bytes:
-    """A small body whole, and close it. Raises SourceError, ValueError where it is longer than *at_most* bytes."""
+    """A whole small body; closes it. Raises SourceError, ValueError if over *at_most* bytes."""
     deadline = time.monotonic() + READ_ALL_TIMEOUT_S
     try:
         if body.start != 0:
-            raise ValueError(f"the answer begins at byte {body.start}")
+            raise ValueError(f"the response begins at byte {body.start}")
         data, view = bytearray(), memoryview(bytearray(1 << 16))
         while count := body.read_into(view):
             data += view[:count]
             if len(data) > at_most:
                 raise ValueError(f"longer than {at_most:,} bytes")
             if time.monotonic() > deadline:
-                raise TimedOut(f"it took longer than {READ_ALL_TIMEOUT_S:.0f} s", locator=locator)
+                raise TimedOut(f"reading took longer than {READ_ALL_TIMEOUT_S:.0f} s", locator=locator)
         return bytes(data)
     finally:
         body.close()

@@ -1,4 +1,4 @@
-"""A cap on bytes a second, around any source; one budget may be shared by all."""
+"""A bandwidth limit for any source; one budget may be shared by several."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from threading import Lock
 
 from .source import Body, Source, Wrapper, replaced
 
-_SLICE_S = 0.05  # how much of a second's budget may be taken at once, so that a cap is smooth
+_SLICE_S = 0.05  # seconds of budget per read, so that the rate is smooth
 
 
 class RateBudget:
-    """Hands out bytes at ``bytes_per_s``, to any number of threads. Clock and sleep are injected for tests."""
+    """A rate limiter, shared by threads: ``bytes_per_s``. Tests inject clock and sleep."""
 
     def __init__(
         self,
@@ -26,11 +26,11 @@ class RateBudget:
 
     @property
     def slice(self) -> int:
-        """Bytes to read at once under this budget."""
+        """Maximum bytes per read under this budget."""
         return max(1, int(self.bytes_per_s * _SLICE_S))
 
     def spend(self, count: int) -> None:
-        """Wait until *count* bytes, just received, have been paid for."""
+        """Block until the budget covers *count* bytes that were just received."""
         with self._mutex:
             self._idle_at = max(self._idle_at, self._clock()) + count / self.bytes_per_s
             wait = self._idle_at - self._clock()
@@ -39,7 +39,7 @@ class RateBudget:
 
 
 class ThrottledSource(Wrapper):
-    """A source read no faster than its budget allows."""
+    """A source whose bodies are limited to a budget's rate."""
 
     def __init__(self, inner: Source, budget: RateBudget) -> None:
         super().__init__(inner)

@@ -1,1 +1,1 @@
-"""``hf://``: the repositories of a model hub."""
+"""Model hubs: ``hf://`` locators and the API of Hugging Face."""

@@ -1,7 +1,7 @@
-"""``hf://…``: the repositories of a model hub, by the hub's web API.
+"""The client of a model hub: ``hf://…`` by the web API of Hugging Face.
 
-A listing is pinned to the commit that the revision is just now. Files that the hub keeps as LFS are listed with their
-sha256; of the others it tells only git's own digest, which is none of the content.
+A listing is pinned to the current commit of the revision. Files in LFS are listed with their
+sha256; for others the API reports only the git blob hash, which is not a digest of the content.
 """
 
 from __future__ import annotations
@@ -23,22 +23,24 @@ from ..source import Body, Listed, Listing
 from .locator import HubPath
 
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
-_LISTING_BYTES = 256 << 20  # of all its pages
+_LISTING_BYTES = 256 << 20  # of all pages together
 _PAGES = 10_000
 _ENDPOINT_HINT = "check that HF_ENDPOINT is the address of a hub, or unset it"
 
 
 class HubSource:
-    """Repositories of one hub: the one that ``HF_ENDPOINT`` names, or huggingface.co. The token goes to it alone.
+    """The repositories of one hub: that of ``HF_ENDPOINT``, or huggingface.co.
 
-    The hub redirects to signed addresses. Ranges go straight to the last one for five minutes; one that is refused is
-    asked for anew.
+    The token is sent to no other host.
+
+    The hub redirects to signed URLs. Range requests go straight to the cached target for five
+    minutes; one that is refused is resolved again.
     """
 
     network = True
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
-        """Raises SourceError where ``HF_ENDPOINT`` is no address."""
+        """Raises SourceError if ``HF_ENDPOINT`` is invalid."""
         self._environ = os.environ if environ is None else environ
         self._endpoint = _endpoint(self._environ.get("HF_ENDPOINT", ""))
         self._host = environment.origin(self._endpoint)
@@ -52,13 +54,13 @@ class HubSource:
             except NotFound as error:
                 if error.reason != "RevisionNotFound" or not _COMMIT.match(hub_path.revision):
                     raise
-                # The branch was rewritten, and the commit that was locked with it. Its files are mostly there still,
-                # and whether these are the bytes that are meant, the reader's digest decides.
+                # A force-push removed the pinned commit. Its files are mostly still on the branch;
+                # the caller's digest decides whether they are the same bytes.
                 main = replace(hub_path, revision="main")
                 return self._http.open(f"{self._endpoint}/{main.content}", start=start, stop=stop)
 
     def size(self, locator: str) -> int | None:
-        # By GET, since what the hub redirects to may be signed for nothing else.
+        # By GET, since a signed redirect target may be valid for no other method.
         body = self.open(locator, start=0, stop=1)
         body.close()
         return body.total
@@ -74,7 +76,9 @@ class HubSource:
 
     def _parse(self, locator: str) -> HubPath:
         if environment.env_flag(self._environ, "HF_HUB_OFFLINE"):
-            raise Offline("not asked, because of HF_HUB_OFFLINE", locator=locator, hint="unset HF_HUB_OFFLINE")
+            raise Offline(
+                "no request was sent, because HF_HUB_OFFLINE is set", locator=locator, hint="unset HF_HUB_OFFLINE"
+            )
         return HubPath.parse(locator)
 
     def _token(self, url: str) -> str | None:
@@ -87,7 +91,7 @@ class HubSource:
         document, _, _ = self._page(url, _LISTING_BYTES, locator)
         commit = document.get("sha") if isinstance(document, dict) else None
         if not isinstance(commit, str) or not _COMMIT.match(commit):
-            raise ProtocolError("the hub's answer names no commit", locator=locator, hint=_ENDPOINT_HINT)
+            raise ProtocolError("the hub's response names no commit", locator=locator, hint=_ENDPOINT_HINT)
         return commit
 
     def _files(self, pinned: HubPath, locator: str) -> Iterator[Listed]:
@@ -98,30 +102,32 @@ class HubSource:
             rows, length, url = self._page(url, remaining, locator)
             remaining -= length
             if not isinstance(rows, list):
-                raise ProtocolError("the hub's answer is no listing", locator=locator, hint=_ENDPOINT_HINT)
+                raise ProtocolError("the hub's response is not a listing", locator=locator, hint=_ENDPOINT_HINT)
             for row in rows:
                 if (listed := _parse_row(row, pinned.path, locator)) is not None:
                     yield listed
             if not url:
                 return
             if _origin(url) != self._host:
-                raise ProtocolError(f"the hub continues its listing at another address, {redact(url)}", locator=locator)
+                raise ProtocolError(f"the listing continues at another address, {redact(url)}", locator=locator)
         what, hint = f"the listing has more than {_PAGES:,} pages", "name a folder of the repository"
         raise NotListable(what, locator=locator, hint=hint)
 
     def _page(self, url: str, at_most: int, locator: str) -> tuple[Any, int, str]:
-        """One answer of the API, its length in bytes and the address of the page behind it."""
+        """One JSON response of the API, its length in bytes, and the URL of the next page."""
         try:
             raw, next_url = self._http.page(url, at_most=at_most)
             return json.loads(raw), len(raw), next_url
         except (ValueError, RecursionError) as error:
-            raise ProtocolError("the hub's answer is too long, or no JSON", locator=locator, hint=_ENDPOINT_HINT) from error
+            raise ProtocolError(
+                "the hub's response is too long, or not JSON", locator=locator, hint=_ENDPOINT_HINT
+            ) from error
 
-    # ---- refusals
+    # ---- errors
 
     @contextmanager
     def _hub_errors(self, hub_path: HubPath, locator: str) -> Iterator[None]:
-        """Refusals in words of the hub, and of the locator that was asked for."""
+        """Rewrite errors in terms of the hub and of the original locator."""
         try:
             yield
         except SourceError as error:
@@ -138,7 +144,7 @@ class HubSource:
 
 
 def find_token(environ: Mapping[str, str]) -> str | None:
-    """The token of ``HF_TOKEN``, else of the file that ``hf auth login`` writes; None where there is none."""
+    """The token from ``HF_TOKEN``, else from the file of ``hf auth login``; None if absent."""
     home = environ.get("HOME", "")
     cache = environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
     folder = environ.get("HF_HOME") or f"{cache}/huggingface"
@@ -156,7 +162,7 @@ def _endpoint(text: str) -> str:
     endpoint = text.strip().rstrip("/") or "https://huggingface.co"
     scheme, host, _ = _origin(endpoint)
     if scheme not in ("http", "https") or not host or re.search(r"[@?#\s]", endpoint):
-        hint = "write it as https://hub.example.org, and what logs in into HF_TOKEN"
+        hint = "write it as https://hub.example.org, and put credentials into HF_TOKEN"
         raise SourceError("HF_ENDPOINT is not the address of a hub", locator=redact(endpoint), hint=hint)
     return endpoint
 
@@ -164,21 +170,21 @@ def _endpoint(text: str) -> str:
 def _origin(url: str) -> tuple[str, str, int]:
     try:
         return environment.origin(url)
-    except ValueError:  # a port that is none
+    except ValueError:  # an invalid port
         return "", "", 0
 
 
 def _parse_row(row: Any, folder: str, locator: str) -> Listed | None:
-    """One row of the hub's tree; None for what is no file. Whether names, sizes and digests are good, who locks decides."""
+    """A row of a tree listing; None if not a file. The caller validates path and digest."""
     if not isinstance(row, dict):
-        raise ProtocolError("the hub's answer is no listing", locator=locator)
+        raise ProtocolError("the hub's response is not a listing", locator=locator)
     if row.get("type") != "file":
         return None
     path, lfs = row.get("path"), row.get("lfs")
     size, sha256 = (lfs.get("size"), lfs.get("oid")) if isinstance(lfs, dict) else (row.get("size"), None)
     if not isinstance(path, str) or type(size) is not int or (lfs is not None and not isinstance(sha256, str)):
         what = f"the hub lists {path[:80]!a}" if isinstance(path, str) else "the hub lists a file without a path"
-        raise ProtocolError(f"{what}, and what it tells of size and sha256 makes no sense", locator=locator)
+        raise ProtocolError(f"{what} with an invalid size or sha256", locator=locator)
     below = f"{folder}/" if folder else ""
     if not path.startswith(below):
         raise ProtocolError(f"the hub lists {path[:80]!a}, which is not below {folder[:80]!a}", locator=locator)
@@ -186,7 +192,7 @@ def _parse_row(row: Any, folder: str, locator: str) -> Listed | None:
 
 
 def _describe(error: SourceError, hub_path: HubPath, page: str, *, has_token: bool) -> tuple[str, str]:
-    """What was refused, and what to do."""
+    """Message and hint for an error of the hub."""
     if error.reason == "GatedRepo":
         hint = f"request access at {page}, then set HF_TOKEN" + (" to a token that has it" if has_token else "")
         return f"{hub_path.name} is gated ({error.what})", hint

@@ -1,1 +1,1 @@
-"""``http://`` and ``https://``: connections, redirects, responses, and the index pages of web servers."""
+"""HTTP and HTTPS: connections, redirects, responses, and index pages of web servers."""

@@ -1,14 +1,16 @@
-"""Where a server may send us: which network addresses a redirect may lead to.
+"""The address policy: which network addresses a redirect may connect to (protection against SSRF).
 
-A locator's own host is the user's choice and may be anywhere; people run mirrors in their own network. Where a redirect
-leads is the server's choice, and a server on the internet has no business with this machine or the network around it:
+The host of a locator is the user's choice and may be anywhere, since people run mirrors in their
+own network. The target of a redirect is the server's choice, and a server on the internet must not
+reach this machine or its network:
 
-* from an origin on the internet, redirects lead to the internet only;
-* from an origin with a private address (loopback included), also to private addresses;
-* to link-local addresses and those at which clouds hand out credentials, only from an origin that has such a one itself.
+* an origin on the internet may redirect to global addresses only;
+* an origin with a private address (loopback included) also to private addresses;
+* only an origin with a link-local or cloud metadata address may redirect to such addresses.
 
-What decides is what a host resolves to, so ``2130706433``, ``127.1`` and ``[::ffff:127.0.0.1]`` are all ``127.0.0.1``;
-and connections are made to the very addresses that were looked at, so a name cannot be another one the next moment.
+The resolved address decides, so ``2130706433``, ``127.1`` and ``[::ffff:127.0.0.1]`` are all
+``127.0.0.1``. Connections are made to the very addresses that were checked, which rules out DNS
+rebinding.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from collections.abc import Iterable
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 
-_IPV4_EMBEDDING = tuple(ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "::/96"))  # NAT64, and a form long obsolete
-# Not link-local, yet of the same use: credentials and settings of cloud machines (IPv6 of AWS, Alibaba, Azure).
+# IPv6 prefixes that embed an IPv4 address: NAT64, and the deprecated IPv4-compatible form.
+_IPV4_EMBEDDING = tuple(ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "::/96"))
+# Metadata services outside the link-local ranges: IPv6 of AWS, Alibaba, Azure.
 _METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")))
 
 
 class AllowedScope(IntEnum):
-    """How far a redirect may lead; each includes those before it."""
+    """The range of addresses that a redirect may connect to; each includes those before it."""
 
     GLOBAL = 0
     PRIVATE = 1
@@ -33,11 +36,11 @@ class AllowedScope(IntEnum):
 
 
 class NotAllowed(Exception):
-    """A host has an address outside the reach that was given. Not an OSError, so that no library takes it for one."""
+    """An address outside the allowed scope. Not an OSError, which libraries would handle."""
 
 
 def scope_of(addresses: Iterable[str]) -> AllowedScope:
-    """The least reach that includes every address; GLOBAL where there is none."""
+    """The smallest scope that includes every address; GLOBAL if there are none."""
     return max((_address_scope(ipaddress.ip_address(text)) for text in addresses), default=AllowedScope.GLOBAL)
 
 
@@ -46,13 +49,13 @@ def _address_scope(address: IPv4Address | IPv6Address) -> AllowedScope:
         return _address_scope(inner)
     if address.is_link_local or address in _METADATA:
         return AllowedScope.ANY
-    # is_global holds for multicast and for the old site-local addresses; no web server has either.
+    # is_global is true for multicast and deprecated site-local addresses: no web server has one.
     excluded = address.is_multicast or (isinstance(address, IPv6Address) and address.is_site_local)
     return AllowedScope.GLOBAL if address.is_global and not excluded else AllowedScope.PRIVATE
 
 
 def _embedded(address: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address that a gateway or the kernel makes of an IPv6 address."""
+    """The IPv4 address that a gateway or the kernel translates an IPv6 address to."""
     if (inner := address.ipv4_mapped or address.sixtofour) is not None:
         return inner
     number = int(address)
@@ -62,9 +65,9 @@ def _embedded(address: IPv6Address) -> IPv4Address | None:
 
 
 def resolve(host: str, port: int, *, literal: bool = False) -> tuple[str, ...]:
-    """The addresses of *host*, best first. With *literal* no name is looked up: one has no address then.
+    """The addresses of *host*, best first. With *literal* only a numeric address; none for a name.
 
-    Raises socket.gaierror, and UnicodeError for what cannot be a host name.
+    Raises socket.gaierror, and UnicodeError for an invalid host name.
     """
     flags = socket.AI_NUMERICHOST if literal else 0
     try:
@@ -77,6 +80,6 @@ def resolve(host: str, port: int, *, literal: bool = False) -> tuple[str, ...]:
 
 
 def check(host: str, addresses: Iterable[str], allowed: AllowedScope) -> None:
-    """Raises NotAllowed."""
+    """Check addresses against the allowed scope. Raises NotAllowed."""
     if scope_of(addresses) > allowed:
         raise NotAllowed(f"{host} is not on the internet" if allowed is AllowedScope.GLOBAL else f"{host} is link-local")

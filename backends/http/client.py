@@ -1,4 +1,4 @@
-"""``http://`` and ``https://``: ranges, redirects followed by ourselves, errors told apart."""
+"""The HTTP client: range requests, redirects under an address policy, classified errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .response import discard, make_body, parse_retry_after, release, satisfies_
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
 HEAD_TIMEOUT_S = 60.0
-"""For the whole head of one answer, however its bytes are spread."""
+"""Seconds for the status line and all headers of one response, however slowly they arrive."""
 _MAX_REDIRECTS = 5
 _HEADERS = {"User-Agent": "modelstow", "Accept": "*/*", "Accept-Encoding": "identity"}
 _LIBRARY_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
@@ -35,7 +35,7 @@ _LIBRARY_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, HTTP
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What is asked of a locator, wherever it leads. *briefly*: so few bytes that they should be read at once."""
+    """A request, independent of redirects. *short*: ``fast_response`` can read the body."""
 
     method: str = "GET"
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class _Request:
 
     @classmethod
     def of(cls, start: int, stop: int | None) -> _Request:
-        """Bytes ``[start, stop)``, None being the end."""
+        """A request for bytes ``[start, stop)``; None means the end."""
         if not start and stop is None:
             return cls()
         last = "" if stop is None else stop - 1
@@ -55,10 +55,11 @@ class _Request:
 
 
 class HttpSource:
-    """Any web server. Bytes are asked for as they are (``identity``), because a range of a compressed form is no range.
+    """The source for web servers.
 
-    Connections are shared by all threads; nothing is retried here, but that a remembered redirect which no longer holds is
-    followed anew. Where redirects may lead: ``addresses``.
+    It requests the ``identity`` encoding: a range of compressed bytes is no range of the object.
+    Connections are shared by all threads. Nothing is retried here, except that an expired cached
+    redirect is resolved again. Redirects are limited by ``address_policy``.
     """
 
     network = True
@@ -71,8 +72,8 @@ class HttpSource:
         head_timeout_s: float = HEAD_TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """*token* gives the bearer token for a URL, asked anew for every hop of a redirect; *clock* ages redirects."""
-        self._environ = dict(os.environ) if environ is None else environ  # which looks up faster
+        """*token*: the bearer token for a URL, requested for every hop; *clock* ages redirects."""
+        self._environ = dict(os.environ) if environ is None else environ  # a dict is faster
         self._token = token
         self._redirects = RedirectCache(clock)
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
@@ -87,8 +88,8 @@ class HttpSource:
         if response is None:
             response = self._request(request, locator)
         if request.ranged and not _satisfies_range(response, start):
-            # 416, several parts, another range: the server and we differ about the object. Ask for all of it; the
-            # reader compares the length.
+            # 416, multipart/byteranges or another range: the object is not the expected one.
+            # Request all of it; the reader compares the length.
             release(response)
             response = self._request(_Request(), locator)
         return _body(response, locator, ranged=not request.ranged or "Content-Range" in response.headers)
@@ -109,10 +110,10 @@ class HttpSource:
         parts = urlsplit(locator)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
-    # ---- asking
+    # ---- requests
 
     def _request(self, request: _Request, locator: str) -> urllib3.BaseHTTPResponse:
-        """One answer with a body to read, after redirects. Raises SourceError for every other status."""
+        """A response with a body, after redirects. Raises SourceError for any error status."""
         redirects.check(locator)
         redirect_target = RedirectTarget(locator, AllowedScope.ANY)
         for _ in range(_MAX_REDIRECTS + 1):
@@ -128,9 +129,9 @@ class HttpSource:
         raise ProtocolError(f"more than {_MAX_REDIRECTS} redirects", locator=locator)
 
     def page(self, url: str, *, at_most: int) -> tuple[bytes, str]:
-        """A small answer whole, and the address of the page behind it by its ``Link`` header; empty at the last.
+        """A small body, and the URL of the next page from its ``Link`` header, else empty.
 
-        Raises SourceError, ValueError where it is longer than *at_most* bytes.
+        Raises SourceError, ValueError if it exceeds *at_most* bytes.
         """
         response = self._request(_Request(), url)
         links = requests.utils.parse_header_links(response.headers.get("Link", ""))
@@ -139,9 +140,9 @@ class HttpSource:
         return data, next_url and urljoin(response.url or url, next_url)
 
     def _request_cached_redirect(self, locator: str, request: _Request, start: int) -> urllib3.BaseHTTPResponse | None:
-        """The answer of where the locator led last; None if nowhere, or if that no longer gives what is asked.
+        """The response of the cached redirect target; None if there is none, or it fails.
 
-        So a signed address that expired is renewed, and a thousand ranges of a file cost its hub one request.
+        So an expired signed URL is renewed, and many ranges of a file cost the hub one request.
         """
         redirect_target = self._redirects.get(locator)
         if redirect_target is None:
@@ -158,12 +159,12 @@ class HttpSource:
         return None
 
     def _send(self, request: _Request, redirect_target: RedirectTarget, locator: str) -> urllib3.BaseHTTPResponse:
-        """One request and the head of its answer, whatever it is. Credentials are looked up for the very host asked."""
+        """A single request without redirects; any status. Sends only the URL host's credentials."""
         url = redirect_target.url
         bundle = environment.ca_bundle(self._environ)
         if isinstance(bundle, str) and not os.path.exists(bundle):
-            hint = "let REQUESTS_CA_BUNDLE name a file of certificates, or unset it"
-            raise SourceError("the file of certificates to trust is not there", locator=locator, hint=hint)
+            hint = "set REQUESTS_CA_BUNDLE to a file of trusted certificates, or unset it"
+            raise SourceError("the file of trusted certificates does not exist", locator=locator, hint=hint)
         try:
             response = self._connections[redirect_target.scope].request(
                 request.method,
@@ -171,13 +172,13 @@ class HttpSource:
                 {**_HEADERS, **request.headers, **self._authorization(url, locator)},
                 proxy=environment.proxy(url, self._environ),
                 verify=bundle,
-                short=request.short and url == locator,  # a signed address may be good for one question
+                short=request.short and url == locator,  # a signed URL may work only once
             )
         except NotAllowed as error:
             raise _redirect_not_allowed(error, locator) from None
         except _LIBRARY_ERRORS as error:
-            # The library's own text may hold the URL with its query, also where a traceback is printed: only the kind
-            # of failure is passed on.
+            # The text of a library error may contain the URL with its query, also in a printed
+            # traceback: only the kind of failure is passed on.
             raise _source_error(error, locator) from None
         response.url = url
         return response
@@ -189,13 +190,13 @@ class HttpSource:
         return {"Authorization": urllib3.util.make_headers(basic_auth=":".join(login))["authorization"]} if login else {}
 
     def _allowed_scope(self, url: str, locator: str) -> AllowedScope:
-        """How far the connection for *url*, a redirect of *locator*, may reach."""
+        """The address scope for *url*, a redirect target of *locator*."""
         if environment.origin(url) == environment.origin(locator):
             return AllowedScope.ANY
         try:
             allowed = address_policy.scope_of(self._addresses(locator))
             if environment.proxy(url, self._environ):
-                # The proxy resolves names and connects; what a name means there we cannot know, what a number means we can.
+                # The proxy resolves names, which cannot be checked here; numeric addresses can.
                 address_policy.check(urlsplit(url).hostname or "", self._addresses(url), allowed)
         except NotAllowed as error:
             raise _redirect_not_allowed(error, locator) from None
@@ -227,14 +228,14 @@ def _length(response: urllib3.BaseHTTPResponse) -> int | None:
 
 
 def _check_response(response: urllib3.BaseHTTPResponse, locator: str, url: str, *, ranged: bool) -> None:
-    """Whether there is a body to read. *url* is who answers, in the end. Raises SourceError."""
+    """Reject any response but one with a body; *url* is the final URL. Raises SourceError."""
     status = response.status
     if status in (200, 206):
         encodings = [response.headers.get("Content-Encoding", ""), response.headers.get("Transfer-Encoding", "")]
         unsupported = [text for text in encodings if text.strip().lower() not in ("", "identity", "chunked")]
         if unsupported:
             release(response)
-            # Whatever a server writes may hold what a terminal obeys.
+            # Filtered, since headers may contain terminal escape sequences.
             raise ProtocolError(
                 f"the server encodes the body as {re.sub('[^A-Za-z0-9, -]', '', unsupported[0])[:20]}", locator=locator
             )
@@ -251,14 +252,12 @@ def _check_response(response: urllib3.BaseHTTPResponse, locator: str, url: str, 
 
 def _status_error(status: int, locator: str, url: str, retry_after: float | None) -> SourceError:
     what = f"HTTP {status}"
-    with suppress(ValueError):  # not the server's own phrase
+    with suppress(ValueError):  # the standard phrase, not the server's
         what += f" {HTTPStatus(status).phrase}"
-    hint = "put a login for this host into ~/.netrc, or check the one there"
+    hint = "add a login for this host to ~/.netrc, or check the existing one"
     if environment.origin(url) != environment.origin(locator):
         what += f" from {urlsplit(url).netloc}, where it redirects to"
-        hint = (
-            f"the redirect's target refused, not {urlsplit(locator).netloc}; if it goes on, tell those who run the source"
-        )
+        hint = f"the redirect target refused, not {urlsplit(locator).netloc}; if this persists, report it to its operator"
     if status in (404, 410):
         return NotFound(what, locator=locator)
     if status in (401, 403, 407):
@@ -271,7 +270,7 @@ def _status_error(status: int, locator: str, url: str, retry_after: float | None
 
 
 def _redirect_not_allowed(error: NotAllowed, locator: str) -> ProtocolError:
-    hint = "redirects lead into a private network only from there; name the address itself as the source if it is meant"
+    hint = "only an origin in a private network may redirect into one; if intended, use the target itself as the source"
     return ProtocolError(f"redirected to an address that is not allowed ({error})", locator=locator, hint=hint)
 
 
@@ -282,9 +281,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _source_error(error: Exception, locator: str) -> SourceError:
-    """What a failure of the library means. Nothing of its text is kept."""
+    """The SourceError for an exception of requests, urllib3 or http.client, without its text."""
     for cause in _chain(error):
-        if isinstance(cause, urllib3.exceptions.NewConnectionError):  # by its class a timeout, by its meaning none
+        if isinstance(cause, urllib3.exceptions.NewConnectionError):  # a timeout by class only
             break
         if isinstance(cause, (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)):
             return TimedOut("the server did not answer in time", locator=locator)
@@ -292,13 +291,13 @@ def _source_error(error: Exception, locator: str) -> SourceError:
             return ProtocolError(what, locator=locator, hint="REQUESTS_CA_BUNDLE names a file of certificates to trust")
         if isinstance(cause, RemoteDisconnected | IncompleteRead | ConnectionError):
             break
-        if isinstance(cause, LineTooLong) or type(cause) is HTTPException:  # of the latter http.client has no other
-            return ProtocolError("the answer's head is too large", locator=locator)
+        if isinstance(cause, LineTooLong) or type(cause) is HTTPException:  # plain: too many headers
+            return ProtocolError("the response header is too large", locator=locator)
         if isinstance(cause, urllib3.exceptions.InvalidHeader | requests.exceptions.InvalidHeader):
-            return ProtocolError("the answer contradicts itself about its length", locator=locator)
+            return ProtocolError("the response has conflicting lengths in its header", locator=locator)
     bad_url = (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema)
     if isinstance(error, bad_url) or (isinstance(error, ValueError) and not isinstance(error, OSError)):
-        return ProtocolError("the address cannot be asked", locator=locator)
+        return ProtocolError("not a valid URL", locator=locator)
     *_, root = _chain(error)
     return ConnectionFailed(
         f"connection failed ({getattr(root, 'strerror', None) or type(root).__name__})", locator=locator
@@ -306,7 +305,7 @@ def _source_error(error: Exception, locator: str) -> SourceError:
 
 
 def _tls_error(error: urllib3.exceptions.SSLError) -> str:
-    """What TLS has against the server; empty where the connection just broke."""
+    """Why TLS does not trust the server; empty if the connection just broke."""
     for cause in _chain(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"the server's certificate is not valid ({cause.verify_message})"

@@ -1,7 +1,8 @@
-"""Connections of our own make: to addresses that were checked, and with a deadline for the head of an answer.
+"""Connection pools with checked addresses, and a deadline for the header of a response.
 
-The library's timeout counts from byte to byte, so a server that drips its headers would never meet it. Here the file that
-http.client reads from gives each read of the head what is left of the deadline: no thread watches.
+The library's read timeout restarts with every byte, so a server that trickles its header never
+exceeds it. Here the file that http.client reads from limits each read of the header to the time
+left until the deadline; no thread is needed to enforce it.
 """
 
 from __future__ import annotations
@@ -28,31 +29,31 @@ from urllib3.util.connection import create_connection
 from . import fast_response
 from .address_policy import AllowedScope, check, resolve
 
-_MAX_ADDRESSES = 6  # of one host that are tried: each may take the whole connect timeout
-_MAX_POOLS = 64  # origins whose connections are kept
-_WHOLE_TIMEOUT = 0.99
+_MAX_ADDRESSES = 6  # tried per host: each may take the whole connect timeout
+_MAX_POOLS = 64  # origins whose pools are kept
+_WHOLE_TIMEOUT = 0.99  # with this share of the read timeout left, it is not lowered for one read
 
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    """How one origin is reached. *whole*: a proxy is asked, which wants whole addresses."""
+    """The pool for one origin. *absolute_form*: the proxy needs whole URLs (RFC 9112, 3.2.2)."""
 
     pool: HTTPConnectionPool
     absolute_form: bool
 
 
 class HttpConnections:
-    """Asks servers within *reach*; NotAllowed comes through as it is. Safe for threads.
+    """Connection pools for servers within *scope*; NotAllowed propagates unchanged. Thread-safe.
 
-    requests knows proxies, certificates and pools of connections, and is asked once an origin. Each request goes to the
-    pool beneath: to prepare and wrap one costs requests three times what it costs to send it.
-    Each reach needs an object of its own: a pooled connection was checked when it was made, by the reach of then.
+    requests sets up proxies, certificates and pools, once per origin. Each request goes straight to
+    the urllib3 pool: requests takes three times as long to prepare and wrap one as to send it.
+    Each scope needs its own instance: a pooled connection was checked when it was opened.
     """
 
     def __init__(self, scope: AllowedScope, *, head_timeout_s: float, timeout: urllib3.Timeout) -> None:
         self._adapter, self._timeout = _Adapter(scope, head_timeout_s), timeout
         self._route = functools.lru_cache(_MAX_POOLS)(self._find_route)
-        self._no_fast_path: set[_Route] = set()  # whose answers are not brief
+        self._no_fast_path: set[_Route] = set()  # routes whose responses need the full parser
 
     def request(
         self,
@@ -64,8 +65,11 @@ class HttpConnections:
         verify: str | bool = True,
         short: bool = False,
     ) -> urllib3.BaseHTTPResponse:
-        """One request and the head of its answer, whatever it is. *proxy* is its address, if there is one; *verify* as in
-        requests; *briefly*: the body should be short. Raises what requests, urllib3 and http.client raise."""
+        """A single request, without redirects or retries; any status.
+
+        *proxy*: its URL, if any; *verify*: as in requests; *short*: a short body is expected.
+        Raises the exceptions of requests, urllib3 and http.client.
+        """
         parts = urllib3.util.parse_url(url)
         key = parts.scheme or "", parts.netloc or "", proxy, verify
         for _ in range(2):
@@ -73,7 +77,7 @@ class HttpConnections:
             if short and not proxy and (response := self._fast_get(route, parts.request_uri, headers)):
                 return response
             target = parts._replace(auth=None, fragment=None).url if route.absolute_form else parts.request_uri
-            with suppress(urllib3.exceptions.ClosedPoolError):  # one of too many origins
+            with suppress(urllib3.exceptions.ClosedPoolError):  # evicted: too many origins
                 return route.pool.urlopen(
                     method,
                     target,
@@ -87,13 +91,13 @@ class HttpConnections:
                 )
             self._route.cache_clear()
             self._no_fast_path.clear()
-        raise urllib3.exceptions.PoolError(route.pool, "closed again and again")
+        raise urllib3.exceptions.PoolError(route.pool, "closed repeatedly")
 
     def _fast_get(self, route: _Route, target: str, headers: Mapping[str, str]) -> urllib3.HTTPResponse | None:
-        """The same of a connection that is open; None where none is, or where it has to be asked in the common route.
+        """The response by the fast path; None if it does not apply, or no connection is idle.
 
-        Pools give connections to their own requests alone; to take one takes two methods that are private. Where a later
-        version has others, everything is asked in the common route.
+        Pools lend connections only to their own requests; borrowing one takes two private methods.
+        If a later version lacks them, every request takes the full path.
         """
         get_conn, put_conn = getattr(route.pool, "_get_conn", None), getattr(route.pool, "_put_conn", None)
         if route in self._no_fast_path or get_conn is None or put_conn is None:
@@ -115,7 +119,7 @@ class HttpConnections:
                 self._no_fast_path.add(route)
             return None
         except BaseException:
-            connection.close()  # half an answer may be in it
+            connection.close()  # the rest of the response may be in it
             raise
         finally:
             put_conn(connection)
@@ -129,7 +133,7 @@ class HttpConnections:
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Pools of our connections, also those to proxies."""
+    """The pool manager of requests, with checked connections, also to proxies."""
 
     def __init__(self, scope: AllowedScope, head_timeout_s: float) -> None:
         own = {"scope": scope, "head_timeout_s": head_timeout_s}
@@ -146,19 +150,19 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
         manager = super().proxy_manager_for(proxy, **options)
-        if isinstance(manager, urllib3.ProxyManager):  # SOCKS ones have connections of their own
+        if isinstance(manager, urllib3.ProxyManager):  # SOCKS managers have their own pools
             manager.pool_classes_by_scheme = self._pools
         return manager
 
 
 class _CheckedHTTPConnection(HTTPConnection):
-    """Resolves once, checks every address, and connects to one of those; the name stays what TLS verifies."""
+    """A connection to a checked address of its host; TLS still verifies the host name."""
 
     scope: AllowedScope
     head_timeout_s: float
 
     def _new_conn(self) -> socket.socket:
-        if self.proxy is not None:  # the user's choice; and it is the proxy that resolves the host
+        if self.proxy is not None:  # chosen by the user; it resolves the host itself
             return super()._new_conn()
         try:
             addresses = resolve(self.host, self.port)
@@ -175,13 +179,13 @@ class _CheckedHTTPConnection(HTTPConnection):
             except OSError as error:
                 failure = error
         if isinstance(failure, TimeoutError):
-            raise urllib3.exceptions.ConnectTimeoutError(self, "connecting took too long") from failure
+            raise urllib3.exceptions.ConnectTimeoutError(self, "connect timeout") from failure
         raise urllib3.exceptions.NewConnectionError(self, "cannot connect") from failure
 
-    def response_class(  # type: ignore[override]  # http.client calls it, be it a class or not
+    def response_class(  # type: ignore[override]  # http.client only calls it: it need not be a class
         self, sock: socket.socket, **options: Any
     ) -> http.client.HTTPResponse:
-        """What http.client makes an answer with, that of a proxy to CONNECT included."""
+        """Construct a response for http.client, also that of a proxy to CONNECT."""
         return _Response(_DeadlineReader(sock, time.monotonic() + self.head_timeout_s), **options)
 
 
@@ -190,10 +194,10 @@ class _CheckedHTTPSConnection(_CheckedHTTPConnection, HTTPSConnection):
 
 
 class _Response(http.client.HTTPResponse):
-    """An answer whose head has a deadline."""
+    """A response with a deadline for its header."""
 
     def __init__(self, reader: _DeadlineReader, **options: Any) -> None:
-        super().__init__(reader, **options)  # type: ignore[arg-type]  # it asks a socket for makefile only
+        super().__init__(reader, **options)  # type: ignore[arg-type]  # it only calls sock.makefile
         self._reader = reader
 
     def begin(self) -> None:
@@ -202,12 +206,12 @@ class _Response(http.client.HTTPResponse):
 
 
 class _DeadlineReader(io.RawIOBase):
-    """What arrives at a socket. While *deadline* (monotonic seconds) is set, no read waits beyond it."""
+    """The bytes of a socket. While *deadline* is set, in monotonic seconds, reads end by then."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock, self._raw = sock, sock.makefile("rb", buffering=0)
         self.deadline: float | None = deadline
-        self._read_timeout = sock.gettimeout()  # seconds between two reads
+        self._read_timeout = sock.gettimeout()  # seconds
 
     def makefile(self, mode: str) -> io.BufferedReader:
         return io.BufferedReader(self)
@@ -223,17 +227,17 @@ class _DeadlineReader(io.RawIOBase):
             return self._raw.readinto(buffer)
         remaining = self.deadline - time.monotonic()
         if remaining <= 0:
-            raise TimeoutError("the head of the answer took too long")
+            raise TimeoutError("the response header took too long")
         if self._read_timeout is not None and remaining > _WHOLE_TIMEOUT * self._read_timeout:
-            count = self._raw.readinto(buffer)  # mostly the whole head comes at once
+            count = self._raw.readinto(buffer)  # mostly the whole header arrives at once
         else:
             self._sock.settimeout(remaining)
             try:
                 count = self._raw.readinto(buffer)
             finally:
                 self._sock.settimeout(self._read_timeout)
-        if count == 0:  # http.client would take half a head, with half a Location in it, for a whole one
-            raise ConnectionResetError(errno.ECONNRESET, "closed before the head of the answer was over")
+        if count == 0:  # http.client would accept a truncated header, with half a Location in it
+            raise ConnectionResetError(errno.ECONNRESET, "closed before the end of the response header")
         return count
 
     def close(self) -> None:
@@ -242,7 +246,7 @@ class _DeadlineReader(io.RawIOBase):
 
 
 class _QueryRedactor(logging.Filter):
-    """The library logs addresses: a signed query is a credential, whoever listens."""
+    """Removes queries from the library's log messages: in a signed URL, they are credentials."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args, record.exc_info = re.sub(r"\?[^\s\"']*", "?…", record.getMessage()), (), None

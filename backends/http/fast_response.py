@@ -1,7 +1,8 @@
-"""A short exchange over a connection that is open: one write, and mostly one read.
+"""A fast path for short responses on an open connection: one write, and mostly one read.
 
-A library that can read any answer takes ten times longer for ten kilobytes than the network. So what is short and plain
-is read here: a status, fields, and as many bytes as ``Content-Length`` says. Whatever is not so is the library's.
+For a body of ten kilobytes, a general HTTP library takes ten times longer than the network. So
+short, plain responses are parsed here: status line, header fields, and a body of Content-Length
+bytes. Anything else is left to urllib3.
 """
 
 from __future__ import annotations
@@ -15,44 +16,44 @@ from typing import Any
 from urllib3 import HTTPHeaderDict, HTTPResponse
 
 MAX_BODY = 1 << 16
-"""The most bytes that a body read here may have."""
+"""Maximum length of a body, in bytes."""
 _MAX_HEAD = 1 << 14  # bytes
-# Each in one pass, whatever a server writes: where two repetitions could take the same character, a line of blanks would
-# take minutes, and no other thread runs meanwhile.
+# Linear time for any input: with two repetitions over the same characters, a line of blanks would
+# take minutes and hold the GIL meanwhile.
 _STATUS_LINE = re.compile(r"HTTP/1\.1 ([2-5][0-9][0-9])(?: [^\x00-\x1f\x7f]*)?\Z")
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _LENGTH = re.compile("[0-9]{1,18}")
-_DISCARD_S = 0.1  # how long the body of a refusal or a redirect is waited for
+_DISCARD_S = 0.1  # how long to wait for the body of an error or a redirect
 
 
 class NeedsFullParser(Exception):
-    """It has to be asked in the common way. *remember*: so will be what this server answers next."""
+    """A response outside the fast path. *permanent*: so will be others of this server."""
 
     def __init__(self, *, permanent: bool) -> None:
-        super().__init__("not a brief answer")
+        super().__init__("not a short, plain response")
         self.permanent = permanent
 
 
 def fast_get(connection: Any, target: str, headers: Mapping[str, str], timeout_s: float) -> tuple[HTTPResponse, bool]:
-    """GET *target* over an open connection of http.client's and read the whole answer, within *timeout_s* seconds; and
-    whether the connection serves another.
+    """The response to GET *target* on an open connection, and whether that is reusable.
 
-    Raises NeedsFullParser, also where it broke.
+    The whole response must arrive within *timeout_s* seconds. Raises NeedsFullParser, also if the
+    connection is lost.
     """
     deadline = time.monotonic() + timeout_s
     try:
         connection.sock.settimeout(timeout_s)
         connection.sock.sendall(_encode_request(_host(connection), target, headers))
         return _ResponseReader(connection.sock, deadline).read()
-    except TimeoutError as error:  # it may be so with every answer: none of it is to cost that again
+    except TimeoutError as error:  # may happen with every response: do not pay for it again
         raise NeedsFullParser(permanent=True) from error
-    except (OSError, ValueError) as error:  # whatever it was, asking in the common way finds words for it
+    except (OSError, ValueError) as error:  # the request over urllib3 will classify it
         raise NeedsFullParser(permanent=False) from error
 
 
 def _host(connection: Any) -> str:
-    """What http.client would call it: a signature may cover it."""
+    """The Host header as http.client sends it: a signature may cover it."""
     host = f"[{connection.host}]" if ":" in connection.host else connection.host
     return str(host if connection.port == connection.default_port else f"{host}:{connection.port}")
 
@@ -60,7 +61,7 @@ def _host(connection: Any) -> str:
 def _encode_request(host: str, target: str, headers: Mapping[str, str]) -> bytes:
     lines = [f"GET {target} HTTP/1.1", f"Host: {host}", *(f"{name}: {value}" for name, value in headers.items())]
     if any(not line.isprintable() for line in lines):
-        raise ValueError("no request holds control characters")
+        raise ValueError("a request must not contain control characters")
     return "\r\n".join((*lines, "", "")).encode("ascii")
 
 
@@ -87,7 +88,7 @@ class _ResponseReader:
             self._deadline = min(self._deadline, time.monotonic() + _DISCARD_S)
         while self._count < stop:
             self._receive()
-        if self._count > stop:  # more than it announced: what would be read next is not an answer to us
+        if self._count > stop:  # excess bytes would be read as the next response
             raise NeedsFullParser(permanent=True)
         body = io.BytesIO(self._buffer[start:stop])
         response = HTTPResponse(body, fields, status, preload_content=False, decode_content=False)
@@ -97,16 +98,16 @@ class _ResponseReader:
         if self._count:
             remaining = self._deadline - time.monotonic()
             if remaining <= 0:
-                raise TimeoutError("the answer took too long")
+                raise TimeoutError("the response took too long")
             self._sock.settimeout(remaining)
         count = self._sock.recv_into(memoryview(self._buffer)[self._count :])
         if not count:
-            raise ConnectionResetError("closed before the answer was over")
+            raise ConnectionResetError("closed before the end of the response")
         self._count += count
 
 
 def _parse_head(head: str) -> tuple[int, HTTPHeaderDict]:
-    """Status and fields of an answer that says how long it is. Raises NeedsFullParser for every other."""
+    """Status and header fields of a response with Content-Length. Raises NeedsFullParser."""
     first, *lines = head.split("\r\n")
     status, fields = _STATUS_LINE.match(first), HTTPHeaderDict()
     for line in lines:

@@ -1,4 +1,4 @@
-"""What is below a URL, by a SHA256SUMS file in it or by the server's own index page."""
+"""Listings over HTTP: a SHA256SUMS file in the folder, or the index pages of the server."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..source import Listed, Listing, Source, join_locator, read_all
 _MAX_BYTES = 64 << 20
 _MAX_PAGES = 10_000
 _LIST = "list the variant's `files` with path, size and sha256 in models.toml"
-_CHECKSUMS_HINT = f"write it anew in that folder, e.g. with `sha256sum * > SHA256SUMS`, or {_LIST}"
+_CHECKSUMS_HINT = f"recreate it in that folder, e.g. with `sha256sum * > SHA256SUMS`, or {_LIST}"
 _CHECKSUM_LINE = re.compile(r"\\?([0-9A-Fa-f]{64}) [ *](.+)\Z")
 _INDEX_TITLE = re.compile(r"\s*(Index of|Directory listing for)\b")  # nginx and Apache; Python's http.server
 
 
 def listing(source: Source, locator: str) -> Listing:
-    """Every file below *locator*; links out of it are not followed. Raises NotListable and what reading raises."""
+    """The files below *locator*; links to elsewhere are ignored. Raises SourceError."""
     folder = locator.rstrip("/") + "/"
     try:
         text = read_all(source, folder + "SHA256SUMS", at_most=_MAX_BYTES).decode("utf-8")
     except (NotFound, AccessDenied) as error:
-        # Static servers on object stores answer 403 for what is not there.
+        # Static servers on object stores respond 403 for a missing object.
         files = tuple(_from_index_pages(source, folder, no_checksums=error))
     except ValueError as error:
         raise NotListable(f"SHA256SUMS is unreadable ({error})", locator=locator, hint=_CHECKSUMS_HINT) from error
@@ -79,7 +79,7 @@ def _links(source: Source, page: str, folder: str, no_checksums: SourceError) ->
             hint = f"check the address; if it is right, and that server shows no folders, {_LIST}"
             raise NotListable(f"nothing is at this address ({error.what})", locator=folder, hint=hint) from error
         if isinstance(no_checksums, AccessDenied) and isinstance(error, AccessDenied):
-            raise error from no_checksums  # not a missing listing: we may not look
+            raise error from no_checksums  # access is denied, rather than no listing available
         raise no_index from error
     parser = _LinkParser()
     parser.feed(html)
@@ -89,7 +89,7 @@ def _links(source: Source, page: str, folder: str, no_checksums: SourceError) ->
     for href in parser.hrefs:
         try:
             url, fragment = urldefrag(urljoin(page, href))
-        except ValueError:  # a link that is no URL leads nowhere
+        except ValueError:  # not a valid URL
             continue
         is_below = url.startswith(page) and url != page and not fragment
         if is_below and "?" not in url:
@@ -98,7 +98,7 @@ def _links(source: Source, page: str, folder: str, no_checksums: SourceError) ->
 
 
 class _LinkParser(HTMLParser):
-    """The title and the links of a page."""
+    """The title and the links of an HTML page."""
 
     def __init__(self) -> None:
         super().__init__()

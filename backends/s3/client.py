@@ -1,7 +1,8 @@
-"""``s3://bucket/prefix``: any S3, by boto3 and its own chain of credentials, profiles, endpoints and regions.
+"""The S3 client: ``s3://bucket/prefix`` on any S3-compatible server, by boto3.
 
-A locator is written as the `aws s3` command writes it: what follows the bucket is the key as it is, nothing is quoted. The
-version id that a listing found stands behind it as ``?versionId=…``: what was locked stays what is fetched.
+Credentials, profiles, endpoints and regions are found by boto3's own chain. Locators are written
+as for `aws s3`: after the bucket comes the raw key, without percent-encoding. A listing appends
+``?versionId=…``, so that exactly the listed version is fetched.
 """
 
 from __future__ import annotations
@@ -28,51 +29,51 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
 METADATA_TIMEOUT_S = 0.5
-"""How long to look for the credentials of a cloud instance, where nothing else gave any and nobody set another time."""
+"""Seconds to wait for instance metadata, unless the user sets a timeout."""
 _MAX_CONNECTIONS = 64
-_PARALLEL_HEADS = 32  # at once, while listing
+_PARALLEL_HEADS = 32  # concurrent HEAD requests of a listing
 _MAX_PAGES = 10_000
 _LOCATOR = re.compile(r"[sS]3://(?P<bucket>[^/?#@]+)(?:/(?P<key>.*?))?(?:\?versionId=(?P<version>[^?&/]+))?", re.DOTALL)
 
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound"}
 _THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "ServiceUnavailable"}
-_EXPIRED = "log in again, or renew AWS_SESSION_TOKEN: the session is over"
-_ACCESS_DENIED = {  # what S3 refuses with a status other than 401 or 403 too
-    "AccessDenied": "they may not read this: s3:GetObject is needed, and s3:ListBucket to lock",
+_EXPIRED = "log in again, or renew AWS_SESSION_TOKEN: the session has expired"
+_ACCESS_DENIED = {  # error codes that S3 also sends with a status other than 401 or 403
+    "AccessDenied": "they do not permit this: s3:GetObject is needed, and s3:ListBucket for listings",
     "AllAccessDisabled": "",
     "AuthorizationHeaderMalformed": "check AWS_DEFAULT_REGION",
     "CredentialsNotSupported": "",
     "ExpiredToken": _EXPIRED,
     "InvalidAccessKeyId": "this server does not know AWS_ACCESS_KEY_ID; check it and the endpoint",
-    "InvalidClientTokenId": "AWS_ACCESS_KEY_ID is not known; check it and the endpoint",
+    "InvalidClientTokenId": "AWS_ACCESS_KEY_ID is unknown; check it and the endpoint",
     "InvalidSecurity": "",
     "InvalidToken": _EXPIRED,
     "RequestExpired": "set this machine's clock",
     "RequestTimeTooSkewed": "set this machine's clock",
-    "SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY does not fit AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY does not match AWS_ACCESS_KEY_ID",
     "TokenRefreshRequired": _EXPIRED,
 }
 _CREDENTIALS_HINT = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 
 
 class _OutOfRange(SourceError):
-    """A range begins behind the end of the object."""
+    """A range that starts beyond the end of the object."""
 
 
 class S3Source:
-    """Objects of buckets. Botocore's retries are off: retrying is decided in one place, and not here.
+    """The objects of S3 buckets. Botocore's retries are off, since retries are the caller's.
 
-    Where no credentials are found, requests are not signed: a public bucket answers them, any other refuses them. The
-    environment and the profiles are read once, when the first locator is asked for.
+    Without credentials, requests are unsigned: public buckets serve them, others deny access. The
+    environment and the profiles are read once, on the first request.
     """
 
     network = True
     page_size = 1000
-    """Keys asked for at once in a listing; S3 gives no more."""
+    """Keys per page of a listing; the maximum of S3."""
 
     def __init__(self) -> None:
         self._boto_client: BaseClient | None = None
-        self._unsigned = ""  # why requests are not signed, where they are not
+        self._unsigned = ""  # the reason for unsigned requests, if they are
         self._mutex = Lock()
 
     def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
@@ -86,7 +87,7 @@ class S3Source:
                 response["Body"].close()
                 raise _OutOfRange("another range was sent", locator=locator)
         except _OutOfRange:
-            # The server and we differ about the object. Ask for all of it; the reader compares the length.
+            # The object is not the expected one. Request all of it; the reader compares the length.
             response = self._request("get_object", locator, arguments)
         return self._body(response, locator, range_requested=range_requested)
 
@@ -97,7 +98,7 @@ class S3Source:
         except SourceError as error:
             if error.transient or isinstance(error, NotFound):
                 raise
-        # An answer to HEAD has no body, so a refusal cannot say why; one to GET can.
+        # A response to HEAD has no body, so no error code; one to GET has.
         body = self.open(locator)
         body.close()
         return body.total
@@ -107,7 +108,9 @@ class S3Source:
         prefix = key.rstrip("/") + "/" if key else ""  # t2v/ is not t2v-other
         keys = list(self._keys(bucket, prefix, locator))
         if not keys:
-            raise NotFound("no object is below it", locator=locator, hint="check the bucket, the prefix and the endpoint")
+            raise NotFound(
+                "no object has this prefix", locator=locator, hint="check the bucket, the prefix and the endpoint"
+            )
         with ThreadPoolExecutor(_PARALLEL_HEADS) as pool:
             files = tuple(pool.map(lambda row: self._listed(bucket, prefix, *row), keys))
         return Listing(locator=locator, files=files)
@@ -130,19 +133,19 @@ class S3Source:
             )
             for row in page.get("Contents", ()):
                 key = row.get("Key", "")
-                if key.startswith(prefix) and not key.endswith("/"):  # consoles make a key like that for a folder
+                if key.startswith(prefix) and not key.endswith("/"):  # consoles create such folders
                     yield key, row.get("Size")
             if not page.get("IsTruncated"):
                 return
             before, token = token, page.get("NextContinuationToken", "")
             if token in ("", before):
-                raise ProtocolError("the listing says that it goes on, and not where", locator=locator)
+                raise ProtocolError("the listing is truncated, without a continuation token", locator=locator)
         raise NotListable(f"more than {_MAX_PAGES} pages", locator=locator, hint="name a longer prefix")
 
     def _listed(self, bucket: str, prefix: str, key: str, size: int | None) -> Listed:
-        """A row with the sha256 that S3 keeps, where it keeps one of the whole object, and the version.
+        """A file of a listing with its version, and its sha256 if S3 stores a full-object checksum.
 
-        A page of keys tells neither, so each object is asked for both. What that saves is the object's whole download.
+        Pages of keys contain neither, so each object costs one HEAD. That saves downloading it.
         """
         locator = f"s3://{bucket}/{key}"
         try:
@@ -150,17 +153,17 @@ class S3Source:
         except SourceError as error:
             if error.transient:
                 raise
-            head = {}  # perhaps nobody wants this one; who does will be told by GET, and better
+            head = {}  # the file may not be needed; if it is, GET reports a better error
         version = head.get("VersionId", "null")
         suffix = "" if version == "null" else f"?versionId={quote(version, safe='')}"
-        size = head.get("ContentLength", size)  # of the very version whose checksum it is
+        size = head.get("ContentLength", size)  # of the same version as the checksum
         return Listed(path=key[len(prefix) :], size=size, sha256=_sha256(head), suffix=suffix)
 
-    # ---- asking
+    # ---- requests
 
     def _body(self, response: Mapping[str, Any], locator: str, *, range_requested: bool) -> Body:
-        # The stored bytes are the object, whatever Content-Encoding its owner gave it: nothing is decoded. Beneath
-        # botocore's stream, which would add a check of the length, is urllib3's response.
+        # The object is the stored bytes, whatever its Content-Encoding: nothing is decoded. Under
+        # botocore's stream, which would add a length check, is a urllib3 response.
         raw = getattr(response["Body"], "_raw_stream", response["Body"])
         content_range, length = response.get("ContentRange"), response.get("ContentLength")
         ranged = not range_requested or parse_content_range(content_range) is not None
@@ -191,26 +194,26 @@ class S3Source:
 
 
 def _session() -> Any:
-    """boto3's session, which does not wait long for an instance's metadata."""
-    import boto3.session  # with a client a quarter of a second; only who has an s3:// pays it
+    """A boto3 session that does not wait long for instance metadata."""
+    import boto3.session  # with a client 0.25 s: only for s3://
     import botocore.session
     from botocore.configprovider import ConstantProvider
 
     inner = botocore.session.get_session()
-    if inner.get_config_variable("metadata_service_timeout") == 1:  # the default, twice waited for; an instance takes ms
+    if inner.get_config_variable("metadata_service_timeout") == 1:  # the default; tried twice
         timeout = ConstantProvider(METADATA_TIMEOUT_S)
         inner.get_component("config_store").set_config_provider("metadata_service_timeout", timeout)
     return boto3.session.Session(botocore_session=inner)
 
 
 def _make() -> tuple[BaseClient, str]:
-    """A client, and why it does not sign, where it does not. Endpoints and addressing styles are boto3's to find."""
+    """A boto3 client, and why its requests are unsigned. boto3 finds the endpoint."""
     session = _session()
     unsigned = ""
     if env_flag(os.environ, "AWS_NO_SIGN_REQUEST"):
         unsigned = "AWS_NO_SIGN_REQUEST is set, and this is not public"
     elif session.get_credentials() is None:
-        unsigned = f"there are no credentials; {_CREDENTIALS_HINT}"
+        unsigned = f"no credentials were found; {_CREDENTIALS_HINT}"
 
     import botocore
     from botocore.config import Config
@@ -221,15 +224,15 @@ def _make() -> tuple[BaseClient, str]:
         retries={"total_max_attempts": 1, "mode": "standard"},
         max_pool_connections=_MAX_CONNECTIONS,
         signature_version=botocore.UNSIGNED if unsigned else None,
-        response_checksum_validation="when_required",  # the lock's digest decides
-        request_checksum_calculation="when_required",  # older servers refuse the trailers that it needs
+        response_checksum_validation="when_required",  # the caller verifies the digest
+        request_checksum_calculation="when_required",  # older servers reject the trailers
     )
     region = session.region_name or os.environ.get("AWS_REGION") or "us-east-1"
     return session.client("s3", config=config, region_name=region), unsigned
 
 
 def _parts(locator: str) -> tuple[str, str, str]:
-    """Bucket, key and version id of a locator."""
+    """Bucket, key and version id of a locator. Raises SourceError."""
     match = _LOCATOR.fullmatch(locator)
     if match is None:
         raise SourceError("an s3:// locator names a bucket", locator=locator, hint="write s3://bucket/prefix")
@@ -242,9 +245,9 @@ def _arguments(locator: str) -> dict[str, Any]:
 
 
 def _sha256(head: Mapping[str, Any]) -> str | None:
-    """The content's sha256 as hex. The checksum of a multipart upload is of its parts' checksums: no use."""
+    """The content's sha256 in hex; None for a multipart upload's checksum of checksums."""
     text, kind = head.get("ChecksumSHA256", ""), head.get("ChecksumType")
-    if kind is None:  # servers from before there were types: an upload in parts has -<parts> in its ETag
+    if kind is None:  # older servers: a multipart upload has -<parts> in its ETag
         kind = "COMPOSITE" if "-" in head.get("ETag", "-") else "FULL_OBJECT"
     if kind != "FULL_OBJECT" or not re.fullmatch("[A-Za-z0-9+/]{43}=", text):
         return None
@@ -252,33 +255,36 @@ def _sha256(head: Mapping[str, Any]) -> str | None:
 
 
 def _response_error(response: Mapping[str, Any], locator: str, unsigned: str) -> SourceError:
-    """What an answer that is an error means."""
+    """The SourceError for an error response."""
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     code = re.sub(r"[^\w.-]", "", str(response.get("Error", {}).get("Code", "")))[:60] or str(status)
     after = parse_retry_after(response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", ""))
     if code == "InvalidObjectState":
         return SourceError("the object is archived", locator=locator, hint="restore it from its storage class first")
-    # Some servers find a request without a signature malformed rather than forbidden.
+    # Some servers treat an unsigned request as malformed rather than forbidden.
     if code in _ACCESS_DENIED or status in (401, 403, 407) or (unsigned and status == 400):
         hint = unsigned or f"check the credentials ({_ACCESS_DENIED.get(code) or _CREDENTIALS_HINT})"
         return AccessDenied(
-            f"S3 refused ({code})" + ", asked without credentials" * bool(unsigned), locator=locator, hint=hint
+            f"S3 refused ({code})" + ", requested without credentials" * bool(unsigned), locator=locator, hint=hint
         )
     if status == 416:
         return _OutOfRange(f"S3 refused ({code})", locator=locator)
     if code in _NOT_FOUND or status == 404:
-        return NotFound(f"S3 has none ({code})", locator=locator)
+        return NotFound(f"not found on S3 ({code})", locator=locator)
     if code in _THROTTLED or status in (429, 503):
         return Throttled(f"S3 asks to slow down ({code})", locator=locator, retry_after=after)
     if code == "RequestTimeout" or status in (408, 504):
-        return TimedOut(f"S3 waited in vain ({code})", locator=locator)
+        return TimedOut(f"S3 timed out ({code})", locator=locator)
     if status >= 500 and status != 501:
         return ConnectionFailed(f"S3 failed ({code})", locator=locator, retry_after=after)
     return SourceError(f"S3 refused ({code})", locator=locator)
 
 
 def _request_error(error: Exception, locator: str) -> SourceError:
-    """What no answer means. The libraries' own texts may hold secrets: few are passed on."""
+    """The SourceError for a request without response.
+
+    Few library messages are kept, since they may contain secrets.
+    """
     from botocore import exceptions as botocore
     from urllib3 import exceptions as urllib3
 
@@ -295,11 +301,11 @@ def _request_error(error: Exception, locator: str) -> SourceError:
         botocore.SSOError,
         botocore.TokenRetrievalError,
         botocore.UnknownCredentialError,
-        getattr(botocore, "LoginError", botocore.SSOError),  # of later versions
+        getattr(botocore, "LoginError", botocore.SSOError),  # in later versions
     )
     name = type(error).__name__
     if isinstance(error, with_message + without_message):
-        what = str(error).rstrip(".") if isinstance(error, with_message) else f"the credentials cannot be had ({name})"
+        what = str(error).rstrip(".") if isinstance(error, with_message) else f"cannot retrieve credentials ({name})"
         return AccessDenied(what, locator=locator, hint=f"{_CREDENTIALS_HINT}; AWS_NO_SIGN_REQUEST=1 for a public bucket")
     if isinstance(error, botocore.SSLError | urllib3.SSLError):
         return ProtocolError("the server's certificate is not valid", locator=locator, hint="AWS_CA_BUNDLE names a CA")
@@ -311,4 +317,4 @@ def _request_error(error: Exception, locator: str) -> SourceError:
     ):
         return ConnectionFailed(f"connection failed ({name})", locator=locator)
     hint = "check AWS_ENDPOINT_URL_S3, AWS_DEFAULT_REGION and the profile"
-    return ProtocolError(f"it cannot be asked, or the answer makes no sense ({name})", locator=locator, hint=hint)
+    return ProtocolError(f"the request failed, or its response is invalid ({name})", locator=locator, hint=hint)

@@ -1,4 +1,4 @@
-"""Putting one object into a bucket: a small one at once, a large one in parts that an interrupted upload leaves behind."""
+"""Upload to S3: a single PUT for a small object, a resumable multipart upload for a large one."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..errors import AccessDenied, NotFound, SourceError
 from ..source import OnSend, ReadRange
 
 PART_BYTES = 8 << 20
-"""Bytes of a part, and the least: S3 asks for 5 MiB, and takes 10,000 parts at most."""
+"""Minimum size of a part, in bytes: S3 requires 5 MiB, and accepts at most 10,000 parts."""
 _MAX_PARTS = 10_000
 
 
 class SendRequest(Protocol):
-    """One request to S3. Raises SourceError."""
+    """Sends one S3 request. Raises SourceError."""
 
     def __call__(self, operation: str, *, arguments: Mapping[str, Any]) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One key of one bucket, and what is to stand there."""
+    """The upload of one object."""
 
     request: SendRequest
     bucket: str
@@ -38,7 +38,7 @@ class Upload:
         return {"Bucket": self.bucket, "Key": self.key}
 
     def run(self, size: int) -> int:
-        """Let the key hold *size* bytes; how many were sent. Parts that an earlier upload left with the same md5 stay."""
+        """Upload *size* bytes; the number sent. Parts of an earlier upload are kept by MD5."""
         if size <= PART_BYTES:
             data = self.read(0, size)
             sha256 = base64.b64encode(hashlib.sha256(data).digest()).decode()
@@ -53,14 +53,14 @@ class Upload:
             except SourceError as error:
                 if error.transient or isinstance(error, AccessDenied):
                     raise
-            # Another push has ended this upload, or its parts are of another zstd.
+            # A concurrent upload has ended it, or its parts are of another version of zstd.
             if self._exists(size):
                 return sum(sent)
         self._upload_parts(self.request("create_multipart_upload", arguments=self._object)["UploadId"], size, sent)
         return sum(sent)
 
     def _upload_parts(self, upload: str, size: int, sent: list[int]) -> None:
-        """Send what is not there of one upload, noting the bytes of each part in *sent*, and end it."""
+        """Upload the missing parts, appending their sizes to *sent*, and complete the upload."""
         step = PART_BYTES * -(-size // (PART_BYTES * _MAX_PARTS))
         stored = dict(self._parts(upload))
 
@@ -76,7 +76,7 @@ class Upload:
             return tag
 
         numbers = range(1, -(-size // step) + 1)
-        tags = [upload_part(number) for number in numbers]  # several objects are put at once already
+        tags = [upload_part(number) for number in numbers]  # sequential: objects are parallel
         parts = [{"PartNumber": number, "ETag": tag} for number, tag in zip(numbers, tags, strict=True)]
         arguments = {**self._object, "UploadId": upload, "MultipartUpload": {"Parts": parts}}
         self.request("complete_multipart_upload", arguments=arguments)
@@ -88,7 +88,7 @@ class Upload:
             return False
 
     def _unfinished(self) -> str:
-        """The newest upload of this key that did not end; empty where there is none, or the server cannot say."""
+        """The ID of the newest incomplete upload of this key; empty if none, or not supported."""
         rows: list[Any] = []
         with suppress(SourceError):
             rows = self.request("list_multipart_uploads", arguments={"Bucket": self.bucket, "Prefix": self.key}).get(
@@ -98,7 +98,7 @@ class Upload:
         return str(max(own, key=lambda row: str(row.get("Initiated", "")))["UploadId"]) if own else ""
 
     def _parts(self, upload: str) -> Iterator[tuple[int, str]]:
-        """Number and md5 of each part that was sent."""
+        """Number and MD5 of each uploaded part."""
         marker = 0
         while True:
             marker_argument = {"PartNumberMarker": marker} if marker else {}

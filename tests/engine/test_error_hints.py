@@ -68,7 +68,7 @@ def test_a_bad_list_of_sums_says_how_to_make_one(sums: bytes):
 def test_an_address_that_is_no_hub_is_said_to_be_none(answer: bytes):
     """The page of some other server."""
     with Origin({"api/models/org/name/revision/main": answer}) as origin:
-        with pytest.raises(ProtocolError, match="the hub's answer") as caught:
+        with pytest.raises(ProtocolError, match="the hub's response") as caught:
             HubSource({"HF_ENDPOINT": origin.url}).listing("hf://org/name")
 
     assert "HF_ENDPOINT" in caught.value.hint
