@@ -24,7 +24,7 @@ class SourceError(Exception):
         status: int | None = None,
     ) -> None:
         self.what, self.locator, self.hint = what, redact(locator), hint
-        self.reason = reason  # the server's own error code, if it sent one
+        self.reason = reason  # machine-readable: the server's error code, or one of the source
         self.status = status  # HTTP status code, if there was a response
         self.retry_after = retry_after  # seconds, from the server; do not retry sooner
         super().__init__(f"{what}: {self.locator}")

@@ -73,13 +73,13 @@ class FileSource:
             raise _source_error(error, locator) from error
 
     def listing(self, locator: str) -> Listing:
-        root, hint = path_of(locator), "a relative source is relative to models.toml"
+        root = path_of(locator)
         try:
             is_folder = stat.S_ISDIR(os.stat(root).st_mode)
         except OSError as error:
-            raise _source_error(error, locator, hint=hint, what="no such folder") from error
+            raise _source_error(error, locator, what="no such folder", reason="NoSuchFolder") from error
         if not is_folder:
-            raise NotFound("not a folder", locator=locator, hint=hint)
+            raise NotFound("not a folder", locator=locator, reason="NotAFolder")
         files = []
         for folder, folders, names in os.walk(root, onerror=lambda error: _raise(error, locator)):
             folders.sort()
@@ -114,10 +114,12 @@ def _raise(error: OSError, locator: str) -> None:
     raise _source_error(error, locator) from error
 
 
-def _source_error(error: OSError, locator: str, *, hint: str = "", what: str = "no such file") -> SourceError:
-    """The SourceError for an OSError; *what* and *hint* are for a missing file or folder."""
+def _source_error(
+    error: OSError, locator: str, *, what: str = "no such file", hint: str = "", reason: str = ""
+) -> SourceError:
+    """The SourceError for an OSError; the keywords are for a missing file or folder."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
-        return NotFound(what, locator=locator, hint=hint)
+        return NotFound(what, locator=locator, hint=hint, reason=reason)
     if error.errno in (errno.EACCES, errno.EPERM):
         return AccessDenied("permission denied", locator=locator, hint="check who may read the source folder")
     return ConnectionFailed(error.strerror or str(error), locator=locator)

@@ -146,7 +146,7 @@ def _source_errors(locator: str) -> Iterator[None]:
             hint = "check who may write to the target folder"
             raise AccessDenied(f"it cannot be written ({what})", locator=locator, hint=hint) from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "free some room there: what was sent is kept, and the next push continues there"
+            hint = "free some room there: what was sent is kept, and the next upload continues there"
             raise TargetFull(what, locator=locator, hint=hint) from error
         if error.errno in _TRANSIENT_ERRNOS:
             raise ConnectionFailed(what, locator=locator) from error

@@ -52,5 +52,5 @@ class MemorySource:
 
     def _get(self, locator: str) -> bytes:
         if locator not in self.objects:
-            raise NotFound("no such object", locator=locator, hint="check the locator in the lockfile")
+            raise NotFound("no such object", locator=locator)
         return self.objects[locator]

@@ -77,8 +77,7 @@ class Registry:
             if source is None:
                 source = self._made[factory] = self._wrap(factory())
         if self._offline and source.network:
-            hint = "drop --offline, or unset MODELSTOW_OFFLINE and HF_HUB_OFFLINE; or add a folder that has it"
-            raise Offline("not asked, because of --offline", locator=locator, hint=hint)
+            raise Offline("network access is disabled", locator=locator, reason="NetworkDisabled")
         return source
 
 

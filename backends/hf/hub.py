@@ -76,9 +76,8 @@ class HubSource:
 
     def _parse(self, locator: str) -> HubPath:
         if environment.env_flag(self._environ, "HF_HUB_OFFLINE"):
-            raise Offline(
-                "no request was sent, because HF_HUB_OFFLINE is set", locator=locator, hint="unset HF_HUB_OFFLINE"
-            )
+            what, hint = "no request was sent, because HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"
+            raise Offline(what, locator=locator, hint=hint, reason="HubOffline")
         return HubPath.parse(locator)
 
     def _token(self, url: str) -> str | None:

@@ -13,8 +13,7 @@ from ..source import Listed, Listing, Source, join_locator, read_all
 
 _MAX_BYTES = 64 << 20
 _MAX_PAGES = 10_000
-_LIST = "list the variant's `files` with path, size and sha256 in models.toml"
-_CHECKSUMS_HINT = f"recreate it in that folder, e.g. with `sha256sum * > SHA256SUMS`, or {_LIST}"
+_CHECKSUMS_HINT = "recreate it in that folder, e.g. with `sha256sum * > SHA256SUMS`"
 _CHECKSUM_LINE = re.compile(r"\\?([0-9A-Fa-f]{64}) [ *](.+)\Z")
 _INDEX_TITLE = re.compile(r"\s*(Index of|Directory listing for)\b")  # nginx and Apache; Python's http.server
 
@@ -54,9 +53,7 @@ def _from_index_pages(source: Source, folder: str, *, no_checksums: SourceError)
     while pending:
         page = pending.pop()
         if len(seen) > _MAX_PAGES:
-            raise NotListable(
-                f"more than {_MAX_PAGES} index pages", locator=folder, hint=f"name a folder below it, or {_LIST}"
-            )
+            raise NotListable(f"more than {_MAX_PAGES} index pages", locator=folder, hint="name a folder below it")
         for url in _links(source, page, folder, no_checksums):
             if url.endswith("/"):
                 if url not in seen:
@@ -67,17 +64,13 @@ def _from_index_pages(source: Source, folder: str, *, no_checksums: SourceError)
 
 
 def _links(source: Source, page: str, folder: str, no_checksums: SourceError) -> list[str]:
-    no_index = NotListable(
-        "the server has neither SHA256SUMS nor an index page",
-        locator=folder,
-        hint=_LIST,
-    )
+    no_index = NotListable("the server has neither SHA256SUMS nor an index page", locator=folder)
     try:
         html = read_all(source, page, at_most=_MAX_BYTES).decode("utf-8", "replace")
     except (NotFound, AccessDenied, ValueError) as error:
         if page == folder and isinstance(error, NotFound) and isinstance(no_checksums, NotFound):
-            hint = f"check the address; if it is right, and that server shows no folders, {_LIST}"
-            raise NotListable(f"nothing is at this address ({error.what})", locator=folder, hint=hint) from error
+            what, hint = f"nothing is at this address ({error.what})", "check the address"
+            raise NotListable(what, locator=folder, hint=hint) from error
         if isinstance(no_checksums, AccessDenied) and isinstance(error, AccessDenied):
             raise error from no_checksums  # access is denied, rather than no listing available
         raise no_index from error
