@@ -1,20 +1,21 @@
 """Bytes at rest: digests, blobs, piece tables, partials, links, trees, locks, leases. Knows no URL and no lockfile."""
 
+from .blobs import ABSENT, BlobState, BlobStatus
+from .cancellation import CancellationToken
 from .digest import EMPTY, Digest
 from .errors import (
+    Cancelled,
     CasError,
     ChecksumError,
     LinkError,
     LockTimeoutError,
     NoSpaceError,
     SizeMismatchError,
-    Stopped,
     StoreFormatError,
     StoreStateError,
 )
 from .layout import Layout
 from .links import LinkKind, LinkMode
-from .look import ABSENT, BlobState, BlobStatus
 from .store import BlobStore
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "BlobState",
     "BlobStatus",
     "BlobStore",
+    "CancellationToken",
+    "Cancelled",
     "CasError",
     "ChecksumError",
     "Digest",
@@ -33,7 +36,6 @@ __all__ = [
     "LockTimeoutError",
     "NoSpaceError",
     "SizeMismatchError",
-    "Stopped",
     "StoreFormatError",
     "StoreStateError",
 ]

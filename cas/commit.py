@@ -5,18 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
+from .blobs import Blobs, BlobState
 from .digest import Digest
-from .durable import fsync_folder
-from .errors import ChecksumError, LockTimeoutError
-from .layout import TABLE_FROM
-from .look import BlobState
+from .durable import Syncer
+from .errors import Cause, ChecksumError, LockTimeoutError
+from .layout import TABLE_FROM, Layout
 from .partial import Partial
 from .pieces import TableState
-
-if TYPE_CHECKING:
-    from .store import BlobStore
 
 
 class Commit:
@@ -26,18 +22,19 @@ class Commit:
     work done.
     """
 
-    def __init__(self, store: BlobStore, *, replace: Container[Digest]) -> None:
-        self._store, self._replace = store, replace
+    def __init__(self, layout: Layout, blobs: Blobs, *, replace: Container[Digest]) -> None:
+        self._layout, self._blobs, self._replace = layout, blobs, replace
         self._failed: dict[Digest, Exception] = {}
-        self._synced: dict[str, OSError | None] = {}  # folders
 
     def run(self, partials: Sequence[Partial]) -> dict[Digest, Exception]:
         """Why some failed. Those are discarded, but for one that is not its name; and one whose folder could not be synced
         keeps its name without a table: a power cut may take it, which costs a fetch."""
-        for step in self._verify_and_freeze, self._sync, self._publish, self._sync_folder, self._finalize:
-            for partial in partials:
-                if partial.digest not in self._failed:
-                    self._run_step(step, partial)
+        with Syncer(str(self._layout.blobs), len(partials)) as self._syncer:
+            for step in self._verify_and_freeze, self._sync, self._publish, self._sync_folder, self._finalize:
+                for partial in partials:
+                    if partial.digest not in self._failed:
+                        self._run_step(step, partial)
+        self._blobs.clear_suspects(partial.digest for partial in partials if partial.digest not in self._failed)
         return self._failed
 
     def _run_step(self, step: Callable[[Partial], None], partial: Partial) -> None:
@@ -67,22 +64,22 @@ class Commit:
         os.utime(partial.fd, (partial.digest.mtime, partial.digest.mtime))
 
     def _sync(self, partial: Partial) -> None:
-        os.fsync(partial.fd)
+        self._syncer.sync_file(partial.fd)
 
     def _publish(self, partial: Partial) -> None:
-        target = self._store.layout.blob(partial.digest)
+        target = self._layout.blob(partial.digest)
         mine = os.fstat(partial.fd).st_ino
         while True:
             if not partial.owns_path:
-                look = self._store.stat(partial.digest, partial.size)
+                look = self._blobs.stat(partial.digest, partial.size)
                 if look.ino == mine or look.state is BlobState.INTACT:
                     break  # another published it
-                what = f"another process began {partial.digest.short} anew while its lock was held here"
-                raise LockTimeoutError(what, hint="run it again; this file system may not keep locks")
+                what = f"another process started {partial.digest.short} again while its lock was held here"
+                raise LockTimeoutError(what, cause=Cause.LOCK_LOST)
             try:
                 os.link(partial.path, target, follow_symlinks=False)
             except FileExistsError:
-                look = self._store.stat(partial.digest, partial.size)
+                look = self._blobs.stat(partial.digest, partial.size)
                 gives_way = partial.digest in self._replace or look.state is not BlobState.INTACT
                 if gives_way and look.ino != mine:
                     # Damaged, to be replaced, or swept since link(2) refused.
@@ -97,28 +94,19 @@ class Commit:
         """Put the new inode where a damaged one stands, in one step: others link this blob at any moment. False where
         what stood there was no file and was moved away, or is gone."""
         try:
-            os.link(target, self._store.name_in_quarantine(partial.digest), follow_symlinks=False)
+            os.link(target, self._blobs.name_in_quarantine(partial.digest), follow_symlinks=False)
         except OSError:  # a folder, a file system that links no further, or nothing any more
-            self._store.quarantine_blob(partial.digest)
+            self._blobs.quarantine(partial.digest)
             return False
         os.rename(partial.path, target)
         return True
 
     def _sync_folder(self, partial: Partial) -> None:
-        folder = os.path.dirname(self._store.layout.blob(partial.digest))
-        if folder not in self._synced:
-            try:
-                fsync_folder(folder)
-                self._synced[folder] = None
-            except OSError as error:  # to be believed: another try would hide it
-                self._synced[folder] = error
-        if (failure := self._synced[folder]) is not None:
-            raise failure
+        self._syncer.sync_folder(os.path.dirname(self._layout.blob(partial.digest)))
 
     def _finalize(self, partial: Partial) -> None:
         if partial.size > TABLE_FROM:
             partial.mark(TableState.PROVEN)
             os.chmod(partial.table_path, 0o444)
-            os.replace(partial.table_path, self._store.layout.table(partial.digest))
-        self._store.clear_suspect(partial.digest)
+            os.replace(partial.table_path, self._layout.table(partial.digest))
         partial.close()

@@ -51,8 +51,10 @@ class Digest(str):
     @classmethod
     def of_path(cls, path: str | Path) -> Digest:
         """The digest of a file's content. Raises OSError."""
+        from .buffers import sha256_of_fd
+
         with open(path, "rb") as file:
-            return cls(_PREFIX + hashlib.file_digest(file, "sha256").hexdigest())
+            return cls(_PREFIX + sha256_of_fd(file.fileno()))
 
     @property
     def hex(self) -> str:

@@ -1,18 +1,32 @@
-"""What a store can complain about. One base; a code that scripts may rely on; fields, not only text."""
+"""Errors of a store: one base, a code that scripts may rely on, and fields beside the text."""
 
 from __future__ import annotations
 
+import enum
 import errno
 
 
+class Cause(enum.Enum):
+    """What an error is about, for those who know what the user can do about it: this package knows no command line."""
+
+    LATER_FORMAT = enum.auto()  # a newer version made the store
+    NOT_A_STORE = enum.auto()
+    LOCK_HELD = enum.auto()
+    LOCK_LOST = enum.auto()  # the lock file was removed, or this file system does not keep locks
+    LINK_UNAVAILABLE = enum.auto()
+    INVENTORY_UNREADABLE = enum.auto()
+    LEASE_UNREADABLE = enum.auto()
+    ROOT_UNREADABLE = enum.auto()
+
+
 class CasError(Exception):
-    """A store could not do what was asked. ``details`` holds the fields that ``str()`` tells in words."""
+    """A store could not do what was asked. ``details`` holds as fields what ``str()`` says in words."""
 
     code = "UNKNOWN_ERROR"
 
-    def __init__(self, what: str, *, hint: str = "", **details: object) -> None:
+    def __init__(self, what: str, *, hint: str = "", cause: Cause | None = None, **details: object) -> None:
         super().__init__(what)
-        self.what, self.hint, self.details = what, hint, details
+        self.what, self.hint, self.cause, self.details = what, hint, cause, details
 
 
 class StoreFormatError(CasError):
@@ -61,5 +75,5 @@ class LinkError(CasError):
     code = "FILESYSTEM_ERROR"
 
 
-class Stopped(CasError):
-    """The caller's stop flag was set while waiting; nothing was acquired."""
+class Cancelled(CasError):
+    """The caller's token was cancelled; what was being waited for was not acquired, what was being written is resumable."""

@@ -1,4 +1,4 @@
-"""Where things stand in a store, and the file that says which format it is.
+"""The layout of a store on disk, and the file that says which format it has.
 
     ROOT/
       modelstow.json                       format, features, epoch, shared
@@ -7,8 +7,8 @@
       models/<name>@<version>/<variant>/   trees
       pins/                                what the user wants kept
       partial/<64 hex>[.pieces]            unfinished blobs and their journals
-      quarantine/  trash/                  damaged and displaced files / what is on its way out
-      state/                               inventories, roots, leases, locks, suspects, verifying, lies, pulled, epoch
+      quarantine/  trash/                  damaged and displaced files / trees that were just removed
+      state/                               inventories, leases, locks, suspects, epoch, and what callers keep there
 
 Losing ``state/`` or ``partial/`` never loses a model; the epoch tells gc that it happened.
 """
@@ -25,14 +25,14 @@ from functools import cached_property
 from pathlib import Path
 
 from .digest import Digest
-from .errors import StoreFormatError
+from .errors import Cause, StoreFormatError
 
 FORMAT = 1
 TABLE_FROM = 1 << 20
 """Blobs up to this many bytes have no piece table: sha256 is quick enough there."""
 
 _FOLDERS = ("models", "pins", "partial", "quarantine", "trash")
-_STATE = ("inventories", "roots", "leases", "locks", "suspects", "verifying", "lies", "pulled")
+_STATE = ("inventories", "leases", "locks", "suspects")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Layout:
         return self.blob(digest) + ".pieces"
 
     @cached_property
-    def models(self) -> Path:
+    def trees(self) -> Path:
         return self.root / "models"
 
     @cached_property
@@ -94,13 +94,13 @@ class Layout:
     def state(self) -> Path:
         return self.root / "state"
 
+    def state_dir(self, name: str) -> Path:
+        """A folder of the caller's own below ``state/``; ``BlobStore.make_state_dir`` makes it."""
+        return self.state / name
+
     @cached_property
     def inventories(self) -> Path:
         return self.root / "state" / "inventories"
-
-    @cached_property
-    def roots(self) -> Path:
-        return self.root / "state" / "roots"
 
     @cached_property
     def leases(self) -> Path:
@@ -113,18 +113,6 @@ class Layout:
     @cached_property
     def suspects(self) -> Path:
         return self.root / "state" / "suspects"
-
-    @cached_property
-    def verifying(self) -> Path:
-        return self.root / "state" / "verifying"
-
-    @cached_property
-    def lies(self) -> Path:
-        return self.root / "state" / "lies"
-
-    @cached_property
-    def pulled(self) -> Path:
-        return self.root / "state" / "pulled"
 
     @cached_property
     def epoch(self) -> Path:
@@ -161,14 +149,13 @@ class StoreConfig:
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreFormatError(
-                f"{where} is not a store's format file: {error}",
-                hint="choose another --root, or restore this file from a backup; it was left as it is",
+                f"{where} is not a store's format file: {error}; it was left as it is", cause=Cause.NOT_A_STORE
             ) from error
         if config.format != FORMAT or config.incompat:
             known = f"format {config.format}, features {list(config.incompat)}"
             raise StoreFormatError(
-                f"{where} says {known}; this modelstow knows format {FORMAT} and no features",
-                hint="use the newer modelstow that made this store",
+                f"{where} says {known}; this version knows format {FORMAT} and no features",
+                cause=Cause.LATER_FORMAT,
                 found_version=config.format,
                 supported_versions=[FORMAT],
             )
@@ -197,17 +184,18 @@ def make_folders(layout: Layout, config: StoreConfig) -> None:
     """
     mode = config.folder_mode
     if not layout.root.is_dir():  # one that is there may be a mount point of any mode
-        _mkdir(layout.root, mode, parents=True)
+        make_folder(layout.root, mode, parents=True)
     for folder in (*(layout.root / name for name in _FOLDERS), layout.state, *(layout.state / n for n in _STATE)):
-        _mkdir(folder, mode)
-    _mkdir(layout.root / "blobs", mode)
-    _mkdir(layout.blobs, mode)
+        make_folder(folder, mode)
+    make_folder(layout.root / "blobs", mode)
+    make_folder(layout.blobs, mode)
     if len(os.listdir(layout.blobs)) < 256:
         for number in range(256):
-            _mkdir(layout.blobs / f"{number:02x}", mode)
+            make_folder(layout.blobs / f"{number:02x}", mode)
 
 
-def _mkdir(path: Path, mode: int, *, parents: bool = False) -> None:
+def make_folder(path: Path, mode: int, *, parents: bool = False) -> None:
+    """Make a folder with exactly this mode; one that exists is left as it is. Raises OSError, also for another user's."""
     try:
         path.mkdir(parents=parents)
     except FileExistsError:
@@ -217,8 +205,8 @@ def _mkdir(path: Path, mode: int, *, parents: bool = False) -> None:
 
 
 def _check_ownership(path: Path, mode: int) -> None:
-    """A private store's folders must be ours: who made them, or may write to them, could put anything under a name."""
+    """A private store's folders must be ours: their owner, or whoever may write to them, could put anything there."""
     found = os.lstat(path)
     me = os.geteuid()
     if mode == 0o700 and me != 0 and (found.st_uid not in (me, 0) or found.st_mode & stat.S_IWOTH):
-        raise PermissionError(errno.EPERM, "belongs to somebody else, or everybody may write to it", str(path))
+        raise PermissionError(errno.EPERM, "belongs to another user, or every user may write to it", str(path))

@@ -20,9 +20,10 @@ from threading import Event, Thread
 from threading import Lock as Mutex
 
 from . import locks
+from .cancellation import CancellationToken
 from .digest import Digest
 from .durable import UNFINISHED, fsync_folder
-from .errors import StoreStateError
+from .errors import Cause, StoreStateError
 from .store import BlobStore
 
 UNFINISHED_S = 7 * 86_400
@@ -111,30 +112,30 @@ class Lease:
 
 
 def shared_store_lock(
-    store: BlobStore, *, doing: str, timeout_s: float | None = None, stop: Event | None = None
+    store: BlobStore, *, doing: str, timeout_s: float | None = None, token: CancellationToken | None = None
 ) -> locks.Lock:
     """The store's lock for those who add, held for moments. They pass a gate that a waiting sweep holds, so that it
     is not starved by a stream of them."""
-    with store.lock("gate", doing=doing, shared=True, timeout_s=timeout_s, stop=stop):
-        return store.lock("store", doing=doing, shared=True, timeout_s=timeout_s, stop=stop)
+    with store.lock("gate", doing=doing, shared=True, timeout_s=timeout_s, token=token):
+        return store.lock("store", doing=doing, shared=True, timeout_s=timeout_s, token=token)
 
 
 def exclusive_store_lock(
-    store: BlobStore, *, doing: str, timeout_s: float | None = None, stop: Event | None = None
+    store: BlobStore, *, doing: str, timeout_s: float | None = None, token: CancellationToken | None = None
 ) -> locks.Lock:
     """The store's lock for those who delete."""
-    with store.lock("gate", doing=doing, timeout_s=timeout_s, stop=stop):
-        return store.lock("store", doing=doing, timeout_s=timeout_s, stop=stop)
+    with store.lock("gate", doing=doing, timeout_s=timeout_s, token=token):
+        return store.lock("store", doing=doing, timeout_s=timeout_s, token=token)
 
 
 def take(store: BlobStore, *, doing: str, digests: Iterable[Digest], reserved: Mapping[Digest, int] | None = None,
-         timeout_s: float | None = None, stop: Event | None = None) -> Lease:  # fmt: skip
+         timeout_s: float | None = None, token: CancellationToken | None = None) -> Lease:  # fmt: skip
     """Lease *digests*. *reserved* are the sizes of blobs that the holder is going to fetch.
 
-    Raises LockTimeoutError, Stopped, OSError.
+    Raises LockTimeoutError, Cancelled, OSError.
     """
     record = LeaseRecord(doing=doing, digests=frozenset(digests), reserved=dict(reserved or {}))
-    with shared_store_lock(store, doing=doing, timeout_s=timeout_s, stop=stop):
+    with shared_store_lock(store, doing=doing, timeout_s=timeout_s, token=token):
         return Lease(store, record)
 
 
@@ -192,5 +193,5 @@ def _read(path: Path) -> LeaseRecord | None:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise StoreStateError(
             f"lease {path} cannot be read ({error}), so nothing may be deleted",
-            hint="if nothing uses the store, remove this file",
+            cause=Cause.LEASE_UNREADABLE,
         ) from error

@@ -9,7 +9,7 @@ import re
 import secrets
 
 from .digest import Digest
-from .errors import LinkError
+from .errors import Cause, LinkError
 
 _BESIDE = re.compile(r"\.modelstow-[0-9a-f]{12}")
 COPY_STEP = 64 << 20  # bytes handed to copy_file_range at once
@@ -101,7 +101,7 @@ class Linker:
         wanted = " or ".join(self._kinds)
         raise LinkError(
             f"cannot {wanted} {name}: {refusal.strerror if refusal else 'tried before'}",
-            hint="drop --strict-links, or keep the store and the tree on one file system",
+            cause=Cause.LINK_UNAVAILABLE,
         )
 
 

@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from types import TracebackType
 
-from .errors import FULL, LockTimeoutError, Stopped
+from .cancellation import CancellationToken
+from .errors import FULL, Cancelled, Cause, LockTimeoutError
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.1
 _TELL_S = 0.05  # how often progress is told
@@ -155,7 +155,7 @@ def acquire(
     doing: str,
     shared: bool = False,
     timeout_s: float = 300.0,
-    stop: Event | None = None,
+    token: CancellationToken | None = None,
     mode: int = 0o600,
     on_wait: Callable[[Holder | None], None] | None = None,
 ) -> Lock:
@@ -163,7 +163,7 @@ def acquire(
 
     Tries without blocking, in short steps, until *timeout_s* seconds after the holder's last sign of progress
     (0: one try). *on_wait* is told once whose work is waited for, None where nobody can tell.
-    Raises LockTimeoutError naming the holder, Stopped when *stop* is set meanwhile, OSError.
+    Raises LockTimeoutError naming the holder, Cancelled when *token* is cancelled meanwhile, OSError.
     """
     waited_from = time.monotonic()
     seen_progress: int | None = None
@@ -195,13 +195,13 @@ def acquire(
         if time.monotonic() - waited_from >= timeout_s:
             raise LockTimeoutError(
                 f"{doing}: {holder or 'another process'} has held {path.name} without progress for {timeout_s:g} s",
-                hint="wait for it to end, or raise --lock-timeout",
+                cause=Cause.LOCK_HELD,
                 holder=holder.to_json() if holder else None,
                 timeout=timeout_s,
             )
-        if stop is not None and stop.wait(pause):
-            raise Stopped(f"{doing}: stopped while waiting for {path.name}")
-        if stop is None:
+        if token is not None and token.wait(pause):
+            raise Cancelled(f"{doing}: cancelled while waiting for {path.name}")
+        if token is None:
             time.sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE_S)
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from threading import Lock as Mutex
 
 from . import syscalls
+from .buffers import STEP, aligned_buffer
 from .digest import Digest
 from .durable import write_all
 from .layout import TABLE_FROM, Layout
 from .pieces import PIECE, PieceTable, Slot, TableState, open_regular, piece_hash, piece_range, read_table
-
-_HASH_STEP = 1 << 20
 
 
 class Partial:
@@ -35,6 +34,7 @@ class Partial:
         self._journaled = size > TABLE_FROM
         self._mutex = Mutex()
         self._hasher, self._hashed = hashlib.sha256(), 0
+        self._buffer: memoryview | None = None
         adopted = self._adopt() if self._journaled else None
         self._table_fd = -1
         if adopted is None:
@@ -98,7 +98,9 @@ class Partial:
 
     def hash_to(self, stop: int) -> None:
         """Extend the sha256 to *stop*, from the file itself. Raises OSError, also where somebody cut the file."""
-        buffer = memoryview(bytearray(min(_HASH_STEP, stop - self._hashed)))
+        if self._buffer is None:
+            self._buffer = aligned_buffer(min(STEP, self.size))
+        buffer = self._buffer
         while self._hashed < stop:
             count = os.preadv(self.fd, [buffer[: stop - self._hashed]], self._hashed)
             if count == 0:
@@ -181,7 +183,7 @@ def _clear(path: str, quarantine: Path) -> None:
 
 def _keep_what_hashes(fd: int, table: PieceTable) -> None:
     """Strike off every slot whose bytes on disk are not those that were written (a power cut loses pages, not sizes)."""
-    buffer = memoryview(bytearray(min(PIECE, table.size)))
+    buffer = aligned_buffer(min(PIECE, table.size))
     for index, slot in enumerate(table.slots):
         if slot is None:
             continue

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from threading import Event, local
 
+from .buffers import STEP, aligned_buffer
 from .digest import EMPTY, Digest
 from .durable import write_file
 from .layout import TABLE_FROM
 from .pieces import PieceTable, PieceTableBuilder, hash_piece_of, open_regular, piece_count, piece_range, proven_table
 
-_STEP = 1 << 20
 _RUN = 16  # pieces a thread takes at a time: 128 MiB, so that one file of any size keeps every core busy
 
 
@@ -56,7 +56,7 @@ def scrub(
     threads: int | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Iterator[ScrubResult]:
-    """Read every target_file's bytes once and yield a verdict each, in order. Level FAST or FULL.
+    """Read the bytes of every target once and yield a result each, in order. Level FAST or FULL.
 
     Where a fast look finds no table that can be believed, it becomes a full one. A file that cannot be read (EIO,
     truncated) is not intact and the problem is told; nothing is raised for content.
@@ -73,7 +73,7 @@ def scrub(
 
     def buffer() -> memoryview:
         if not hasattr(buffers, "view"):
-            buffers.view = memoryview(bytearray(_STEP))
+            buffers.view = aligned_buffer(STEP)
         view: memoryview = buffers.view
         return view
 
@@ -112,7 +112,7 @@ class _Cancelled(Exception):
 def hash_file(fd: int, size: int) -> PieceTable:
     """What an open file of *size* bytes is called: its digest and its pieces, read once. Raises OSError."""
     hasher, maker, read = hashlib.sha256(), PieceTableBuilder(EMPTY, size), 0
-    buffer = memoryview(bytearray(_STEP))
+    buffer = aligned_buffer(STEP)
     while read < size:
         count = os.preadv(fd, [buffer[: size - read]], read)
         if count == 0:

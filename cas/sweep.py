@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from . import locks
+from .blobs import BlobState
 from .digest import Digest
 from .errors import LockTimeoutError
-from .look import BlobState
 from .store import BlobStore
 
 STALE_S = 7 * 86_400
@@ -32,13 +32,13 @@ def sweep(store: BlobStore, dead: Iterable[Digest]) -> list[Digest]:
         except (IsADirectoryError, PermissionError):
             if not os.path.isdir(store.layout.blob(digest)):
                 raise
-            store.quarantine_blob(digest)  # a folder under a blob's name: somebody's, not ours to delete
+            store.blobs.quarantine(digest)  # a folder under a blob's name: somebody's, not ours to delete
             gone.append(digest)
         else:
             gone.append(digest)
         with suppress(FileNotFoundError):
             os.unlink(store.layout.table(digest))
-        store.clear_suspect(digest)
+        store.blobs.clear_suspects([digest])
     return gone
 
 
@@ -121,4 +121,4 @@ def _intact_by_name(store: BlobStore, digest: Digest) -> bool:
         size = os.lstat(store.layout.blob(digest)).st_size
     except FileNotFoundError:
         return False
-    return store.stat(digest, size).state is BlobState.INTACT
+    return store.blobs.stat(digest, size).state is BlobState.INTACT

@@ -11,7 +11,7 @@ import sys
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h; macOS calls it RENAME_SWAP, with the same value
-_SYNC_FILE_RANGE_WRITE = 2
+_SYNC_FILE_RANGE_WAIT_BEFORE, _SYNC_FILE_RANGE_WRITE = 1, 2
 _F_SETSIG = 10  # linux/fcntl.h
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 
@@ -58,6 +58,33 @@ def can_reflink(folder: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def syncfs(fd: int) -> None:
+    """Make durable all that is written to the file system of *fd*. Raises OSError, also for a write-back that failed
+    since *fd* was opened. Source: syncfs(2)."""
+    if _libc.syncfs(fd) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def check_written(fd: int) -> None:
+    """Wait for the pages of an open file that are being written. Raises OSError where one could not be, since *fd* was
+    opened. Neither metadata nor the disk's cache is synced. Source: sync_file_range(2), SYNC_FILE_RANGE_WAIT_BEFORE."""
+    if _libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_uint(_SYNC_FILE_RANGE_WAIT_BEFORE)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+_WHOLE = {0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010}  # ext2 to ext4, xfs, btrfs, tmpfs, f2fs: linux/magic.h
+
+
+def syncs_whole(fd: int) -> bool:
+    """Whether ``syncfs`` of this file system leaves nothing unwritten: network and FUSE ones may keep it in a server."""
+    if not sys.platform.startswith("linux") or not hasattr(_libc, "syncfs"):
+        return False
+    buffer = ctypes.create_string_buffer(256)  # struct statfs begins with its type, a long
+    return _libc.fstatfs(fd, buffer) == 0 and ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF in _WHOLE
 
 
 def start_writeback(fd: int, offset: int, count: int) -> None:

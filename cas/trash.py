@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from . import inventory as inventories
 from .durable import fsync_folder, write_file
 from .errors import FULL, StoreStateError
-from .inventory import Inventory
+from .inventory import Inventory, read_inventory
 from .layout import Layout
 from .tree import Quarantine, remove_managed
 
@@ -52,7 +51,7 @@ def content(layout: Layout) -> Iterator[tuple[Path, Inventory, float]]:
         if name.endswith(_INVENTORY):
             path = layout.trash / name
             try:
-                record = inventories.read(path)
+                record = read_inventory(path)
             except StoreStateError:  # it cannot be told whose what is: it stays, and does not stop gc
                 continue
             with suppress(FileNotFoundError):  # another empties it too

@@ -7,16 +7,13 @@ anything continues from what is proven. One variant's failure stops no other; no
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from threading import Event
 
-from modelstow.cas import BlobState, BlobStatus, BlobStore, CasError, Digest, leases, sweep
-from modelstow.cas import inventory as inventories
+from modelstow.cas import BlobState, BlobStatus, BlobStore, CancellationToken, CasError, Digest, leases, sweep
+from modelstow.cas.inventory import read_inventory
 from modelstow.cas.layout import TABLE_FROM
 from modelstow.cas.leases import Lease
 
@@ -27,9 +24,11 @@ from .events.events import BlobsReused, FetchesPlanned, Sink
 from .planning.observer import observe
 from .planning.planner import Fetch, PendingWork, Plan, plan
 from .planning.state import NO_TREE, Actual, Desired, DesiredTree, TreeKey
-from .transfer.context import STOPPED, BlobRequest
+from .transfer.concurrency import IdleDetector
+from .transfer.context import STOPPED
 from .transfer.fetcher import Fetcher
 from .transfer.pool import POLL_S, WorkerPool
+from .transfer.state import BlobRequest
 
 _GROW_S = 0.02  # how often another worker is thought of
 _BUSY = 0.7  # of one processor: Python runs one thread at a time, and ...
@@ -44,8 +43,7 @@ class Executor:
     fetcher: Fetcher
     publisher: Publisher
     emit: Sink
-    stop: Event  # this run's: set when it ends badly, so that its threads end too
-    outer: Event = field(default_factory=Event)  # the caller's: ends every run
+    token: CancellationToken  # of this run, a child of the caller's: cancelled when it ends badly, so that its threads end
     lock_space: Callable[[], AbstractContextManager[object]] = nullcontext
     make_room: Callable[[Plan], None] = lambda plan: None
     on_plan: Callable[[Plan], None] = lambda plan: None
@@ -56,7 +54,7 @@ class Executor:
         """Make actual equal *desired*; the trees that changed. Durable on return.
 
         *work*: what a first look without a lease found.
-        Raises ApplyError when parts failed (the rest is done), NoSpaceError before the first byte, Stopped, OSError.
+        Raises ApplyError when parts failed (the rest is done), NoSpaceError before the first byte, Cancelled, OSError.
         """
         seen_commits = {digest: self.store.commits_seen(digest) for digest in desired.force_refetch}
         self.on_work(work.trees)
@@ -111,7 +109,7 @@ class Executor:
             self.emit(FetchesPlanned(blobs=len(fetches), bytes=total, held=held))
 
     def _lease(self, desired: Desired, reserved: Mapping[Digest, int]) -> Lease:
-        lease = leases.take(self.store, doing="reconcile", digests=desired.digests, reserved=reserved, stop=self.stop)
+        lease = leases.take(self.store, doing="reconcile", digests=desired.digests, reserved=reserved, token=self.token)
         self.fetcher.before_commit = lease.renew
         return lease
 
@@ -191,12 +189,12 @@ class Executor:
                 connections.give()
 
         most, workers = min(connections.most, len(wanted)), 0
-        with WorkerPool(most, "fetch", stop=self.stop, outer=self.outer, stopped=STOPPED) as crew:
-            while crew.at_work or not workers:
+        with WorkerPool(most, "fetch", token=self.token, cancelled=STOPPED) as pool:
+            while pool.busy or not workers:
                 while queue and (workers < at_once or idle.seen()) and connections.take():
-                    crew.start(work, workers == 1)
+                    pool.start(work, workers == 1)
                     workers += 1
-                crew.wait(_GROW_S if queue and workers < connections.most else POLL_S)
+                pool.wait(_GROW_S if queue and workers < connections.most else POLL_S)
                 self.fetcher.commit_due()
         self._note_failures(desired, failed)
         return frozenset(replaced)
@@ -204,7 +202,7 @@ class Executor:
     def _taken(self, queue: deque[BlobRequest], *, smallest: bool) -> Iterator[BlobRequest]:
         """What one worker gets of a queue that others take from too, from one end of it."""
         with suppress(IndexError):
-            while not self.stop.is_set():
+            while not self.token.cancelled:
                 yield queue.pop() if smallest else queue.popleft()
 
     def _note_failures(self, desired: Desired, failed: Mapping[Digest, ModelstowError | CasError]) -> None:
@@ -223,7 +221,7 @@ class Executor:
         try:
             return self.publisher.publish(desired, tree, known)
         except (ModelstowError, CasError, OSError) as error:
-            if self.stop.is_set():
+            if self.token.cancelled:
                 raise
             self._failures.append(ApplyFailure(str(tree.key), _ours(error)))
             return False
@@ -233,8 +231,8 @@ class Executor:
         if not replaced:
             return
         mine = {tree.key.tree for tree in desired.trees}
-        for file in inventories.all_of(self.store.layout.inventories):
-            record = inventories.read(file)
+        for file in self.store.trees.files():
+            record = read_inventory(file)
             if record is None or record.tree in mine or not any(f.digest in replaced for f in record.files.values()):
                 continue
             try:
@@ -246,7 +244,7 @@ class Executor:
         if self._failures:
             return
         for key in desired.removals:
-            record = inventories.read(self.store.layout.inventories / inventories.tree_id(key.tree))
+            record = self.store.trees.read(key.tree)
             if record is not None:
                 self.publisher.remove(record, key)
 
@@ -261,33 +259,6 @@ class Executor:
         lease.finish()
         self.store.remove_temp_files()
         sweep.end_commits(self.store)
-
-
-class IdleDetector:
-    """Whether this process waits more than it works. One that is busy gains nothing by another thread, unless it is busy
-    with what is none of ours: where *one_works*, what a worker does it does itself, and its own time tells."""
-
-    def __init__(self, *, one_works: bool) -> None:
-        self._one_works = one_works
-        self._at, self._worked = time.monotonic(), time.process_time()
-        self._clock, self._own = 0, 0.0  # of the first worker, where the system tells
-
-    def watch_this_thread(self) -> None:
-        """The calling thread is a worker."""
-        if self._one_works and not self._clock and hasattr(time, "pthread_getcpuclockid"):
-            self._clock = time.pthread_getcpuclockid(threading.get_ident())
-
-    def seen(self) -> bool:
-        """Whether that was so since the last look."""
-        at, worked, own = time.monotonic(), time.process_time(), self._own
-        if self._clock:
-            with suppress(OSError):  # it has ended
-                own = time.clock_gettime(self._clock)
-        passed = max(at - self._at, 1e-6)
-        share, own_share = (worked - self._worked) / passed, (own - self._own) / passed
-        alone = bool(self._clock) and worked - self._worked > 2 * (own - self._own)  # most of the work is another's
-        self._at, self._worked, self._own = at, worked, own
-        return share < (_BUSY_ALONE if self._one_works else _BUSY) or (alone and own_share < _BUSY_ALONE)
 
 
 def _ours(error: BaseException) -> ModelstowError | CasError:

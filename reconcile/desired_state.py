@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelstow.cas import EMPTY, BlobStore, Digest, LinkMode
-from modelstow.cas import inventory as inventories
-from modelstow.cas.inventory import Inventory
+from modelstow.cas.inventory import Inventory, is_intent, read_inventory, tree_id
 from modelstow.cas.pieces import read_table
 
 from .desired import selectors
@@ -52,7 +51,7 @@ class Scope:
         with_, without = frozenset[str](), frozenset[str]()
         if variant.components:
             selectors.check_components(chosen, variant, choice.with_ | choice.without)
-            record = inventories.read(root / "state" / "inventories" / inventories.tree_id(place))
+            record = BlobStore.open_readonly(root).trees.read(place)
             before, before_without = selectors.remembered(record.labels if record else {})
             with_ = ((before - choice.without) | choice.with_) & variant.components.keys()
             without = ((before_without - choice.with_) | choice.without) & variant.components.keys()
@@ -78,11 +77,11 @@ class Scope:
     def unwanted(self, desired: Desired) -> Iterator[tuple[Inventory, TreeKey]]:
         """Trees in ROOT that this lockfile put there and no longer names, unless pinned."""
         store = BlobStore.open_readonly(self.settings.root)
-        named = {inventories.tree_id(tree.key.tree) for tree in desired.trees}
-        for file in inventories.all_of(store.layout.inventories):
-            if file.name in named or file.name.endswith(inventories.NEXT):
+        named = {tree_id(tree.key.tree) for tree in desired.trees}
+        for file in store.trees.files():
+            if file.name in named or is_intent(file):
                 continue
-            record = inventories.read(file)
+            record = read_inventory(file)
             if record is None or os.path.isabs(record.tree) or record.labels.get("lockfile") != str(self.settings.lockfile):
                 continue
             key = TreeKey.of(record)

@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING
 
 from modelstow.backends import Registry, Source
 from modelstow.backends.registry import FACTORIES
-from modelstow.cas import BlobStore
-from modelstow.cas import inventory as inventories
+from modelstow.cas import BlobStore, CancellationToken
 from modelstow.cas.inventory import Inventory
 from modelstow.cas.scrub import Level
 
@@ -30,8 +28,6 @@ from .results import ApplyResult, IntegrityReport, TreeResult
 from .retention import roots
 from .retention.roots import LockRoot
 from .settings import Settings, from_environment
-from .sources import registry_of, targets_of
-from .transfer.source_health import FailureTable, SourceFailure
 
 if TYPE_CHECKING:  # what writes and reads content is loaded when there is something to do: start-up is performance
     from .events.events import Sink
@@ -41,6 +37,7 @@ if TYPE_CHECKING:  # what writes and reads content is loaded when there is somet
     from .retention.collector import EvictionTargets, GcResult
     from .runtime import Runtime
     from .transfer.retry import RetryPolicy
+    from .transfer.source_health import FailureTable, SourceFailure
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -58,8 +55,8 @@ class ModelEnsurer:
     retry: RetryPolicy | None = None
     free_bytes: Callable[[], int] | None = None
     events: Sink = lambda event: None
-    stop: Event = field(default_factory=Event)
-    failures: FailureTable = field(default_factory=FailureTable)
+    token: CancellationToken = field(default_factory=CancellationToken)
+    failures: FailureTable | None = None  # made when the first source is asked
     _registry: Registry | None = None
 
     @classmethod
@@ -91,7 +88,7 @@ class ModelEnsurer:
     @property
     def failed_sources(self) -> Mapping[str, SourceFailure]:
         """Sources that failed lately in this process, with when and why; they are asked last. Success clears them."""
-        return self.failures.active()
+        return self.failures.active() if self.failures is not None else {}
 
     def local_path(self, model: str, variant: str | None = None) -> Path:
         """Where a variant's tree is or will be; depends on nothing but ROOT and the selector. Raises as ``status``."""
@@ -215,7 +212,7 @@ class ModelEnsurer:
 
         store = BlobStore.open_readonly(self.settings.root)
         desired = self.desired(selectors) if selectors is not None else self._scope.registered(store)
-        also = {} if selectors is not None else {d: self._scope.size_of(store, d) for d, _ in store.blobs()}
+        also = {} if selectors is not None else {d: self._scope.size_of(store, d) for d, _ in store.blobs.entries()}
         with Task("verifying", self.events) as task:
             found = verifier.audit(store, desired, level, also=also, on_total=task.begin, on_bytes=task.advance)
         if not repair or not found.faults:
@@ -255,7 +252,7 @@ class ModelEnsurer:
         """Publish the blobs of variants (None: of all), optional parts too, to a mirror: a folder, or s3://bucket/prefix.
 
         *done* is filled on the way, and so tells what was published before an error. Raises the errors of selectors,
-        InvalidConfigError, IntegrityError, SourceError, Stopped, OSError.
+        InvalidConfigError, IntegrityError, SourceError, Cancelled, OSError.
         """
         sizes = self._scope.blobs(every(self.lock) if selectors is None else self._chosen(selectors))
         return self._runtime().push(url, compress=compress, dry_run=dry_run, done=done).run(sizes)
@@ -312,7 +309,7 @@ class ModelEnsurer:
         return replace(desired, force_refetch=desired.digests) if force else desired
 
     def _reach(self, desired: Desired, *, progress: Progress | None = None) -> ApplyResult:
-        """BlobStatus without a lease first; only with work to do, do it."""
+        """Observe without a lease first; only with work to do, do it."""
         work = find_work(desired, self.observe(desired))
         if not work.trees and not work.missing and not desired.removals:
             if progress is not None:
@@ -331,7 +328,7 @@ class ModelEnsurer:
             yield TreeResult(model=model, variant=variant, path=tree.path, state=state, changed=tree.key in changed)
 
     def _runtime(self) -> Runtime:
-        from .runtime import Runtime
+        from .runtime import Runtime, targets_of
         from .transfer.retry import RetryPolicy
 
         return Runtime(
@@ -339,9 +336,9 @@ class ModelEnsurer:
             lock=self.lock,
             registry=self._sources(),
             targets=targets_of(self.settings, self.factories),
-            failures=self.failures,
+            failures=self._failure_table(),
             retry=self.retry or RetryPolicy(),
-            stop=self.stop,
+            token=self.token,
             free=self._free,
             emit=self.events,
         )
@@ -350,8 +347,16 @@ class ModelEnsurer:
         """Take one tree away, as ``evict`` does. Raises LockTimeoutError, OSError."""
         return self._runtime().remove_tree(record, key)
 
+    def _failure_table(self) -> FailureTable:
+        from .transfer.source_health import FailureTable
+
+        self.failures = self.failures or FailureTable()
+        return self.failures
+
     def _sources(self) -> Registry:
         if self._registry is None:
+            from .runtime import registry_of
+
             self._registry = registry_of(self.settings, self.factories)
         return self._registry
 
@@ -360,12 +365,7 @@ class ModelEnsurer:
 
     def _touch(self, desired: Desired) -> None:
         """Note the use of trees, for eviction; a read-only store keeps no such note."""
-        for tree in desired.trees:
-            path = self.settings.root / "state" / "inventories" / inventories.tree_id(tree.key.tree)
-            try:
-                os.utime(path)
-            except OSError:
-                pass
+        BlobStore.open_readonly(self.settings.root).trees.touch(tree.key.tree for tree in desired.trees)
 
 
 def _absolute(path: str | os.PathLike[str] | None) -> Path | None:

@@ -13,6 +13,8 @@ from typing import Any
 from modelstow.cas import CasError, ChecksumError, LockTimeoutError, NoSpaceError, SizeMismatchError
 from modelstow.cas.errors import FULL
 
+from .hints import hint_of
+
 _MOST_LINES = 20  # of a message; details have every failure
 
 
@@ -175,7 +177,7 @@ class ApplyError(ModelstowError):
             missing = (f.error.details.get("missing_files", ()) for f in failures)
             own["missing_files"] = sorted({path for paths in missing if isinstance(paths, list) for path in paths})
         rows = [{"where": f.where, "code": f.error.code, "message": str(f.error), **f.error.details} for f in failures]
-        super().__init__("\n".join(lines), hint=worst.error.hint, **{**own, "failures": rows})
+        super().__init__("\n".join(lines), hint=hint_of(worst.error), **{**own, "failures": rows})
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event
 
-from modelstow.cas import CasError
+from modelstow.cas import CancellationToken, CasError
 from modelstow.cas.durable import write_file
 from modelstow.cas.layout import Layout
 
@@ -20,13 +19,13 @@ from .desired.validation import ModelId
 from .errors import InvalidConfigError, ModelNotFoundError, listing
 from .events.events import Sink
 from .events.recorder import Recorder
+from .runtime import registry_of
 from .settings import Settings
-from .sources import registry_of
+from .state_dirs import BAD_SOURCES
 from .transfer.context import TransferContext
-from .transfer.lies import BadSources
 from .transfer.prefetch import Prefetcher
 from .transfer.retry import RetryPolicy, RetrySchedule, with_retries
-from .transfer.source_health import FailureTable
+from .transfer.source_health import BadSources, FailureTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +63,14 @@ def lock(
     write: bool = True,
     retry: RetryPolicy = RetryPolicy(),
     emit: Sink = lambda event: None,
-    stop: Event | None = None,
+    token: CancellationToken | None = None,
 ) -> LockResult:
     """Resolve the manifest. *upgrade*: list anew the models of this name, "" for all. Without *write* nothing is kept.
 
     The lockfile is replaced in one step and only if its text changes. Raises ManifestValidationError,
     LockfileInvalidError, SourceUnavailableError, AuthError, NoSpaceError, OSError.
     """
-    path, outer = find_manifest(settings), stop or Event()
+    path, run = find_manifest(settings), CancellationToken(token)
     target = settings.lockfile or path.with_suffix(".lock")
     manifest = manifests.read(path)
     previous, text = _previous(target)
@@ -79,9 +78,10 @@ def lock(
         registry=registry_of(settings),
         base=path.parent,
         failures=FailureTable(),
-        lies=BadSources(Layout(settings.root).lies),
+        bad_sources=BadSources(Layout(settings.root).state_dir(BAD_SOURCES)),
         emit=Recorder(emit),
         policy=retry,
+        token=run,
     )
     if upgrade and not any(_is_named(upgrade, model.id) for model in manifest.models.values()):
         names = sorted(manifest.models)
@@ -90,14 +90,13 @@ def lock(
         store=settings.open_store,
         engine=engine,
         threads=settings.connections,
-        outer=outer,
     )
     try:
         found = resolve(
             manifest,
             previous,
             registry=engine.registry,
-            with_retries=lambda ask: with_retries(ask, _interactive(engine.policy), outer),
+            with_retries=lambda ask: with_retries(ask, _interactive(engine.policy), run),
             prefetcher=prefetcher,
             upgrade=_upgrades(upgrade),
         )

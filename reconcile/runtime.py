@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event
 
-from modelstow.backends import Registry
+from modelstow.backends import Registry, Source
 from modelstow.backends.file import path_of
-from modelstow.backends.registry import scheme_of
-from modelstow.cas import BlobStore, locks, syscalls
-from modelstow.cas import inventory as inventories
-from modelstow.cas.inventory import Inventory
+from modelstow.backends.registry import FACTORIES, scheme_of
+from modelstow.cas import BlobStore, CancellationToken, locks, syscalls
+from modelstow.cas.inventory import Inventory, read_inventory, tree_id
 from modelstow.cas.links import Linker
 
 from .apply import Executor
@@ -33,12 +31,12 @@ from .retention.collector import Collector
 from .retention.preflight import Preflight
 from .retention.roots import LockRoot
 from .settings import Settings
-from .sources import toll
-from .transfer.context import Connections, TransferContext
+from .state_dirs import BAD_SOURCES
+from .transfer.concurrency import Connections
+from .transfer.context import TransferContext
 from .transfer.fetcher import Fetcher
-from .transfer.lies import BadSources
 from .transfer.retry import RetryPolicy
-from .transfer.source_health import FailureTable
+from .transfer.source_health import BadSources, FailureTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +49,7 @@ class Runtime:
     targets: Registry  # for what is written to
     failures: FailureTable
     retry: RetryPolicy
-    stop: Event
+    token: CancellationToken
     free: Callable[[], int]
     emit: Sink
 
@@ -64,7 +62,7 @@ class Runtime:
     ) -> tuple[frozenset[TreeKey], Report, ApplyError | None]:
         """Make actual equal *desired*: the trees that changed, what was done, and what failed of it.
 
-        Raises NoSpaceError, InvalidConfigError, Stopped, OSError: what concerns all of it.
+        Raises NoSpaceError, InvalidConfigError, Cancelled, OSError: what concerns all of it.
         """
         if work.missing:
             self._warn_of_lost_mirrors()
@@ -96,7 +94,7 @@ class Runtime:
 
     def push(self, url: str | os.PathLike[str], *, compress: bool, dry_run: bool, done: Pushed | None) -> Push:
         """A push into the mirror at *url*, yet to be run; *done* tells how far it is."""
-        place, stop = os.fspath(url), Event()
+        place, token = os.fspath(url), CancellationToken(self.token)
         return Push(
             store=self.settings.open_store(),
             registry=self.targets,
@@ -105,9 +103,8 @@ class Runtime:
             dry_run=dry_run,
             threads=self.settings.connections,
             policy=self.retry,
-            stop=stop,
-            outer=self.stop,
-            pay=toll(self.settings, stop),
+            token=token,
+            pay=throttle(self.settings, token),
             emit=self.emit,
             done=Pushed() if done is None else done,
         )
@@ -120,17 +117,17 @@ class Runtime:
 
     def _executor(self, recorder: Recorder, meter: Meter) -> Executor:
         store = self.settings.open_store()
-        stop = Event()
+        token = CancellationToken(self.token)
         engine = TransferContext(
             registry=self.registry,
             base=self._base,
             failures=self.failures,
-            lies=BadSources(store.layout.lies),
+            bad_sources=BadSources(store.layout.state_dir(BAD_SOURCES)),
             emit=recorder,
             connections=Connections(self.settings.useful_connections),
             limit_rate=self.settings.limit_rate,
             policy=self.retry,
-            stop=stop,
+            token=token,
         )
         preflight = Preflight(
             store=store,
@@ -145,9 +142,8 @@ class Runtime:
             fetcher=Fetcher(store=store, engine=engine),
             publisher=self._publisher(store, recorder),
             emit=recorder,
-            stop=stop,
-            outer=self.stop,
-            lock_space=lambda: store.lock("space", doing="checking the space", stop=self.stop),
+            token=token,
+            lock_space=lambda: store.lock("space", doing="checking the space", token=self.token),
             make_room=preflight.make_room,
             on_plan=lambda plan: meter.expect(plan.summary.fetch_bytes),
             on_work=lambda trees: self._refuse_conflicts(store, trees),
@@ -157,8 +153,8 @@ class Runtime:
         linker = Linker(self.settings.link_mode, strict=self.settings.strict_links)
 
         def lock_tree(key: TreeKey) -> locks.Lock:
-            name = f"tree-{inventories.tree_id(key.tree)}"
-            return store.lock(name, doing=f"changing {key}", stop=self.stop)
+            name = f"tree-{tree_id(key.tree)}"
+            return store.lock(name, doing=f"changing {key}", token=self.token)
 
         return Publisher(store=store, linker=linker, emit=emit, lock_tree=lock_tree)
 
@@ -168,7 +164,7 @@ class Runtime:
             remove_tree=self._publisher(store, emit).remove,
             free=self.free,
             in_use=syscalls.in_use,
-            stop=self.stop,
+            token=self.token,
             exclusive=exclusive,
         )
 
@@ -190,7 +186,37 @@ class Runtime:
 def transfer_ownership(store: BlobStore, id_: str, heir: LockRoot) -> None:
     """Another lockfile wants this tree: from now on it is the one that may remove it. Raises LockTimeoutError, OSError."""
     with store.lock(f"tree-{id_}", doing="handing a tree over"):
-        record = inventories.read(store.layout.inventories / id_)
+        record = read_inventory(store.layout.inventories / id_)
         if record is not None:
             labels = {**record.labels, "lockfile": heir.path}
-            inventories.rewrite(store.layout.inventories, replace(record, labels=labels))
+            store.trees.rewrite(replace(record, labels=labels))
+
+
+# ---- sources
+
+
+def registry_of(settings: Settings, factories: Mapping[str, Callable[[], Source]] = FACTORIES) -> Registry:
+    """The sources as the settings want them: without networks, or no faster than so."""
+    if settings.limit_rate is None:
+        return Registry(factories, offline=settings.offline)
+    from modelstow.backends.throttle import RateBudget, ThrottledSource
+
+    budget = RateBudget(settings.limit_rate)
+    return Registry(factories, offline=settings.offline, wrap=lambda source: ThrottledSource(source, budget))
+
+
+def targets_of(settings: Settings, factories: Mapping[str, Callable[[], Source]] = FACTORIES) -> Registry:
+    """The same to write to, without a rate limit: a push throttles what it sends itself."""
+    return Registry(factories, offline=settings.offline)
+
+
+def throttle(settings: Settings, token: CancellationToken) -> Callable[[int], None]:
+    """A rate limiter: called with a count of bytes before they are sent, it waits as long as the settings' rate asks for.
+
+    A cancelled *token* ends the wait.
+    """
+    if settings.limit_rate is None:
+        return lambda count: None
+    from modelstow.backends.throttle import RateBudget
+
+    return RateBudget(settings.limit_rate, sleep=token.wait).spend

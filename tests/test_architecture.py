@@ -32,13 +32,13 @@ IMPORTERS = {
 }
 # Within reconcile, arrows run one way.
 LAYERS = {
-    "desired": {"errors", "desired"},
-    "planning": {"errors", "desired", "planning"},
-    "events": {"errors", "events"},
-    "retention": {"errors", "desired", "planning", "retention", "events"},
-    "transfer": {"errors", "desired", "events", "transfer"},
-    "checkout": {"errors", "desired", "planning", "events", "checkout"},
-    "interop": {"errors", "desired", "events", "transfer", "interop"},
+    "desired": {"errors", "hints", "state_dirs", "desired"},
+    "planning": {"errors", "hints", "state_dirs", "desired", "planning"},
+    "events": {"errors", "hints", "state_dirs", "events"},
+    "retention": {"errors", "hints", "state_dirs", "desired", "planning", "retention", "events"},
+    "transfer": {"errors", "hints", "state_dirs", "desired", "events", "transfer"},
+    "checkout": {"errors", "hints", "state_dirs", "desired", "planning", "events", "checkout"},
+    "interop": {"errors", "hints", "state_dirs", "desired", "events", "transfer", "interop"},
 }
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from modelstow.cas import EMPTY, BlobState, BlobStatus, BlobStore, Digest, LinkKind, leases, trash, tree
-from modelstow.cas import inventory as inventories
 from modelstow.cas.durable import fsync_folder
 from modelstow.cas.inventory import Inventory, InventoryEntry
 from modelstow.cas.links import Linker
@@ -74,13 +73,13 @@ class Publisher:
             return False  # somebody's folder that becomes a tree, or a tree whose record was lost
         if not os.path.lexists(wanted.path):
             return True
-        record = inventories.read(self.store.layout.inventories / inventories.tree_id(wanted.key.tree))
+        record = self.store.trees.read(wanted.key.tree)
         return record is not None and {p: f.digest for p, f in record.files.items()} != dict(wanted.files)
 
     def _exchange(self, desired: Desired, wanted: DesiredTree, actual: Actual) -> bool:
         """Stage beside, swap, drain. False where folders cannot be exchanged here; then nothing has changed."""
-        folder = self.store.layout.inventories
-        old = inventories.read(folder / inventories.tree_id(wanted.key.tree))
+        records = self.store.trees
+        old = records.read(wanted.key.tree)
         staging = tree.new_staging(wanted.path)
         try:
             self._make_folder(staging)
@@ -91,23 +90,23 @@ class Publisher:
         files = {path: self._expected(digest, actual) for path, digest in wanted.files.items()}
         record = self._record(wanted, files, staging=staging)
         try:
-            inventories.announce(folder, record)
+            records.write_intent(record)
             placed = self._populate(staging, desired, wanted.files, wanted, actual)
             if any(kind.kind is not LinkKind.HARDLINK for kind in placed.values()):
-                inventories.announce(folder, replace(record, files=placed))
+                records.write_intent(replace(record, files=placed))
             swapped = tree.publish(staging, wanted.path)
         except BaseException as error:
             if _inode(staging) not in (0, record.staging_ino):
                 raise  # they were exchanged before it failed: this is the old tree now, and recovery drains it
             self._discard_staging(staging, files)
-            (folder / (record.id + inventories.NEXT)).unlink(missing_ok=True)
+            records.drop_intent(record.tree)
             if isinstance(error, OSError) and error.errno in tree.EXCHANGE_IMPOSSIBLE and old is not None:
                 self.emit(Info(text=f"{wanted.path} cannot be exchanged here ({error.strerror}); changing it file by file"))
                 return False
             raise
         if swapped:
             self._drain(staging, wanted.path, old or record)
-        inventories.settle(folder, self._record(wanted, placed))
+        records.commit(self._record(wanted, placed))
         self._tell(placed)
         return True
 
@@ -120,14 +119,14 @@ class Publisher:
 
     def _repair_in_place(self, desired: Desired, wanted: DesiredTree, actual: Actual) -> None:
         """Bring a standing tree in order file by file; every path switches in one step."""
-        folder = self.store.layout.inventories
-        old = inventories.read(folder / inventories.tree_id(wanted.key.tree))
+        records = self.store.trees
+        old = records.read(wanted.key.tree)
         before: Mapping[str, InventoryEntry] = old.files if old else {}
         if not wanted.path.is_dir():
             self._make_folder(wanted.path)
             fsync_folder(wanted.path.parent)
         expected = {path: self._expected(digest, actual) for path, digest in wanted.files.items()}
-        inventories.announce(folder, self._record(wanted, expected))
+        records.write_intent(self._record(wanted, expected))
         actions = plan(desired, actual).actions
         place = {a.path: a.digest for a in actions if isinstance(a, Link | Replace)}
         gone = [a.path for a in actions if isinstance(a, Remove)]
@@ -137,11 +136,11 @@ class Publisher:
             placed = self._populate(wanted.path, desired, place, wanted, actual, replacing=True)
         except BaseException:
             if old is None and not any(tree.as_placed(f"{wanted.path}/{p}", file) for p, file in expected.items()):
-                inventories.remove(folder, inventories.tree_id(wanted.key.tree))  # it never became a tree
+                records.remove(wanted.key.tree)  # it never became a tree
             raise
         files = {path: placed.get(path) or before.get(path) or expected[path] for path in wanted.files}
         # A path whose blob was made anew elsewhere meanwhile, or whose record was lost: what stands there counts.
-        inventories.settle(folder, self._record(wanted, files))
+        records.commit(self._record(wanted, files))
         self._tell(placed)
         self._tell_displaced(wanted.path, quarantine)
 
@@ -187,7 +186,7 @@ class Publisher:
             blobs = os.path.realpath(self.store.layout.blobs)
             return stat.S_ISLNK(found.st_mode) and Path(os.path.realpath(path)).is_relative_to(blobs)
         digest = Digest.of_path(path)
-        return digest == EMPTY or self.store.stat(digest, found.st_size).state is BlobState.INTACT
+        return digest == EMPTY or self.store.blobs.stat(digest, found.st_size).state is BlobState.INTACT
 
     # ---- taking it away
 
@@ -200,7 +199,7 @@ class Publisher:
         path = record.path(self.store.layout.root)
         with self.lock_tree(key):
             self._recover(key, path)
-            record = inventories.read(self.store.layout.inventories / record.id) or record
+            record = self.store.trees.read(record.tree) or record
             alone = leases.exclusive_store_lock(self.store, doing=f"evicting {key}") if unless else nullcontext()
             with alone:
                 if unless is not None and unless():
@@ -208,7 +207,7 @@ class Publisher:
                 self._remove_files(path, record)
             trash.empty(self.store.layout, tree=record.tree)
             if not os.path.isabs(record.tree):
-                self._remove_empty(self.store.layout.models, str(path.relative_to(self.store.layout.models)))
+                self._remove_empty(self.store.layout.trees, str(path.relative_to(self.store.layout.trees)))
             self.emit(TreeRemoved(model=key.model, variant=key.variant, path=path))
         return True
 
@@ -219,7 +218,7 @@ class Publisher:
         only_ours = not content.theirs and not content.edited and tree.is_folder(path)
         if not (only_ours and trash.put(self.store.layout, path, record)):
             tree.remove_managed(path, record.files, quarantine)
-        inventories.remove(self.store.layout.inventories, record.id)
+        self.store.trees.remove(record.tree)
         self._tell_displaced(path, quarantine)
 
     def relink(self, desired: Desired, record: Inventory, digests: frozenset[Digest]) -> None:
@@ -230,33 +229,32 @@ class Publisher:
         key = TreeKey.of(record)
         with self.lock_tree(key):
             self._recover(key, path)
-            record = inventories.read(self.store.layout.inventories / record.id) or record
+            record = self.store.trees.read(record.tree) or record
             stale = {
                 p: f.digest
                 for p, f in record.files.items()
                 if f.digest in digests
                 and f.kind is LinkKind.HARDLINK
-                and f.ino != self.store.stat(f.digest, desired.size(f.digest)).ino
+                and f.ino != self.store.blobs.stat(f.digest, desired.size(f.digest)).ino
                 and _inode(path / p) == f.ino
             }
             if not stale:
                 return
             wanted = DesiredTree(key=key, path=path, files=stale, labels=record.labels)
-            looks = {digest: self.store.stat(digest, desired.size(digest)) for digest in set(stale.values())}
+            looks = {digest: self.store.blobs.stat(digest, desired.size(digest)) for digest in set(stale.values())}
             placed = self._populate(path, desired, stale, wanted, Actual(blobs=looks), replacing=True)
-            inventories.settle(self.store.layout.inventories, replace(record, files={**record.files, **placed}))
+            self.store.trees.commit(replace(record, files={**record.files, **placed}))
             self._tell(placed)
 
     # ---- after a crash
 
     def _recover(self, key: TreeKey, live: Path) -> bool:
         """Finish or undo a change that did not end. True if there was one."""
-        folder = self.store.layout.inventories
-        id_ = inventories.tree_id(key.tree)
-        announced = inventories.read(folder / (id_ + inventories.NEXT))
+        records = self.store.trees
+        announced = records.read_intent(key.tree)
         if announced is None:
             return False
-        old = inventories.read(folder / id_)
+        old = records.read(key.tree)
         if announced.staging:
             staging = live.parent / announced.staging
             if _inode(staging) == announced.staging_ino:
@@ -268,9 +266,9 @@ class Publisher:
         files |= {p: placed for p, placed in announced.files.items() if tree.as_placed(f"{live}/{p}", placed)}
         if files:
             merged = replace(announced, files=files, staging="", staging_ino=0, labels=(old or announced).labels)
-            inventories.settle(folder, merged)
+            records.commit(merged)
         else:
-            inventories.remove(folder, id_)
+            records.remove(key.tree)
         return True
 
     def _discard_staging(self, staging: Path, files: Mapping[str, InventoryEntry]) -> None:
@@ -349,9 +347,9 @@ class Publisher:
                 return
 
     def _make_parents(self, path: Path) -> None:
-        if path.is_relative_to(self.store.layout.models):
-            for parent in reversed(path.relative_to(self.store.layout.models).parents):
-                folder = self.store.layout.models / parent
+        if path.is_relative_to(self.store.layout.trees):
+            for parent in reversed(path.relative_to(self.store.layout.trees).parents):
+                folder = self.store.layout.trees / parent
                 if not folder.is_dir():
                     folder.mkdir(exist_ok=True)
                     os.chmod(folder, self._tree_mode)

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from modelstow.cas import BlobState, BlobStore, Digest, NoSpaceError
+from modelstow.cas.buffers import STEP, aligned_buffer
 from modelstow.cas.partial import read_fully
 from modelstow.cas.pieces import PIECE, piece_count, piece_range
 from modelstow.cas.scrub import Level, ScrubTarget, scrub
@@ -86,7 +87,7 @@ def _stowed(folder: Path, total: int) -> tuple[BlobStore, ScrubTarget]:
     path = folder / "file"
     digest = _write(path, total)
     with open(path, "rb") as file, store.lock_blob(digest, doing="bench"):
-        store.copy_in(file.fileno(), digest, total)
+        store.ingest.copy(file.fileno(), digest, total)
     path.unlink()
     layout = store.layout
     return store, ScrubTarget(path=layout.blob(digest), digest=digest, size=total, table=layout.table(digest))
@@ -134,7 +135,7 @@ def _measured(level: str, read: int, mine: Sequence[float], limit: Sequence[floa
 
 
 def _read(target_file: ScrubTarget) -> int:
-    view = memoryview(bytearray(min(PIECE, target_file.size, 1 << 20)))
+    view = aligned_buffer(min(STEP, target_file.size))
     with open(target_file.path, "rb", buffering=0) as file:
         for start in range(0, target_file.size, len(view)):
             read_fully(file.fileno(), view[: target_file.size - start], start)
@@ -142,7 +143,7 @@ def _read(target_file: ScrubTarget) -> int:
 
 
 def _look(store: BlobStore, target_file: ScrubTarget) -> int:
-    if store.stat(target_file.digest, target_file.size).state is not BlobState.INTACT:
+    if store.blobs.stat(target_file.digest, target_file.size).state is not BlobState.INTACT:
         raise IntegrityError("a blob that was just stowed does not look intact", hint="run `modelstow doctor`")
     return 0
 

@@ -15,6 +15,7 @@ from modelstow.cas import BlobStore, CasError, Digest, LinkMode, locks
 from modelstow.cas.links import Linker, LinkKind
 
 from ..errors import ModelstowError
+from ..hints import hint_of
 from ..retention.preflight import disk
 from .output import size
 from .session import Answer, Session
@@ -66,7 +67,7 @@ def _store(root: Path) -> Check:
     try:
         store = BlobStore.open_existing(root)
     except (CasError, OSError) as error:
-        return Check("store", False, str(error), getattr(error, "hint", ""))
+        return Check("store", False, str(error), hint_of(error))
     if store is None:
         return Check("store", True, f"{root} is not there yet; the first reconcile makes it")
     kind = "shared with its group" if store.config.shared else "private"

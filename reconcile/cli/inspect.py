@@ -83,7 +83,7 @@ def run_du(session: Session) -> Answer:
 
 def _blob_sizes(store: BlobStore) -> dict[Digest, int]:
     sizes = {}
-    for digest, entry in store.blobs():
+    for digest, entry in store.blobs.entries():
         with suppress(FileNotFoundError):
             sizes[digest] = entry.stat(follow_symlinks=False).st_size
     return sizes
@@ -127,7 +127,7 @@ def _totals(store: BlobStore, known: Roots, standing: list[TreeRoot], sizes: Map
 
 def _aside(store: BlobStore, folders: Iterable[Path]) -> list[int]:
     """Of each folder, the bytes that neither a blob nor a folder before it shares."""
-    seen, sums = {entry.inode() for _, entry in store.blobs()}, []
+    seen, sums = {entry.inode() for _, entry in store.blobs.entries()}, []
     for folder in folders:
         bytes_ = {}
         for path, ino in (tree.scan(folder) or tree.Scan()).files.items():
@@ -186,7 +186,7 @@ def _digest_of(path: str, found: os.stat_result, store: BlobStore, known: Roots)
     if found.st_size == 0:
         return EMPTY
     here = os.stat(store.layout.blobs).st_dev
-    for digest, entry in store.blobs():
+    for digest, entry in store.blobs.entries():
         if found.st_dev == here and entry.inode() == found.st_ino:
             return digest
     return None

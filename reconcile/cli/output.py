@@ -64,12 +64,13 @@ def _facts(error: BaseException) -> tuple[str, str, str, Mapping[str, Any]]:
     from modelstow.backends import SourceError
 
     from ..errors import as_ours
+    from ..hints import hint_of
 
     ours = as_ours(error)
     if ours is not None:
-        return ours.code, ours.what, ours.hint, ours.details
+        return ours.code, ours.what, hint_of(ours), ours.details
     if isinstance(error, SourceError):
         rows = [{"source": error.locator, "code": error.code, "reason": error.what}]
-        return error.code, str(error), error.hint, {"sources": rows}
+        return error.code, str(error), hint_of(error), {"sources": rows}
     hint = "this is a bug; run it again with --verbose for a traceback to report"
     return "UNKNOWN_ERROR", f"{type(error).__name__}: {error}", hint, {}

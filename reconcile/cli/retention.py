@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from modelstow.cas import BlobStore, Digest
-from modelstow.cas import inventory as inventories
+from modelstow.cas.inventory import tree_id
 
 from .. import settings
 from ..desired import selectors
@@ -110,7 +110,7 @@ def _explain(ensurer: ModelEnsurer, text: str) -> Answer:
     reasons = dict.fromkeys(why for digest in digests for why in (known.reasons(digest) if known else ()))
     store = BlobStore.open_existing(ensurer.settings.root)
     if known is not None and store is not None and not reasons:
-        looks = [store.stat(digest, 0) for digest in digests]
+        looks = [store.blobs.stat(digest, 0) for digest in digests]
         if any(look.ino and known.holds_inode(look.ino) for look in looks):
             reasons["a file below models/ that is not on record"] = None
     lines = [f"kept by {why}" for why in reasons] or ["nothing keeps it"]
@@ -120,9 +120,9 @@ def _explain(ensurer: ModelEnsurer, text: str) -> Answer:
 def _forget(ensurer: ModelEnsurer, text: str) -> Answer:
     store = BlobStore.open_readonly(ensurer.settings.root)
     absolute = os.path.abspath(text)
-    tried = [text, inventories.tree_id(text), inventories.tree_id(absolute)]
+    tried = [text, tree_id(text), tree_id(absolute)]
     if absolute.startswith(str(store.layout.root) + os.sep):
-        tried.append(inventories.tree_id(os.path.relpath(absolute, store.layout.root)))
+        tried.append(tree_id(os.path.relpath(absolute, store.layout.root)))
     if not sum(roots.forget(store, id_) for id_ in tried if os.sep not in id_):
         raise InvalidConfigError(
             f"{text!r} is not a root",

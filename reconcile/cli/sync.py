@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelstow.cas import Stopped
+from modelstow.cas import Cancelled
 from modelstow.cas.scrub import Level
 
 from .. import settings
@@ -111,7 +111,7 @@ def run_reconcile(session: Session) -> Answer:
         try:
             answer = _reconcile_once(session)
         except Exception as error:  # a round that fails as a whole is a round too
-            if as_ours(error) is None or isinstance(error, Stopped):
+            if as_ours(error) is None or isinstance(error, Cancelled):
                 raise
             answer = Answer(error=error)
         if args.json:

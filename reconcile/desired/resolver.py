@@ -15,10 +15,11 @@ from typing import Protocol
 
 from pathspec import GitIgnoreSpec
 
-from modelstow.backends import AccessDenied, Listed, Listing, Offline, Registry, SourceError, join_locator, locator_prefixes
+from modelstow.backends import AccessDenied, Listed, Listing, Registry, SourceError, join_locator, locator_prefixes
 from modelstow.cas import Digest
 
 from ..errors import AuthError, ManifestValidationError, Problem, SourceUnavailableError
+from ..hints import hint_of
 from . import validation
 from .lockfile import MOST_SIZE, LockedBlob, LockedModel, LockedVariant, Lockfile, absolute
 from .manifest import Manifest, Model, Variant
@@ -217,9 +218,7 @@ class _Resolver:
                 return source, again
         rows = [{"source": error.locator, "code": error.code, "reason": error.what} for error in reasons]
         text = "; ".join(str(error) for error in reasons)
-        hint = next((error.hint for error in reasons if error.hint), "")
-        if not hint and any(isinstance(error, Offline) for error in reasons):
-            hint = "drop --offline, or list the files in models.toml"
+        hint = next(filter(None, map(hint_of, reasons)), "")
         hint = hint or "check the address and the network, or list the variant's `files` in models.toml"
         kind = AuthError if any(isinstance(error, AccessDenied) for error in reasons) else SourceUnavailableError
         raise kind(f"{model.id}: no source could be listed ({text})", hint=hint, sources=rows)
@@ -270,7 +269,7 @@ class _Resolver:
         except SourceError as error:
             rows = [{"source": error.locator, "code": error.code, "reason": error.what}]
             kind = AuthError if isinstance(error, AccessDenied) else SourceUnavailableError
-            raise kind(str(error), hint=error.hint or _PULL_HINT, sources=rows) from error
+            raise kind(str(error), hint=hint_of(error) or _PULL_HINT, sources=rows) from error
 
     def _place(self, key: str) -> str:
         return f"models.{json.dumps(self._manifest.models[key].key)}"

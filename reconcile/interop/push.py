@@ -10,16 +10,15 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from threading import Event, Lock
+from threading import Lock
 from typing import TypeVar
 
 from modelstow.backends import NotFound, Offline, Registry, SourceError, redact
 from modelstow.backends.source import ReadRange, Source, Target
-from modelstow.cas import BlobState, BlobStore, Digest, Stopped, leases
+from modelstow.cas import BlobState, BlobStore, CancellationToken, Digest, leases
 from modelstow.cas.compressed import CompressedIndex, compress
 from modelstow.cas.durable import write_all
 from modelstow.cas.layout import TABLE_FROM
-from modelstow.cas.partial import read_fully
 from modelstow.cas.pieces import (
     PIECE,
     PieceTable,
@@ -70,8 +69,7 @@ class Push:
     dry_run: bool = False
     threads: int = 8
     policy: RetryPolicy = field(default_factory=RetryPolicy)
-    stop: Event = field(default_factory=Event)  # this push's: set when it ends badly, so that its threads end too
-    outer: Event = field(default_factory=Event)  # the caller's: ends every push
+    token: CancellationToken = field(default_factory=CancellationToken)  # of this push, a child of the caller's
     pay: Callable[[int], None] = lambda count: None
     emit: Sink = lambda event: None
     done: Pushed = field(default_factory=Pushed)
@@ -81,17 +79,17 @@ class Push:
         """Publish these blobs, by digest and size, largest first.
 
         Raises InvalidConfigError where one is not in the store or *url* cannot be written to, IntegrityError for damaged
-        ones when the others are there, SourceError, Stopped, OSError.
+        ones when the others are there, SourceError, Cancelled, OSError.
         """
         self._look_at_target()
         done = self.done
-        lease = leases.take(self.store, doing="push", digests=list(sizes), stop=self.stop)
+        lease = leases.take(self.store, doing="push", digests=list(sizes), token=self.token)
         try:
-            absent = [d for d, size in sizes.items() if self.store.stat(d, size).state is not BlobState.INTACT]
+            absent = [d for d, size in sizes.items() if self.store.blobs.stat(d, size).state is not BlobState.INTACT]
             if absent:
                 what = f"{len(absent)} of {len(sizes)} blobs are not in the store, or changed"
                 raise InvalidConfigError(what, hint="run `modelstow ensure` with the same selectors first")
-            with Task(f"on_send {len(sizes):,} blob{'s' * (len(sizes) > 1)}", self.emit) as task:
+            with Task(f"sending {len(sizes):,} blob{'s' * (len(sizes) > 1)}", self.emit) as task:
                 task.begin(sum(sizes.values()))
                 self._publish_all(sizes, task)
         finally:
@@ -120,11 +118,11 @@ class Push:
 
     def _publish_all(self, sizes: Mapping[Digest, int], task: Task) -> None:
         order = sorted(sizes, key=lambda digest: (-sizes[digest], digest))
-        with WorkerPool(self.threads, "push", stop=self.stop, outer=self.outer, stopped=_STOPPED) as crew:
+        with WorkerPool(self.threads, "push", token=self.token, cancelled=_STOPPED) as pool:
             for digest in order:
-                crew.start(self._publish, digest, sizes[digest], task)
-            while crew.at_work:
-                crew.wait()
+                pool.start(self._publish, digest, sizes[digest], task)
+            while pool.busy:
+                pool.wait()
 
     def _publish(self, digest: Digest, size: int, task: Task) -> None:
         left = size  # what is sent twice is no progress
@@ -150,7 +148,7 @@ class Push:
             try:
                 sent, packed = self._send(digest, size, plain, tell)
             except _Damaged:
-                self.store.note_suspect(digest)
+                self.store.blobs.note_suspect(digest)
                 with self._mutex:
                     self.done.damaged.append(digest)
                 return
@@ -162,7 +160,7 @@ class Push:
 
     def _send(self, digest: Digest, size: int, plain: str, tell: Callable[[int], None]) -> tuple[int, bool]:
         """Put one blob and its table; how many bytes went out, and whether as compressed pieces. *tell* is told of each."""
-        with _Blob(self.store, digest, size, self.stop) as blob:
+        with _Blob(self.store, digest, size, self.token) as blob:
             sent = 0
             if blob.table is not None:
                 table = blob.table.encode()
@@ -189,8 +187,7 @@ class Push:
         on_send = 0
 
         def go_on() -> None:
-            if self.stop.is_set():
-                raise Stopped(_STOPPED)
+            self.token.check(_STOPPED)
 
         def checked(start: int, stop: int) -> bytes:
             go_on()
@@ -212,7 +209,7 @@ class Push:
         return self._patiently(put, lambda: on_send > PROGRESS_RESET_BYTES)
 
     def _patiently(self, ask: Callable[[Source], _T], progressed: Callable[[], bool] = lambda: False) -> _T:
-        return with_retries(lambda: ask(self.registry.find(self.url)), self.policy, self.stop, progressed=progressed)
+        return with_retries(lambda: ask(self.registry.find(self.url)), self.policy, self.token, progressed=progressed)
 
 
 class _Damaged(Exception):
@@ -222,8 +219,8 @@ class _Damaged(Exception):
 class _Blob:
     """A blob that is read for the outside: nothing leaves that is not what its table, or its name, says."""
 
-    def __init__(self, store: BlobStore, digest: Digest, size: int, stop: Event) -> None:
-        self._store, self._digest, self._size, self._stop = store, digest, size, stop
+    def __init__(self, store: BlobStore, digest: Digest, size: int, token: CancellationToken) -> None:
+        self._store, self._digest, self._size, self._token = store, digest, size, token
         self._fd = open_regular(store.layout.blob(digest))
         self.table: PieceTable | None = None
 
@@ -250,19 +247,27 @@ class _Blob:
 
     def read(self, start: int, stop: int) -> bytes:
         """Bytes of whole pieces, checked. Raises _Damaged, OSError."""
-        data = bytearray(stop - start)
-        if not read_fully(self._fd, memoryview(data), start):
-            raise _Damaged
+        data = self._read(start, stop)
         if self.table is None:
-            if Digest.of(bytes(data)) != self._digest:
+            if Digest.of(data) != self._digest:
                 raise _Damaged
-            return bytes(data)
+            return data
+        view = memoryview(data)
         for index in range(start // PIECE, piece_count(stop)):
             first, end = piece_range(index, self._size)
             slot = self.table.slots[index]
-            if slot is None or piece_hash(memoryview(data)[first - start : end - start]) != slot.hash:
+            if slot is None or piece_hash(view[first - start : end - start]) != slot.hash:
                 raise _Damaged
-        return bytes(data)
+        return data
+
+    def _read(self, start: int, stop: int) -> bytes:
+        data = os.pread(self._fd, stop - start, start)
+        while len(data) < stop - start:
+            part = os.pread(self._fd, stop - start - len(data), start + len(data))
+            if not part:
+                raise _Damaged
+            data += part
+        return data
 
     def is_worth_compressing(self) -> bool:
         """Whether some pieces, evenly spread, become small enough: the rest is not read where they do not."""
@@ -275,8 +280,7 @@ class _Blob:
         """Write every piece's frame, one after the other; where they are."""
         lengths = []
         for index in range(piece_count(self._size)):
-            if self._stop.is_set():
-                raise Stopped("stopped")
+            self._token.check(_STOPPED)
             frame = compress(self.read(*piece_range(index, self._size)))
             write_all(fd, frame)
             lengths.append(len(frame))

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from modelstow.cas import ABSENT, EMPTY, BlobState, BlobStatus, BlobStore, Digest
-from modelstow.cas import inventory as inventories
-from modelstow.cas.inventory import Inventory, InventoryEntry
+from modelstow.cas.inventory import Inventory, InventoryEntry, tree_id
 from modelstow.cas.links import LinkKind
 from modelstow.cas.locks import Holder
 from modelstow.cas.tree import Scan, scan
 
+from ..state_dirs import VERIFYING
 from .state import NO_TREE, Actual, ActualTree, Desired, DesiredTree, Foreign, TreeKey
 
 
@@ -41,9 +41,9 @@ def observe(
 
     Raises StoreStateError for an unreadable inventory, OSError.
     """
-    store.refresh()
+    store.blobs.refresh()
     # In the order of their folders: the kernel finds neighbours sooner.
-    blobs = {d: (known or {}).get(d) or store.stat(d, desired.size(d)) for d in sorted(desired.digests)}
+    blobs = {d: (known or {}).get(d) or store.blobs.stat(d, desired.size(d)) for d in sorted(desired.digests)}
     absent = (digest for digest, look in blobs.items() if look.state is not BlobState.INTACT)
     partials = _partials(store, absent, desired)
     device = _device(store.layout.blobs)
@@ -70,9 +70,7 @@ def _device(path: Path) -> int:
 def _tree(
     store: BlobStore, tree: DesiredTree, desired: Desired, blobs: Mapping[Digest, BlobStatus], device: int
 ) -> ActualTree:
-    id_ = inventories.tree_id(tree.key.tree)
-    record = inventories.read(store.layout.inventories / id_)
-    unfinished = inventories.read(store.layout.inventories / (id_ + inventories.NEXT))
+    record, unfinished = store.trees.read(tree.key.tree), store.trees.read_intent(tree.key.tree)
     found = scan(tree.path) if not tree.path.is_symlink() else None
     if found is None:
         return NO_TREE if unfinished is None else ActualTree(leftover=unfinished.staging or ".")
@@ -175,8 +173,8 @@ def _as_recorded(there: os.stat_result, recorded: InventoryEntry) -> bool:
 
 def is_verifying(store: BlobStore, key: TreeKey) -> bool:
     """Whether a live process says that it is reading this tree just now."""
-    folder = store.layout.verifying
-    prefix = inventories.tree_id(key.tree)
+    folder = store.layout.state_dir(VERIFYING)
+    prefix = tree_id(key.tree)
     try:
         names = [name for name in os.listdir(folder) if name.startswith(prefix)]
     except FileNotFoundError:

@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelstow.cas import EMPTY, BlobState, BlobStore, Digest, LinkKind, LockTimeoutError, scrub
-from modelstow.cas import inventory as inventories
+from modelstow.cas.inventory import tree_id
 from modelstow.cas.locks import Holder
 from modelstow.cas.pieces import piece_range
 from modelstow.cas.scrub import Level, ScrubResult, ScrubTarget
 
+from ..state_dirs import VERIFYING
 from .observer import observe
 from .state import Actual, Desired, DesiredTree
 
@@ -58,7 +59,7 @@ def audit(
     on_total: Callable[[int], None] = lambda total: None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> VerifyReport:
-    """BlobStatus at every blob and file of *desired*, and at the blobs in *also* (digest -> size in bytes).
+    """Read or stat every blob and file of *desired*, and at the blobs in *also* (digest -> size in bytes).
 
     *on_total* is told of the bytes that will be read, if any, and *on_bytes*, from any thread, of those that were.
 
@@ -73,7 +74,7 @@ def audit(
         paths = _paths(desired)
         faults = list(_tree_faults(desired, actual))
         copies = _copies(store, desired, actual)
-        present = [d for d in sorted(sizes) if store.stat(d, sizes[d]).state is not BlobState.ABSENT]
+        present = [d for d in sorted(sizes) if store.blobs.stat(d, sizes[d]).state is not BlobState.ABSENT]
         faults += [
             Finding(kind="missing", digest=d, bytes=sizes[d], paths=tuple(paths.get(d, ())))
             for d in sorted(sizes.keys() - set(present))
@@ -87,7 +88,7 @@ def audit(
                 faults.append(_corrupt(store, verdict, paths.get(digest, ())))
                 if level is not Level.QUICK:  # a stat asks for a re-proof, it convicts nobody
                     _put_on_record(store, digest)
-            elif level is not Level.QUICK and store.stat(digest, sizes[digest]).state is BlobState.SUSPECT:
+            elif level is not Level.QUICK and store.blobs.stat(digest, sizes[digest]).state is BlobState.SUSPECT:
                 _restamp(store, digest)
         for tree, path, verdict in _copy_verdicts(store, copies, desired, level, on_bytes):
             read += verdict.bytes_read
@@ -128,7 +129,7 @@ def _copies(store: BlobStore, desired: Desired, actual: Actual) -> list[tuple[De
     """Tree files with bytes of their own: they need reading too."""
     found = []
     for tree in desired.trees:
-        record = inventories.read(store.layout.inventories / inventories.tree_id(tree.key.tree))
+        record = store.trees.read(tree.key.tree)
         for path in actual.trees[tree.key].placed:
             placed = record.files.get(path) if record else None
             if placed is not None and placed.kind in (LinkKind.COPY, LinkKind.REFLINK) and path in tree.files:
@@ -149,11 +150,11 @@ def _verdicts(
     ]
     if level is Level.QUICK:
         for target_file in targets:
-            intact = store.stat(target_file.digest, target_file.size).state is BlobState.INTACT
+            intact = store.blobs.stat(target_file.digest, target_file.size).state is BlobState.INTACT
             yield target_file.digest, ScrubResult(target_file=target_file, intact=intact)
         return
     # A blob that a verification convicted by sha256 may still agree with its table: it is read in full.
-    convicted = store.suspects()
+    convicted = store.blobs.suspects()
     for chosen, deep in (("fast", False), ("full", True)):
         rows = [t for t in targets if (t.digest.hex in convicted) is deep] if level is Level.FAST else targets
         if level is Level.FULL and chosen == "fast":
@@ -208,23 +209,22 @@ def _inode(path: str) -> int:
 
 def _put_on_record(store: BlobStore, digest: Digest) -> None:
     with suppress(OSError):
-        store.note_suspect(digest)
+        store.blobs.note_suspect(digest)
 
 
 def _restamp(store: BlobStore, digest: Digest) -> None:
     with suppress(OSError, LockTimeoutError):
         with store.lock_blob(digest, doing="giving a proven blob its proof back", timeout_s=1):
-            store.restamp(digest)
+            store.blobs.restamp(digest)
 
 
 def _mark_copy(store: BlobStore, tree: DesiredTree, path: str) -> None:
     with suppress(OSError, LockTimeoutError):
-        id_ = inventories.tree_id(tree.key.tree)
-        with store.lock(f"tree-{id_}", doing="marking a damaged copy", timeout_s=5):
-            record = inventories.read(store.layout.inventories / id_)
+        with store.lock(f"tree-{tree_id(tree.key.tree)}", doing="marking a damaged copy", timeout_s=5):
+            record = store.trees.read(tree.key.tree)
             if record is not None and path in record.files:
                 files = {**record.files, path: replace(record.files[path], suspect=True)}
-                inventories.rewrite(store.layout.inventories, replace(record, files=files))
+                store.trees.rewrite(replace(record, files=files))
 
 
 @contextmanager
@@ -232,9 +232,11 @@ def _marked(store: BlobStore, trees: Sequence[DesiredTree]) -> Iterator[None]:
     """Tell others that these trees are being verified, while it lasts."""
     text = json.dumps(Holder.me("verifying").to_json()).encode()
     marks: list[Path] = []
+    with suppress(OSError):  # a store that is only read has no such folder
+        store.make_state_dir(VERIFYING)
     try:
         for tree in trees:
-            mark = store.layout.verifying / f"{inventories.tree_id(tree.key.tree)}-{secrets.token_hex(4)}"
+            mark = store.layout.state_dir(VERIFYING) / f"{tree_id(tree.key.tree)}-{secrets.token_hex(4)}"
             with suppress(OSError):
                 mark.write_bytes(text)
                 marks.append(mark)

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
 from typing import Protocol
 
 from modelstow.cas import (
     EMPTY,
     BlobStore,
+    CancellationToken,
     Digest,
     LockTimeoutError,
     StoreStateError,
@@ -34,6 +34,7 @@ from modelstow.cas import (
 from modelstow.cas.locks import Holder
 
 from ..planning.state import TreeKey
+from ..state_dirs import HASH_CACHE, VERIFYING
 from . import roots
 from .roots import Roots, RootState, TreeRoot
 
@@ -84,7 +85,7 @@ class Collector:
     remove_tree: TreeRemover
     free: Callable[[], int]
     in_use: Callable[[str], bool]
-    stop: Event
+    token: CancellationToken
     exclusive: bool = False  # the user says that nobody else uses this store
     clock: Callable[[], float] = time.time
 
@@ -99,7 +100,7 @@ class Collector:
         """Remove what nothing keeps; with *goals*, evict trees until they are met.
 
         Raises StoreStateError, having deleted nothing, where a root cannot be believed or ``state/`` was lost;
-        LockTimeoutError, Stopped, OSError.
+        LockTimeoutError, Cancelled, OSError.
         """
         if roots.epoch(self.store) != self.store.config.epoch and not state_lost:
             raise StoreStateError(
@@ -140,8 +141,8 @@ class Collector:
         """Without honest locks a sweep could take what another process is about to link."""
         if self.exclusive:
             return
-        with self.store.lock("honesty", doing="checking the locks", stop=self.stop):
-            if locks.is_held(self.store.layout.locks / "honesty"):
+        with self.store.lock("lock-probe", doing="checking the locks", token=self.token):
+            if locks.is_held(self.store.layout.locks / "lock-probe"):
                 return
         raise StoreStateError(
             f"two holders can have one lock on the file system of {self.store.layout.root}, so nothing was deleted",
@@ -159,7 +160,7 @@ class Collector:
         queue: list[tuple[Digest, os.DirEntry[str]]] | None = None
         while queue is None or queue:
             with (
-                leases.exclusive_store_lock(self.store, doing="collecting garbage", stop=self.stop)
+                leases.exclusive_store_lock(self.store, doing="collecting garbage", token=self.token)
                 if not result.dry_run
                 else nullcontext()
             ):
@@ -185,7 +186,7 @@ class Collector:
 
     def _split(self, result: GcResult, live: frozenset[Digest]) -> list[tuple[Digest, os.DirEntry[str]]]:
         dead = []
-        for digest, entry in self.store.blobs():
+        for digest, entry in self.store.blobs.entries():
             if digest in live:
                 result.kept_blobs += 1
                 with suppress(FileNotFoundError):
@@ -210,7 +211,10 @@ class Collector:
     def _remove_incoming(self) -> None:
         """Files that `lock` was naming when it was killed a day ago, and what it remembers of those that it named."""
         at = self.store.layout
-        for paths, kept_s in (at.partials.glob("incoming-*"), _INCOMING_S), (at.pulled.glob("*"), _RECALLED_S):
+        for paths, kept_s in (
+            (at.partials.glob("incoming-*"), _INCOMING_S),
+            (_content(at.state_dir(HASH_CACHE)), _RECALLED_S),
+        ):
             for path in paths:
                 with suppress(FileNotFoundError):
                     if self.clock() - path.stat().st_mtime > kept_s and not locks.is_held(path):
@@ -226,7 +230,7 @@ class Collector:
             if tree_root.is_dead:
                 self._forget_tree(tree_root)
         leases.active(self.store, remove_expired=True)
-        for path in self.store.layout.verifying.iterdir():
+        for path in _content(self.store.layout.state_dir(VERIFYING)):
             with suppress(OSError, ValueError):
                 holder = Holder.parse(json.loads(path.read_bytes()))
                 if holder is None or not holder.alive:
@@ -307,7 +311,7 @@ class EvictionSimulation:
 
     def __init__(self, store: BlobStore, known: Roots) -> None:
         self._sizes: dict[Digest, int] = {}
-        for digest, entry in store.blobs():
+        for digest, entry in store.blobs.entries():
             with suppress(FileNotFoundError):
                 self._sizes[digest] = entry.stat(follow_symlinks=False).st_size
         self.everything = sum(self._sizes.values())
@@ -328,6 +332,10 @@ class EvictionSimulation:
         for digest in _digests(root):
             self.kept += self._sizes.get(digest, 0) if self._holders[digest] == 0 else 0
             self._holders[digest] += 1
+
+
+def _content(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _digests(root: TreeRoot) -> set[Digest]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from modelstow.cas import EMPTY, BlobStore, Digest
-from modelstow.cas.durable import UNFINISHED, seal, unseal, write_file
+from modelstow.cas.durable import UNFINISHED, write_file
+from modelstow.cas.records import INVALID, decode, encode, files_in, join_hex, split_hex, unreadable
 
-from .files import UNREADABLE, digests_of, files_in, unreadable
+_KIND = "pin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +32,9 @@ def read(folder: Path) -> Iterator[Pin]:
     """Every pin in a folder. Raises StoreStateError for one that cannot be read."""
     for path, raw in files_in(folder):
         try:
-            head = json.loads(unseal(raw))
-            yield Pin(model=head["model"], variant=head["variant"], digests=digests_of(head["digests"]))
-        except UNREADABLE as error:
+            head = decode(raw, _KIND, version=1)
+            yield Pin(model=head["model"], variant=head["variant"], digests=frozenset(split_hex(head["digests"])))
+        except INVALID as error:
             raise unreadable(path, error) from error
 
 
@@ -42,9 +42,8 @@ def pin(store: BlobStore, model: str, variant: str, digests: Iterable[Digest]) -
     """Pin a variant; False if it was."""
     path = _pin_path(store, model, variant)
     there = path.exists()
-    kept = "".join(digest.hex for digest in sorted(set(digests) - {EMPTY}))
-    head = {"model": model, "variant": variant, "digests": kept}
-    write_file(path, seal(json.dumps(head).encode()))
+    kept = join_hex(sorted(set(digests) - {EMPTY}))
+    write_file(path, encode(_KIND, 1, {"model": model, "variant": variant, "digests": kept}))
     return not there
 
 

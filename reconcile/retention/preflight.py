@@ -83,7 +83,7 @@ class Preflight:
         return sum(
             size - self._allocated(digest, size)
             for digest, size in others.items()
-            if self.store.stat(digest, size).state is BlobState.ABSENT
+            if self.store.blobs.stat(digest, size).state is BlobState.ABSENT
         )
 
     def _allocated(self, digest: Digest, most: int) -> int:
@@ -96,7 +96,7 @@ class Preflight:
         if self.max_size is None:
             return 0
         total = 0
-        for _, entry in self.store.blobs():
+        for _, entry in self.store.blobs.entries():
             with suppress(FileNotFoundError):
                 total += entry.stat(follow_symlinks=False).st_size
         return total + _in_store(plan) - self.max_size

@@ -8,7 +8,6 @@ garbage collection altogether.
 from __future__ import annotations
 
 import enum
-import json
 import os
 import stat
 import time
@@ -18,17 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelstow.cas import BlobStore, Digest, leases, tree
-from modelstow.cas import inventory as inventories
-from modelstow.cas.durable import seal, unseal, write_file
-from modelstow.cas.inventory import NEXT, Inventory
+from modelstow.cas.durable import write_file
+from modelstow.cas.inventory import Inventory, is_intent, read_inventory, tree_id
+from modelstow.cas.records import INVALID, decode, encode, files_in, join_hex, split_hex, unreadable
 
 from ..desired.selectors import PINNED
 from ..planning.state import TreeKey
+from ..state_dirs import ROOTS
 from . import pins
-from .files import UNREADABLE, digests_of, files_in, unreadable
 from .pins import Pin
 
-_FORMAT = 1
+_KIND, _VERSION = "lockfile", 1
 
 
 class RootState(enum.StrEnum):
@@ -52,34 +51,30 @@ class LockRoot:
 
     @property
     def id(self) -> str:
-        return inventories.tree_id(self.path)
+        return tree_id(self.path)
 
     def encode(self) -> bytes:
         head = {
-            "root": _FORMAT,
-            "kind": "lockfile",
             "path": self.path,
             "text": self.text,
             "parent": list(self.parent),
             "trees": dict(sorted(self.trees.items())),
             "pinned": list(self.pinned),
-            "digests": "".join(digest.hex for digest in sorted(self.digests)),
+            "digests": join_hex(sorted(self.digests)),
         }
-        return seal(json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
+        return encode(_KIND, _VERSION, head)
 
     @classmethod
     def decode(cls, raw: bytes) -> LockRoot:
-        """Raises ValueError, KeyError, TypeError."""
-        head = json.loads(unseal(raw))
-        if head["root"] != _FORMAT or head["kind"] != "lockfile":
-            raise ValueError(f"a root of kind {head['kind']!r}, format {head['root']!r} is not known here")
+        """Raises one of ``records.INVALID``."""
+        head = decode(raw, _KIND, version=_VERSION)
         return cls(
             path=head["path"],
             text=head["text"],
             parent=(head["parent"][0], head["parent"][1]),
             trees=head["trees"],
             pinned=tuple(head["pinned"]),
-            digests=digests_of(head["digests"]),
+            digests=frozenset(split_hex(head["digests"])),
         )
 
     @property
@@ -107,7 +102,7 @@ class TreeRoot:
 
     @property
     def unfinished(self) -> bool:
-        return self.file.name.endswith(NEXT)
+        return is_intent(self.file)
 
     @property
     def is_dead(self) -> bool:
@@ -151,7 +146,7 @@ class Roots:
             live |= digests
         going = tuple(f"{path}/" for path in without)
         inodes = {ino for path, ino in self.inodes.items() if not path.startswith(going)}
-        for digest, entry in store.blobs():
+        for digest, entry in store.blobs.entries():
             if entry.inode() in inodes:
                 live.add(digest)
             elif self.proofs:
@@ -204,13 +199,13 @@ def read(store: BlobStore) -> Roots:
     """Read every root. Raises StoreStateError where one cannot be believed, OSError."""
     layout = store.layout
     trees = []
-    for file in inventories.all_of(layout.inventories):
+    for file in store.trees.files():
         with suppress(FileNotFoundError):
             trees.append(read_tree(store, file))
     recorded = {str(root.record.path(layout.root)) for root in trees}
-    inodes, proofs = _below_models(layout.models, recorded)
+    inodes, proofs = _below_models(layout.trees, recorded)
     return Roots(
-        locks=tuple(_read_locks(layout.roots)),
+        locks=tuple(_read_locks(layout.state_dir(ROOTS))),
         trees=tuple(trees),
         pins=tuple(pins.read(layout.pins)),
         leased=tuple(record for _, record, _ in leases.active(store)),
@@ -221,7 +216,7 @@ def read(store: BlobStore) -> Roots:
 
 def read_tree(store: BlobStore, file: Path) -> TreeRoot:
     """The root that an inventory file is. Raises FileNotFoundError where it went, StoreStateError, OSError."""
-    record = inventories.read(file)
+    record = read_inventory(file)
     if record is None:
         raise FileNotFoundError(file)
     return TreeRoot(record=record, file=file, state=_tree_state(record, store.layout.root))
@@ -231,7 +226,7 @@ def stamp(store: BlobStore) -> tuple[object, ...]:
     """Changes whenever a root comes or goes; cheaper than reading them all again."""
     layout = store.layout
     rows: list[object] = []
-    for folder in (layout.roots, layout.inventories, layout.pins, layout.leases):
+    for folder in (layout.state_dir(ROOTS), layout.inventories, layout.pins, layout.leases):
         try:
             with os.scandir(folder) as entries:
                 rows += sorted((entry.path, entry.stat().st_mtime_ns, entry.inode()) for entry in entries)
@@ -271,14 +266,14 @@ def _read_locks(folder: Path, *, but: str = "") -> Iterator[LockRoot]:
             continue
         try:
             yield LockRoot.decode(raw)
-        except UNREADABLE as error:
+        except INVALID as error:
             raise unreadable(path, error) from error
 
 
 def read_lock_roots(store: BlobStore, *, but: Path | None = None) -> list[LockRoot]:
     """The lockfiles on record, without the one at *but*: its own record may be torn. Raises StoreStateError, OSError."""
-    skipped = "" if but is None else inventories.tree_id(str(but))
-    return list(_read_locks(store.layout.roots, but=skipped))
+    skipped = "" if but is None else tree_id(str(but))
+    return list(_read_locks(store.layout.state_dir(ROOTS), but=skipped))
 
 
 # ---- keeping the record
@@ -287,14 +282,14 @@ def read_lock_roots(store: BlobStore, *, but: Path | None = None) -> list[LockRo
 def read_lock_root(store: BlobStore, lockfile: Path) -> LockRoot | None:
     """The root of one lockfile; None where it is not registered or its record is torn (it is then written anew)."""
     try:
-        return LockRoot.decode((store.layout.roots / inventories.tree_id(str(lockfile))).read_bytes())
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return LockRoot.decode((store.layout.state_dir(ROOTS) / tree_id(str(lockfile))).read_bytes())
+    except (OSError, *INVALID):
         return None
 
 
 def register_lock(store: BlobStore, root: LockRoot) -> None:
     """Put a reconciled lockfile on record. Durable on return. A store that lost its state is whole again after this."""
-    write_file(store.layout.roots / root.id, root.encode())
+    write_file(store.make_state_dir(ROOTS) / root.id, root.encode())
     if epoch(store) != store.config.epoch:
         write_file(store.layout.epoch, store.config.epoch.encode())
     store.remove_temp_files()
@@ -314,11 +309,10 @@ def accept_loss(store: BlobStore) -> None:
 
 
 def forget(store: BlobStore, id_: str) -> bool:
-    """Take one root away by its id; False if there is none."""
-    found = False
-    folders = (store.layout.roots, store.layout.inventories, store.layout.pins, store.layout.leases)
-    for path in (*(folder / id_ for folder in folders), store.layout.inventories / (id_ + NEXT)):
-        if path.parent in folders and path.is_file():
-            path.unlink()
+    """Remove one root by its id; False if there is none."""
+    found = store.trees.forget(id_)
+    for folder in (store.layout.state_dir(ROOTS), store.layout.pins, store.layout.leases):
+        if (folder / id_).parent == folder and (folder / id_).is_file():
+            (folder / id_).unlink()
             found = True
     return found

@@ -8,11 +8,12 @@ from threading import Lock
 
 from modelstow.backends import Body, EndedEarly, ProtocolError, Source
 from modelstow.cas import Digest
+from modelstow.cas.buffers import aligned_buffer
 from modelstow.cas.compressed import CompressedIndex, decompress, index_bytes
 from modelstow.cas.pieces import PIECE, piece_count, piece_range
 
-from .intake import BodyReader
 from .retry import Failure, Reason, RetryPolicy
+from .worker import BodyReader
 
 
 class WrongCompressedData(ProtocolError):
@@ -51,7 +52,7 @@ class CompressedBlob:
                 )
             if not inner.ranged:
                 piece, last = 0, piece_count(self.size) - 1
-                _fill(intake, memoryview(bytearray(index.frame(0)[0])), self.locator)
+                _fill(intake, aligned_buffer(index.frame(0)[0]), self.locator)
         except BaseException:
             inner.close()
             raise
@@ -61,7 +62,7 @@ class CompressedBlob:
             nonlocal piece, plain
             if not plain and piece <= last:
                 frame_start, frame_stop = index.frame(piece)
-                frame = memoryview(bytearray(frame_stop - frame_start))
+                frame = aligned_buffer(frame_stop - frame_start)
                 start, stop = piece_range(piece, self.size)
                 _fill(intake, frame, self.locator, heard, stop - start)
                 try:
@@ -82,7 +83,7 @@ class CompressedBlob:
     def _read_index(self, source: Source) -> CompressedIndex:
         with self._mutex:
             if self._index is None:
-                raw = memoryview(bytearray(index_bytes(self.size)))
+                raw = aligned_buffer(index_bytes(self.size))
                 body = source.open(self.locator, start=0, stop=len(raw))
                 try:
                     _fill(self._intake(body), raw, self.locator)

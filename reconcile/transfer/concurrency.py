@@ -1,8 +1,37 @@
-"""How many connections one blob uses: more while that makes it faster, and only while its proof could follow. Pure."""
+"""How many connections a blob uses, and how many blobs are fetched at once: more while that helps."""
 
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass
+from threading import Lock
+
+
+class Connections:
+    """The connections that no blob uses just now: whoever fetches a large one may take them. Safe for threads."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self._free, self._mutex = most, most, Lock()
+
+    def take(self) -> bool:
+        """Take one; False if all are in use."""
+        with self._mutex:
+            taken = self._free > 0
+            self._free -= taken
+            return taken
+
+    @property
+    def used(self) -> int:
+        """How many are taken."""
+        return self.most - self._free
+
+    def give(self) -> None:
+        """Give one back."""
+        with self._mutex:
+            self._free += 1
+
 
 _SAMPLE_S, _SAMPLE_BYTES = 0.05, 1 << 19  # a rate is known after both, or ...
 _LONG_SAMPLE_S = 0.2  # ... after this
@@ -66,3 +95,34 @@ class ConcurrencyController:
 
 def _could_double(rate: float, proof_rate: float | None, limit: float | None) -> bool:
     return (proof_rate is None or 2 * rate < proof_rate) and (limit is None or rate < _NEARLY * limit)
+
+
+_BUSY = 0.7  # of one processor: Python runs one thread at a time, and ...
+_BUSY_ALONE = 0.5  # ... where that is all the work, two lose much of what they gain to waiting for each other
+
+
+class IdleDetector:
+    """Whether this process waits more than it works. One that is busy gains nothing by another thread, unless it is busy
+    with what is none of ours: where *one_works*, what a worker does it does itself, and its own time tells."""
+
+    def __init__(self, *, one_works: bool) -> None:
+        self._one_works = one_works
+        self._at, self._worked = time.monotonic(), time.process_time()
+        self._clock, self._own = 0, 0.0  # of the first worker, where the system tells
+
+    def watch_this_thread(self) -> None:
+        """The calling thread is a worker."""
+        if self._one_works and not self._clock and hasattr(time, "pthread_getcpuclockid"):
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
+
+    def seen(self) -> bool:
+        """Whether that was so since the last look."""
+        at, worked, own = time.monotonic(), time.process_time(), self._own
+        if self._clock:
+            with suppress(OSError):  # it has ended
+                own = time.clock_gettime(self._clock)
+        passed = max(at - self._at, 1e-6)
+        share, own_share = (worked - self._worked) / passed, (own - self._own) / passed
+        alone = bool(self._clock) and worked - self._worked > 2 * (own - self._own)  # most of the work is another's
+        self._at, self._worked, self._own = at, worked, own
+        return share < (_BUSY_ALONE if self._one_works else _BUSY) or (alone and own_share < _BUSY_ALONE)

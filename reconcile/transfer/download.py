@@ -6,7 +6,8 @@ import os
 from threading import Condition, Thread
 
 from modelstow.backends import Body, SourceError
-from modelstow.cas import Stopped, locks, syscalls
+from modelstow.cas import locks, syscalls
+from modelstow.cas.buffers import aligned_buffer
 from modelstow.cas.hasher import BackgroundHasher
 from modelstow.cas.layout import TABLE_FROM
 from modelstow.cas.partial import Partial, read_fully
@@ -14,14 +15,13 @@ from modelstow.cas.pieces import PIECE, PieceTable, piece_count, piece_hash, pie
 
 from ..desired.lockfile import absolute
 from ..events.events import BytesArrived, Info
-from .blame import FailureAttribution
 from .compressed import CompressedBlob, CompressedForms
 from .concurrency import ConcurrencyController
-from .context import STOPPED, BlobRequest, TransferContext
-from .reasons import all_sources_failed
+from .context import STOPPED, TransferContext
 from .retry import Failure, Reason
 from .scheduler import EARLIER, Transfer
-from .steps import Backoff, Fail, Idle, Request, Step, Verify
+from .source_health import FailureAttribution, all_sources_failed
+from .state import Backoff, BlobRequest, Fail, Idle, Request, Step, Verify
 from .worker import Beginning, TransferSink, Worker, WrongSize
 
 THIS_STORE = "this store"
@@ -55,7 +55,15 @@ class Download(TransferSink):
         self._pairs = CompressedForms(
             packs, lambda pack: CompressedBlob(pack, wanted.digest, wanted.size, engine.policy, engine.clock)
         )
-        self._blame = FailureAttribution(engine, wanted, self._locators, self._pairs)
+        self._blame = FailureAttribution(
+            wanted,
+            self._locators,
+            self._pairs,
+            registry=engine.registry,
+            failures=engine.failures,
+            bad_sources=engine.bad_sources,
+            emit=engine.emit,
+        )
         late = self._blame.late()
         self._transfer = Transfer(wanted.size, tuple(self._locators), engine.policy, late, self._blame.spent(late))
         # Each connection has a piece in flight, which a kill costs: it should not be all there is.
@@ -73,7 +81,8 @@ class Download(TransferSink):
     def fill(self) -> None:
         """Until every piece is there and the whole is its name.
 
-        Raises ChecksumError, SizeMismatchError, SourceUnavailableError and its kin, naming every source; Stopped, OSError.
+        Raises ChecksumError, SizeMismatchError, SourceUnavailableError or a subclass, naming every source; Cancelled,
+        OSError.
         """
         by_key = {source_key(locator): locator for locator in self._locators}
         by_key[source_key(THIS_STORE)] = THIS_STORE
@@ -103,7 +112,7 @@ class Download(TransferSink):
                 if seconds >= _SAY_S:
                     why = ", ".join(dict.fromkeys(fact.what for fact in self._transfer.failures().values()))
                     self.engine.emit(Info(text=f"{name}: every source failed ({why}); asking again in {seconds:.0f} s"))
-                self.engine.stop.wait(seconds)
+                self.engine.token.wait(seconds)
             case Verify():
                 return self._prove()
             case Fail(failures=failures):
@@ -117,8 +126,7 @@ class Download(TransferSink):
 
     def _look(self) -> Step:
         """End what is silent or lost, and start what may run; the last step that was not taken."""
-        if self.engine.stop.is_set():
-            raise Stopped(STOPPED)
+        self.engine.token.check(STOPPED)
         if self._broken is not None:
             raise self._broken
         now = self.engine.clock()
@@ -227,7 +235,7 @@ class Download(TransferSink):
             if fact is not None:
                 self._fail(ask.claim, fact, beginning)
             self._transfer.ended(ask.claim)
-            if alone or mine is None or self._over or self.engine.stop.is_set():
+            if alone or mine is None or self._over or self.engine.token.cancelled:
                 return None
             allowed = self._pace.allowed
             if len(self._working) >= allowed:
@@ -285,8 +293,7 @@ class Download(TransferSink):
         return self._got(ask.claim, 0 if self._pairs.pack(ask.locator) else count)  # it was told while its frame arrived
 
     def _got(self, claim: int, count: int) -> bool:
-        if self.engine.stop.is_set():
-            raise Stopped(STOPPED)
+        self.engine.token.check(STOPPED)
         with self._state:
             self.fetched += count
             counts = not self._over and self._transfer.got(claim, count, self.engine.clock())
@@ -342,7 +349,7 @@ class Download(TransferSink):
         except OSError:
             return False
         os.ftruncate(self.partial.fd, self.size)
-        buffer = memoryview(bytearray(min(PIECE, self.size)))
+        buffer = aligned_buffer(min(PIECE, self.size))
         for index in range(piece_count(self.size)):
             start, stop = piece_range(index, self.size)
             view = buffer[: stop - start]

@@ -1,8 +1,7 @@
-"""Brings one blob home: from what stands on this disk if that proves right, else from its sources.
+"""Fetches blobs: from what is on this disk if that proves right, else from their sources.
 
-What stands on this disk is tried first: a touched blob is read, a copy in a tree is taken, the good pieces of a damaged
-one are saved. Only the rest is downloaded.
-"""
+Local candidates are tried first: a touched blob is read again, a copy in a tree is taken, the good pieces of a damaged one
+are saved. Only the rest is downloaded."""
 
 from __future__ import annotations
 
@@ -11,29 +10,31 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from modelstow.backends import SourceError
+from modelstow.backends import ConnectionFailed, EndedEarly, SourceError, TimedOut
 from modelstow.cas import (
     BlobState,
     BlobStatus,
     BlobStore,
+    Cancelled,
     ChecksumError,
     Digest,
     LockTimeoutError,
-    Stopped,
     locks,
     scrub,
     sweep,
 )
+from modelstow.cas.buffers import aligned_buffer
 from modelstow.cas.partial import Partial, read_fully
 from modelstow.cas.pieces import PIECE, PieceTable, open_regular, piece_hash, piece_range, proven_table, source_key
 from modelstow.cas.scrub import Level
 
-from ..events.events import BlobReused, FetchStarted, Waiting
-from . import brief
-from .context import BlobRequest, TransferContext
+from ..desired.lockfile import absolute
+from ..events.events import BlobReused, BytesArrived, FetchStarted, Waiting
+from .context import STOPPED, TransferContext
 from .download import THIS_STORE, Download
 from .group_commit import GroupCommit, PendingCommit, subject_of
-from .worker import WrongSize
+from .state import BlobRequest
+from .worker import FIRST_STEP, SOURCE_BUGS, BodyReader, WrongSize, malformed_response
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,7 +50,7 @@ class Fetcher:
         """Make sure that blobs are in the store, proven and durable, one after the other.
 
         Of each: True if its inode is another now than before; or ChecksumError, SizeMismatchError,
-        SourceUnavailableError and its kin, naming every source and its reason; LockTimeoutError, OSError. Raises Stopped.
+        SourceUnavailableError and its kin, naming every source and its reason; LockTimeoutError, OSError. Raises Cancelled.
 
         Small ones are committed together. Who holds a lock waits for none meanwhile.
         """
@@ -88,7 +89,7 @@ class Fetcher:
                     batch.add(found)
                 else:
                     batch.outcomes[wanted.digest] = found
-        except Stopped:
+        except Cancelled:
             raise
         except Exception as error:
             batch.outcomes[wanted.digest] = error
@@ -107,7 +108,7 @@ class Fetcher:
                 wanted.digest,
                 doing=doing,
                 timeout_s=None if waits else 0.0,
-                stop=self.engine.stop,
+                token=self.engine.token,
                 on_wait=tell,
             )
         except LockTimeoutError:
@@ -117,8 +118,8 @@ class Fetcher:
 
     def _begin(self, wanted: BlobRequest, lock: locks.Lock, batch: GroupCommit) -> bool | PendingCommit:
         digest = wanted.digest
-        self.store.refresh()
-        look = self.store.stat(digest, wanted.size)
+        self.store.blobs.refresh()
+        look = self.store.blobs.stat(digest, wanted.size)
         shared = wanted.force_refetch and self.store.commits_seen(digest) != wanted.seen_commit
         if look.state is BlobState.INTACT and (shared or not wanted.force_refetch):
             self.engine.emit(BlobReused(digest=digest, size=wanted.size))
@@ -126,7 +127,7 @@ class Fetcher:
         if not wanted.force_refetch and self._at_hand(wanted, look.state, lock):
             self.store.note_commit(lock, digest)
             self.engine.emit(BlobReused(digest=digest, size=wanted.size))
-            return look.ino != 0 and look.ino != self.store.stat(digest, wanted.size).ino
+            return look.ino != 0 and look.ino != self.store.blobs.stat(digest, wanted.size).ino
         return self._fill(wanted, look, lock, batch)
 
     # ---- what is on this disk
@@ -142,7 +143,7 @@ class Fetcher:
                 continue
             try:
                 if os.fstat(fd).st_size == wanted.size:
-                    self.store.copy_in(fd, wanted.digest, wanted.size)
+                    self.store.ingest.copy(fd, wanted.digest, wanted.size)
                     return True
             except ChecksumError:
                 continue
@@ -152,24 +153,24 @@ class Fetcher:
 
     def _prove_in_place(self, wanted: BlobRequest, lock: locks.Lock) -> bool:
         """A touched or restored blob costs reading, not fetching. One that a verification convicted is read in full."""
-        convicted = wanted.digest.hex in self.store.suspects()
+        convicted = wanted.digest.hex in self.store.blobs.suspects()
         level = Level.FULL if convicted else Level.FAST
         verdict = next(scrub.scrub([subject_of(self.store, wanted)], level, on_bytes=lambda count: lock.progress()))
         if not verdict.intact:
             return False
         try:
-            self.store.restamp(wanted.digest)
+            self.store.blobs.restamp(wanted.digest)
         except PermissionError:  # another member's of a shared store: ours takes its place
             fd = open_regular(self.store.layout.blob(wanted.digest))
             try:
-                self.store.copy_in(fd, wanted.digest, wanted.size)
+                self.store.ingest.copy(fd, wanted.digest, wanted.size)
             finally:
                 os.close(fd)
         return True
 
     def _save_pieces(self, wanted: BlobRequest, partial: Partial, table: PieceTable) -> tuple[int, ...]:
         """Copy the good pieces of a damaged blob and of copies into *partial*; which were damaged in the blob."""
-        buffer = memoryview(bytearray(min(PIECE, wanted.size)))
+        buffer = aligned_buffer(min(PIECE, wanted.size))
         damaged = []
         for index in list(partial.table.missing()):
             slot = table.slots[index]
@@ -190,14 +191,14 @@ class Fetcher:
         digest, size = wanted.digest, wanted.size
         if wanted.force_refetch:
             sweep.drop_partial(self.store, digest)
-        partial = self.store.partial(digest, size)
+        partial = self.store.ingest.open(digest, size)
         mending = look.state is BlobState.SUSPECT and not wanted.force_refetch
         table = proven_table(self.store.layout.table(digest), digest, size) if mending else None
         filled = PendingCommit(wanted, lock, look, partial, resumed=partial.held_bytes)
         try:
             filled.damaged = self._save_pieces(wanted, partial, table) if table is not None else ()
             self.engine.emit(FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=wanted.name))
-            refused = self._bring_briefly(filled) if brief.suits(self.engine, wanted) else None
+            refused = self._fetch_at_once(filled) if _is_simple(self.engine, wanted) else None
             if partial.contiguous_end() < size or partial.actual_digest() != digest:
                 self._download(filled, table, refused)
         except BaseException as error:
@@ -209,9 +210,9 @@ class Fetcher:
             raise
         return filled
 
-    def _bring_briefly(self, filled: PendingCommit) -> SourceError | WrongSize | None:
+    def _fetch_at_once(self, filled: PendingCommit) -> SourceError | WrongSize | None:
         try:
-            filled.fetched = brief.bring(self.engine, filled.wanted, filled.partial)
+            filled.fetched = _fetch_simple(self.engine, filled.wanted, filled.partial)
         except (SourceError, WrongSize) as error:
             return error
         return None
@@ -235,3 +236,46 @@ def _read_piece(path: str, view: memoryview, start: int) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def _is_simple(engine: TransferContext, wanted: BlobRequest) -> bool:
+    """Whether there is nothing to choose, and nothing is known against the source."""
+    few = 0 < wanted.size <= FIRST_STEP  # what comes within one read
+    return few and len(wanted.urls) == 1 and not engine.failures.any and not engine.bad_sources.of(wanted.digest)
+
+
+def _fetch_simple(engine: TransferContext, wanted: BlobRequest, partial: Partial) -> int:
+    """How many bytes came. They are on record if they are as many as they should be; whether they are right, is to be seen.
+
+    Raises SourceError, WrongSize, Cancelled, OSError of this disk.
+    """
+    locator, size = absolute(wanted.urls[0], engine.base), wanted.size
+    view, count = memoryview(bytearray(size + 1)), 0
+    try:
+        body = engine.registry.find(locator).open(locator, start=0, stop=size)
+    except SOURCE_BUGS as error:
+        raise malformed_response(error, locator) from error
+    try:
+        intake = BodyReader(body, locator, engine.policy, engine.clock)
+        if body.total not in (None, size):
+            raise WrongSize(size, body.total)
+        if body.start != 0:
+            return 0
+        most = size if body.total is not None or body.ranged else size + 1  # one more tells that it is longer
+        while count < most and (came := intake.read(view[count:most])):
+            count += came
+            engine.token.check(STOPPED)
+    except (ConnectionFailed, TimedOut):
+        if not count:
+            raise
+    finally:
+        body.close()
+    if count > size:
+        raise WrongSize(size, count)
+    if not count:
+        raise EndedEarly("the body ended early", locator=locator)
+    engine.emit(BytesArrived(digest=wanted.digest, count=count))
+    if count == size:
+        partial.write(0, view[:size])
+        partial.finish(0, piece_hash(view[:size]), source_key(locator))
+    return count  # a beginning is not kept; but no attempt is spent on what brought something

@@ -15,7 +15,8 @@ from modelstow.cas.partial import Partial
 from modelstow.cas.scrub import Level
 
 from ..events.events import BlobFailed, BlobFetched
-from .context import BlobRequest, TransferContext
+from .context import TransferContext
+from .state import BlobRequest
 
 _ENOUGH = 1 << 16  # descriptors
 _TOGETHER, _TOGETHER_S = 1 << 20, 0.25  # bytes that make a batch full, and the seconds that any of it may wait
@@ -85,7 +86,7 @@ class GroupCommit:
         if self._filled:
             ready, failed = self._ready()
             replace = [each.wanted.digest for each in ready if each.look.state is not BlobState.ABSENT]
-            failed |= self._store.commit_all([each.partial for each in ready], replace=replace)
+            failed |= self._store.ingest.commit_all([each.partial for each in ready], replace=replace)
             while self._filled:
                 each = self._filled[-1]
                 try:
@@ -141,7 +142,7 @@ class GroupCommit:
         )
         self._engine.emit(event)
         self._store.note_commit(filled.lock, wanted.digest)
-        return before != 0 and before != self._store.stat(wanted.digest, wanted.size).ino
+        return before != 0 and before != self._store.blobs.stat(wanted.digest, wanted.size).ino
 
     def note_failed(self, filled: PendingCommit) -> None:
         """Tell that nothing will come of it in this run."""

@@ -1,45 +1,51 @@
-"""The threads of one run: they end together, and whoever waits for them can be stopped."""
+"""The threads of one run: they end together, and waiting for them can be cancelled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from threading import Event
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Empty, SimpleQueue
 from types import TracebackType
 
-from modelstow.cas import Stopped
+from modelstow.cas import CancellationToken
 
 POLL_S = 0.2
-"""How often a stop is looked for while threads work."""
+"""How often a cancellation is looked for while threads work."""
 
 
 class WorkerPool:
-    """Up to *most* threads. A context manager; where it is left by an error, *stop* is set, which the threads heed.
+    """Up to *most* threads. A context manager; left by an error, it cancels *token*, which the threads poll.
 
-    *outer* is the caller's, and ends this run and others: Stopped with the text *stopped* is raised then.
+    *token* is a child of the caller's: where that is cancelled, ``wait`` raises Cancelled with the text *cancelled*.
     """
 
-    def __init__(self, most: int, name: str, *, stop: Event, outer: Event, stopped: str) -> None:
+    def __init__(self, most: int, name: str, *, token: CancellationToken, cancelled: str) -> None:
         self._pool = ThreadPoolExecutor(most, thread_name_prefix=name)
-        self._stop, self._outer, self._stopped = stop, outer, stopped
-        self._at_work: set[Future[None]] = set()
+        self._token, self._cancelled = token, cancelled
+        self._pending, self._done = 0, SimpleQueue[Future[None]]()
 
     @property
-    def at_work(self) -> bool:
-        """Whether anything is left to be done."""
-        return bool(self._at_work)
+    def busy(self) -> bool:
+        """Whether anything is left to be done, or to be waited for."""
+        return self._pending > 0
 
     def start(self, work: Callable[..., None], *args: object) -> None:
         """Let a thread do this, as soon as one is free."""
-        self._at_work.add(self._pool.submit(work, *args))
+        self._pending += 1
+        self._pool.submit(work, *args).add_done_callback(self._done.put)
 
     def wait(self, longest_s: float = POLL_S) -> None:
-        """Until something is done, or so long. Raises what the work raised, and Stopped."""
-        done, self._at_work = wait(self._at_work, timeout=longest_s, return_when=FIRST_COMPLETED)
-        if self._outer.is_set() and self._at_work:
-            raise Stopped(self._stopped)
-        for future in done:
-            future.result()
+        """Wait until something is done, or so long. Raises what the work raised, and Cancelled."""
+        timeout = longest_s
+        try:
+            while True:  # whatever else is done by now costs no further wait
+                future = self._done.get(timeout=timeout) if timeout else self._done.get_nowait()
+                self._pending, timeout = self._pending - 1, 0.0
+                future.result()
+        except Empty:
+            pass
+        if self._pending:
+            self._token.check(self._cancelled)
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -48,7 +54,8 @@ class WorkerPool:
         if error is None:
             self._pool.shutdown()
             return
-        self._stop.set()
-        # Whoever interrupts or stops waits for no socket: every thread ends at its next read or write, and what it leaves
-        # is what a kill would leave.
-        self._pool.shutdown(wait=isinstance(error, Exception) and not self._outer.is_set(), cancel_futures=True)
+        by_caller = self._token.cancelled
+        self._token.cancel()
+        # An interrupt or a cancellation waits for no socket: every thread ends at its next read or write, and what it
+        # leaves is what a kill would leave.
+        self._pool.shutdown(wait=isinstance(error, Exception) and not by_caller, cancel_futures=True)

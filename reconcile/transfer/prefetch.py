@@ -1,76 +1,84 @@
-"""Files that no listing names: fetched once, named by reading them, kept in the store for the coming reconcile.
+"""Prefetching: files that no listing names are fetched once to learn their digest, and kept for the coming reconcile.
 
-What has no digest can be gone on with only where its source tells versions apart: then what a killed `lock` left is
-continued, as long as this machine has not been started anew (a power cut loses pages, and nothing here could tell), and
-what was named before is not fetched again.
+Small files are committed in groups as they come. A large one is resumed only where its source tells versions apart: then
+what a killed `lock` left is continued, as long as this machine has not been rebooted (a power cut loses pages, and nothing
+here could tell), and what was hashed before is not fetched again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
+from threading import Lock
 
 from modelstow.backends import Body, EndedEarly, Source, redact
-from modelstow.cas import EMPTY, BlobState, BlobStore, Digest, Stopped, leases, locks, scrub, syscalls
-from modelstow.cas.durable import seal, unseal, write_all, write_file
+from modelstow.cas import EMPTY, BlobState, BlobStore, Digest, leases, locks, scrub, syscalls
+from modelstow.cas.buffers import aligned_buffer
+from modelstow.cas.durable import write_all, write_file
+from modelstow.cas.ingest import SMALL, Incoming
 from modelstow.cas.pieces import PieceTable
+from modelstow.cas.records import INVALID, decode, encode
 
 from ..events.progress import Task
+from ..state_dirs import HASH_CACHE
 from .context import STOPPED, TransferContext
-from .intake import MOST_STEP, BodyReader
 from .pool import WorkerPool
 from .retry import with_retries
+from .worker import MOST_STEP, BodyReader
+
+_KIND = "hash"
+_GROUP = 250  # small files that are committed together, if so many have come
 
 
 @dataclass(slots=True, kw_only=True)
 class Prefetcher:
-    """Pulls into the store that *store* opens, when the first file is pulled."""
+    """Fetches into the store that *store* opens, when the first file is wanted."""
 
     store: Callable[[], BlobStore]
     engine: TransferContext
     threads: int = 8
-    outer: Event = field(default_factory=Event)  # the caller's: ends every pull
-    pulled: dict[str, tuple[Digest, int]] = field(default_factory=dict)
+    found: dict[str, tuple[Digest, int]] = field(default_factory=dict)  # by locator: digest and size in bytes
     _opened: BlobStore | None = None
+    _small: list[tuple[str, bytes]] = field(default_factory=list)  # came, and are to be committed
+    _mutex: Lock = field(default_factory=Lock)  # of the above
 
     def prefetch_all(self, locators: Iterable[str]) -> dict[str, tuple[Digest, int]]:
-        """The name and the size in bytes of each, several at once. Raises SourceError, OSError, Stopped."""
+        """The digest and the size in bytes of each. Raises SourceError, OSError, Cancelled."""
         wanted = list(locators)
         self._store()  # once, before several threads would
-
-        def one(locator: str) -> None:
-            self.pulled[locator] = self._pull(locator)
-
-        with WorkerPool(self.threads, "pull", stop=self.engine.stop, outer=self.outer, stopped=STOPPED) as crew:
-            for locator in wanted:
-                crew.start(one, locator)
-            while crew.at_work:
-                crew.wait()
-        return {locator: self.pulled[locator] for locator in wanted}
+        # A local file is read faster by one thread than handed to another; only what is large is worth a thread.
+        local = [locator for locator in wanted if not self.engine.registry.find(locator).network]
+        large = self._read_small(local)
+        remote = set(wanted) - set(local)
+        with WorkerPool(self.threads, "prefetch", token=self.engine.token, cancelled=STOPPED) as pool:
+            for locator in (*large, *(each for each in wanted if each in remote)):
+                pool.start(self._prefetch, locator)
+            while pool.busy:
+                pool.wait()
+                if len(self._small) >= _GROUP or not pool.busy:
+                    self._commit_small()
+        return {locator: self.found[locator] for locator in wanted}
 
     def read(self, digest: Digest) -> bytes:
-        """A small file that was pulled."""
+        """The content of a small file that was prefetched."""
         return b"" if digest == EMPTY else Path(self._store().layout.blob(digest)).read_bytes()
 
     def keep(self) -> None:
-        """Make what was pulled the root of unfinished work, so that gc leaves it for the coming reconcile or `lock`."""
-        if not self.pulled:
+        """Lease what was fetched as unfinished work, so that gc leaves it for the coming reconcile or `lock`."""
+        if not self.found:
             return
-        store = self._store()
-        digests = [digest for digest, size in self.pulled.values() if size]
-        stop = self.engine.stop if self.engine.stop.is_set() else self.outer  # whoever interrupts waits for no lock
-        lease = leases.take(store, doing="lock", digests=digests, stop=stop)
-        for locator, (digest, size) in list(self.pulled.items()):
-            # A sweep may have run between the pull and the lease.
-            if size and store.stat(digest, size).state is not BlobState.INTACT and not self.engine.stop.is_set():
-                self._pull(locator)
+        store, token = self._store(), self.engine.token
+        digests = [digest for digest, size in self.found.values() if size]
+        lease = leases.take(store, doing="lock", digests=digests, token=token)
+        for locator, (digest, size) in list(self.found.items()):
+            # A sweep may have run between the fetch and the lease.
+            if size and store.blobs.stat(digest, size).state is not BlobState.INTACT and not token.cancelled:
+                self._prefetch(locator)
+        self._commit_small()
         lease.close()
 
     def _store(self) -> BlobStore:
@@ -79,130 +87,157 @@ class Prefetcher:
             self._opened.prepare()
         return self._opened
 
-    def _pull(self, locator: str) -> tuple[Digest, int]:
-        return with_retries(lambda: self._pull_once(locator), self.engine.policy, self.engine.stop, self.engine.clock)
+    # ---- small files
 
-    def _pull_once(self, locator: str) -> tuple[Digest, int]:
-        store, source = self._store(), self.engine.registry.find(locator)
-        if known := self._recall(source, locator):
-            return known
-        body = source.open(locator)
+    def _read_small(self, locators: list[str]) -> list[str]:
+        """Read and commit the small ones of local files; the others."""
+        large: list[str] = []
+        names: list[str] = []
+        sizes: list[int] = []
+        with Task(f"reading {len(locators):,} files", self.engine.emit) as task:
+
+            def contents() -> Iterator[bytes]:
+                for locator in locators:
+                    if self.engine.token.cancelled:
+                        return
+                    data = self._content(locator)
+                    if data is None:
+                        large.append(locator)
+                        continue
+                    names.append(locator)
+                    sizes.append(len(data))
+                    yield data
+
+            for number, digest in enumerate(self._store().ingest.add_small(contents())):
+                if not number:
+                    task.begin(None)
+                self.found[names[number]] = digest, sizes[number]
+                task.advance(sizes[number])
+        self.engine.token.check(STOPPED)
+        return large
+
+    def _content(self, locator: str) -> bytes | None:
+        """A local file's bytes; None where it is large. Raises SourceError."""
+        body = self.engine.registry.find(locator).open(locator)
         try:
-            version = body.version
-            with _Spool(store, locator, version) as spool:
-                if spool.held != body.total:
-                    if spool.held:
-                        body.close()
-                        body = _continued(source, locator, version, spool)
-                    if not _cloned(body, spool):
-                        self._copy(body, spool, locator)
-                size = spool.held
-                table = scrub.hash_file(spool.fd, size)
-                self._keep_blob(spool, table)
+            if body.total is None or body.total > SMALL:
+                return None
+            return self._read_whole(body, locator)
         finally:
             body.close()
-        self._remember(locator, version, table.digest, size)
-        return table.digest, size
 
-    def _copy(self, body: Body, spool: _Spool, locator: str) -> None:
-        buffer = memoryview(bytearray(MOST_STEP))
-        intake, at = BodyReader(body, locator, self.engine.policy, self.engine.clock), body.start
+    def _read_whole(self, body: Body, locator: str) -> bytes:
+        """A body of at most ``SMALL`` bytes, all of it. Raises SourceError, Cancelled."""
+        reader, data = BodyReader(body, locator, self.engine.policy, self.engine.clock), bytearray()
+        buffer = memoryview(bytearray((body.total or 0) + 1))
+        while count := reader.read(buffer):
+            self.engine.token.check(STOPPED)
+            data += buffer[:count]
+        if len(data) != body.total:
+            raise EndedEarly("the body ended early", locator=locator)
+        return bytes(data)
+
+    def _commit_small(self) -> None:
+        with self._mutex:
+            group, self._small = self._small, []
+        digests = self._store().ingest.add_small(data for _, data in group)
+        for (locator, data), digest in zip(group, digests, strict=True):
+            self.found[locator] = digest, len(data)
+
+    # ---- files of any size
+
+    def _prefetch(self, locator: str) -> None:
+        with_retries(lambda: self._prefetch_once(locator), self.engine.policy, self.engine.token, self.engine.clock)
+
+    def _prefetch_once(self, locator: str) -> None:
+        store, source = self._store(), self.engine.registry.find(locator)
+        if known := self._cached_hash(source, locator):
+            self.found[locator] = known
+            return
+        body = source.open(locator)
+        try:
+            if body.total is not None and body.total <= SMALL and not body.start:
+                data = self._read_whole(body, locator)
+                with self._mutex:
+                    self._small.append((locator, data))
+                return
+            version = body.version
+            key = f"{locator}\0{version}\0{locks.boot_id()}" if version and locks.boot_id() else ""
+            with store.ingest.incoming(key) as incoming:
+                if incoming.held != body.total:
+                    if incoming.held:
+                        body.close()
+                        body = _continued(source, locator, version, incoming)
+                    if not _reflinked(body, incoming):
+                        self._copy(body, incoming, locator)
+                table = scrub.hash_file(incoming.fd, incoming.held)
+                self._commit(incoming, table)
+        finally:
+            body.close()
+        self._cache_hash(locator, version, table.digest, table.size)
+        self.found[locator] = table.digest, table.size
+
+    def _copy(self, body: Body, incoming: Incoming, locator: str) -> None:
+        buffer = aligned_buffer(MOST_STEP)
+        reader, at = BodyReader(body, locator, self.engine.policy, self.engine.clock), body.start
         with Task(redact(locator), self.engine.emit) as task:
             task.begin(body.total)
             if at:
                 task.advance(at)
-            while count := intake.read(buffer):
-                if self.engine.stop.is_set():
-                    raise Stopped(STOPPED)
-                write_all(spool.fd, buffer[:count], at)
+            while count := reader.read(buffer):
+                self.engine.token.check(STOPPED)
+                write_all(incoming.fd, buffer[:count], at)
                 at += count
                 task.advance(count)
         if body.total is not None and body.total != at:
             raise EndedEarly("the body ended early", locator=locator)
 
-    def _keep_blob(self, spool: _Spool, table: PieceTable) -> None:
-        digest, store = table.digest, self._store()
-        with store.lock_blob(digest, doing=f"keeping {digest.short}", stop=self.engine.stop):
-            if table.size and store.stat(digest, table.size).state is not BlobState.INTACT:
-                store.take_in(spool.path, table)
-        spool.done = True
+    def _commit(self, incoming: Incoming, table: PieceTable) -> None:
+        store, digest = self._store(), table.digest
+        with store.lock_blob(digest, doing=f"keeping {digest.short}", token=self.engine.token):
+            store.ingest.take(incoming, table)
 
-    # ---- what was named before
+    # ---- what was hashed before
 
-    def _recall(self, source: Source, locator: str) -> tuple[Digest, int] | None:
-        """Its name, where it was pulled before, is of the same version, and is in the store still."""
+    def _cached_hash(self, source: Source, locator: str) -> tuple[Digest, int] | None:
+        """Digest and size, where it was fetched before, is of the same version, and is in the store still."""
         try:
-            row = json.loads(unseal(self._record(locator).read_bytes()))
-            version, digest, size = str(row["version"]), Digest.parse(row["digest"]), int(row["size"])
-        except (OSError, ValueError, KeyError, TypeError):
+            row = decode(self._record(locator).read_bytes(), _KIND, version=1)
+            version, digest, size = str(row["file_version"]), Digest.parse(row["digest"]), int(row["size"])
+        except (OSError, *INVALID):
             return None
-        if not size or self._store().stat(digest, size).state is not BlobState.INTACT:
+        if not size or self._store().blobs.stat(digest, size).state is not BlobState.INTACT:
             return None
         body = source.open(locator, start=0, stop=1)
         body.close()
         return (digest, size) if (body.version, body.total) == (version, size) else None
 
-    def _remember(self, locator: str, version: str, digest: Digest, size: int) -> None:
+    def _cache_hash(self, locator: str, version: str, digest: Digest, size: int) -> None:
         if version:
-            row = {"version": version, "digest": str(digest), "size": size}
+            row = {"file_version": version, "digest": str(digest), "size": size}
             with suppress(OSError):  # then it is fetched again
-                write_file(self._record(locator), seal(json.dumps(row).encode()))
+                self._store().make_state_dir(HASH_CACHE)
+                write_file(self._record(locator), encode(_KIND, 1, row))
 
     def _record(self, locator: str) -> Path:
-        return self._store().layout.pulled / hashlib.sha256(locator.encode("utf-8", "surrogatepass")).hexdigest()
+        name = hashlib.sha256(locator.encode("utf-8", "surrogatepass")).hexdigest()
+        return self._store().layout.state_dir(HASH_CACHE) / name
 
 
-class _Spool:
-    """The file that a body is written to, locked while we live; what is gone on with has a name that can be found again."""
-
-    def __init__(self, store: BlobStore, locator: str, version: str) -> None:
-        self._folder = store.layout.partials
-        key = f"{locator}\0{version}\0{locks.boot_id()}" if version and locks.boot_id() else ""
-        name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32] if key else secrets.token_hex(16)
-        self._resumes = bool(key)
-        self.path = f"{self._folder}/incoming-{name}"
-        self.fd, self.done = -1, False
-
-    def __enter__(self) -> _Spool:
-        self.fd = self._open()
-        if not locks.try_lock(self.fd, shared=False):  # another pulls the same: it is done twice, never wrongly
-            os.close(self.fd)
-            self._resumes, self.path = False, f"{self._folder}/incoming-{secrets.token_hex(16)}"
-            self.fd = self._open()
-            locks.try_lock(self.fd, shared=False)
-        return self
-
-    def _open(self) -> int:
-        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-
-    @property
-    def held(self) -> int:
-        """Bytes that are there, of an earlier run too."""
-        return os.fstat(self.fd).st_size
-
-    def __exit__(self, *error: object) -> None:
-        if self.done or not self._resumes or not self.held:
-            with suppress(FileNotFoundError):
-                # It may be a blob by now, and its name another's.
-                if os.path.samestat(os.lstat(self.path), os.fstat(self.fd)):
-                    os.unlink(self.path)
-        os.close(self.fd)
-
-
-def _cloned(body: Body, spool: _Spool) -> bool:
+def _reflinked(body: Body, incoming: Incoming) -> bool:
     """Share a local file's extents where the file system can."""
     if body.fd is not None:
         with suppress(OSError):
-            syscalls.reflink(body.fd, spool.fd)
+            syscalls.reflink(body.fd, incoming.fd)
             return True
     return False
 
 
-def _continued(source: Source, locator: str, version: str, spool: _Spool) -> Body:
-    """The rest of what *spool* holds the beginning of; all of it where the source would give something else."""
-    body = source.open(locator, start=spool.held)
-    if body.version == version and body.start == spool.held and body.ranged:
+def _continued(source: Source, locator: str, version: str, incoming: Incoming) -> Body:
+    """The rest of what *incoming* holds the beginning of; all of it where the source would give something else."""
+    body = source.open(locator, start=incoming.held)
+    if body.version == version and body.start == incoming.held and body.ranged:
         return body
     body.close()
-    os.ftruncate(spool.fd, 0)
+    os.ftruncate(incoming.fd, 0)
     return source.open(locator)

@@ -7,11 +7,12 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from threading import Event
 from typing import TypeVar
 
 from modelstow.backends import AccessDenied, SourceError, Throttled
-from modelstow.cas import Stopped
+from modelstow.cas import CancellationToken, Cancelled
+
+from ..hints import hint_of
 
 _T = TypeVar("_T")
 _MiB = 1 << 20
@@ -124,18 +125,18 @@ def failure_of(error: SourceError) -> Failure:
         kind = Reason.TRANSIENT
     elif error.code == "CHECKSUM_FAIL":
         kind = Reason.INTEGRITY
-    return Failure(code=error.code, what=error.what, kind=kind, retry_after=error.retry_after, hint=error.hint)
+    return Failure(code=error.code, what=error.what, kind=kind, retry_after=error.retry_after, hint=hint_of(error))
 
 
 def with_retries(
     ask: Callable[[], _T],
     policy: RetryPolicy,
-    stop: Event,
+    token: CancellationToken,
     clock: Callable[[], float] = time.monotonic,
     *,
     progressed: Callable[[], bool] = lambda: False,
 ) -> _T:
-    """Request a source until it answers or its patience is over. Raises SourceError, Stopped.
+    """Request a source until it answers or its patience is over. Raises SourceError, Cancelled.
 
     *progressed*: whether the attempt that has just failed got so far that all attempts are there again.
     """
@@ -148,5 +149,5 @@ def with_retries(
                 patience.progressed()
             if not patience.failed(failure_of(error), clock()):
                 raise
-            if stop.wait(max(0.0, patience.ready_at - clock())):
-                raise Stopped("stopped") from error
+            if token.wait(max(0.0, patience.ready_at - clock())):
+                raise Cancelled("cancelled") from error

@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 from modelstow.cas.pieces import PIECE, piece_count, piece_range
 
 from .retry import Failure, Reason, RetryPolicy, RetryState
-from .state import Range, SourceState
-from .steps import Backoff, Fail, Idle, Request, Step, Verify
+from .state import Backoff, Fail, Idle, Range, Request, SourceState, Step, Verify
 
 EARLIER = "an earlier run"
 """The sender of pieces whose source is not among those of today."""

@@ -1,11 +1,35 @@
-"""Sources that failed lately, in this process: they are asked last, not never."""
+"""Source health: recent failures in this process, corrupt data on record, and the error when no source is left."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
+from typing import Any
+
+from modelstow.backends import Registry, SourceError, redact
+from modelstow.cas import ChecksumError, Digest, SizeMismatchError
+from modelstow.cas.durable import write_file
+from modelstow.cas.records import INVALID, decode, encode
+
+from ..errors import (
+    BLOB_CODES,
+    AuthError,
+    IncompleteDownloadError,
+    ModelstowError,
+    NetworkTimeoutError,
+    RateLimitError,
+    SourceUnavailableError,
+)
+from ..events.events import Sink, SourceFailed
+from .compressed import CompressedForms
+from .retry import Failure, Reason
+from .state import BlobRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +96,183 @@ class FailureTable:
         self.expire()
         with self._mutex:
             return dict(self._failures)
+
+
+_KIND = "bad-sources"
+KEPT_S = 7 * 86_400.0
+"""How long a lie counts: the source may have been mended."""
+
+
+@dataclass(slots=True)
+class BadSources:
+    """One file a digest in *folder*, safe for threads. What cannot be read or written is no lie: it costs a download."""
+
+    folder: Path
+    clock: Callable[[], float] = time.time
+    _known: frozenset[str] | None = None  # the files that there are, looked at once
+    _mutex: Lock = field(default_factory=Lock)
+
+    def of(self, digest: Digest) -> frozenset[str]:
+        """The redacted locators that sent wrong bytes for this digest lately."""
+        with self._mutex:
+            known, now = self._read(digest), self.clock()
+        return frozenset(locator for locator, at in known.items() if abs(now - at) < KEPT_S)
+
+    def note(self, digest: Digest, locator: str) -> None:
+        """A source was proven to have sent wrong bytes."""
+        with self._mutex:
+            self._write(digest, {**self._read(digest), redact(locator): self.clock()})
+
+    def clear(self, digest: Digest, locators: frozenset[str]) -> None:
+        """Sources sent the right bytes."""
+        with self._mutex:
+            known = self._read(digest)
+            if honest := {redact(locator) for locator in locators} & known.keys():
+                self._write(digest, {locator: at for locator, at in known.items() if locator not in honest})
+
+    def _read(self, digest: Digest) -> dict[str, float]:
+        if self._known is None:
+            try:
+                self._known = frozenset(os.listdir(self.folder))
+            except OSError:
+                self._known = frozenset()
+        if digest.hex not in self._known:
+            return {}
+        try:
+            rows = decode((self.folder / digest.hex).read_bytes(), _KIND, version=1)["sources"]
+            return {str(locator): float(at) for locator, at in rows.items()}
+        except (OSError, *INVALID):
+            return {}
+
+    def _write(self, digest: Digest, rows: dict[str, float]) -> None:
+        path, self._known = self.folder / digest.hex, None
+        try:
+            if rows:
+                self.folder.mkdir(exist_ok=True)
+                write_file(path, encode(_KIND, 1, {"sources": dict(sorted(rows.items()))}))
+            else:
+                os.unlink(path)
+        except OSError:
+            return
+
+
+class FailureAttribution:
+    """``note``, ``clear`` and ``right`` are called under the download's lock, ``tell`` outside of it."""
+
+    def __init__(
+        self,
+        wanted: BlobRequest,
+        locators: Mapping[str, str],
+        pairs: CompressedForms,
+        *,
+        registry: Registry,
+        failures: FailureTable,
+        bad_sources: BadSources,
+        emit: Sink,
+    ) -> None:
+        self._wanted, self._locators, self._pairs = wanted, locators, pairs
+        self._registry, self._failures, self._bad_sources, self._emit = registry, failures, bad_sources, emit
+        self._lied: dict[str, set[int]] = {}  # who sent wrong bytes, and the pieces that it has not sent right since
+        self._untold = deque[tuple[str, Failure]]()
+
+    def late(self) -> frozenset[str]:
+        """Who failed lately, or lied about this blob: asked last."""
+        failures, lies = self._failures, self._bad_sources.of(self._wanted.digest)
+        failed = self._locators if failures.any else ()  # mostly nothing is on record: then nobody looks up keys
+        late = {locator for locator in failed if any(key in failures for key in self._keys(locator))}
+        return frozenset(late | {locator for locator in self._locators if redact(locator) in lies})
+
+    def spent(self, late: Iterable[str]) -> frozenset[str]:
+        """Of those, who had no attempt left."""
+        return frozenset(locator for locator in late if self._failures.given_up(self._keys(locator)))
+
+    def note(
+        self, locator: str, fact: Failure, *, exactly: bool = False, given_up: bool = False, wrong: Iterable[int] = ()
+    ) -> None:
+        """A source failed: *exactly* at this locator, else what fails together with it; *wrong* pieces were lies."""
+        if locator not in self._locators:
+            return
+        if self._pairs.shows_absence(locator, fact):
+            plain = self._pairs.note_absent(locator)
+            if plain is None:
+                return
+            locator, exactly = plain, True
+        corrupt = fact.code == "CHECKSUM_FAIL"
+        if corrupt:
+            self._lied.setdefault(locator, set()).update(wrong)
+        key = self._keys(locator)[0 if exactly or corrupt else 1]
+        self._failures.note(key, fact.code, fact.what, given_up=given_up)
+        self._untold.append((locator, fact))
+
+    def right(self, locator: str, piece: int) -> None:
+        """A source sent a piece that may be right now."""
+        if lies := self._lied.get(locator):
+            lies.discard(piece)
+
+    def clear(self, senders: Iterable[str]) -> None:
+        """The blob is proven: whoever sent something of it, and nothing wrong, serves well."""
+        lied = {locator for locator, pieces in self._lied.items() if pieces}
+        honest = (frozenset(senders) & self._locators.keys()) - lied
+        if self._failures.any:
+            self._failures.clear(key for locator in honest for key in self._keys(locator))
+        self._bad_sources.clear(self._wanted.digest, honest)
+
+    def tell(self) -> None:
+        """Write down and show what was noted: a disk and a terminal take their time."""
+        with suppress(IndexError):  # told by now, by whoever was first
+            while True:
+                locator, fact = self._untold.popleft()
+                corrupt = fact.code == "CHECKSUM_FAIL"
+                if corrupt:
+                    self._bad_sources.note(self._wanted.digest, locator)
+                self._emit(SourceFailed(locator=redact(locator), what=fact.what, corrupt=corrupt))
+
+    def _keys(self, locator: str) -> tuple[str, str]:
+        """Under what a failure of this locator may be on record: itself, and what fails together with it."""
+        try:
+            return redact(locator), redact(self._registry.find(locator).origin(locator))
+        except SourceError:
+            return redact(locator), redact(locator)
+
+
+_KINDS: dict[str, type[SourceUnavailableError]] = {
+    "AUTH_FAIL": AuthError,
+    "RATE_LIMIT": RateLimitError,
+    "NETWORK_TIMEOUT": NetworkTimeoutError,
+    "INCOMPLETE_DOWNLOAD": IncompleteDownloadError,
+}
+_OTHER_BYTES = "the remote file differs from the lockfile: run `modelstow lock --upgrade`, or restore the upload"
+_HINTS = {
+    "": "check the network and run the same command again: what was fetched is kept",
+    "AUTH_FAIL": "put a login for the host into ~/.netrc, or check the one there",
+    "INCOMPLETE_DOWNLOAD": "the source lacks files of the lockfile; add another source, or run `modelstow lock --upgrade`",
+}
+
+
+def all_sources_failed(wanted: BlobRequest, failures: Mapping[str, Failure]) -> ModelstowError | ChecksumError:
+    """The error for *failures* by locator; its code is the first of the contract's order."""
+    rows = [{"source": redact(locator), "code": f.code, "reason": f.what} for locator, f in failures.items()]
+    ranked = sorted(failures.values(), key=lambda fact: _rank(fact.code))
+    code = ranked[0].code if ranked else "SOURCE_UNAVAILABLE"
+    names = ", ".join(wanted.paths[:3]) or wanted.digest.short
+    reasons = "".join(f"\n  from {row['source']}: {row['reason']}" for row in rows) or "\n  no source is named"
+    fields: dict[str, Any] = {"file_path": next(iter(wanted.paths), ""), "digest": wanted.digest, "sources": rows}
+    if code == "CHECKSUM_FAIL":
+        what = f"{names}: no source gave the bytes of {wanted.digest.short}… ({wanted.size:,} bytes){reasons}"
+        return ChecksumError(what, hint=_OTHER_BYTES, expected=str(wanted.digest), actual=ranked[0].actual, **fields)
+    if code == "SIZE_MISMATCH":
+        what = f"{names}: the lockfile says {wanted.size:,} bytes{reasons}"
+        return SizeMismatchError(what, hint=_OTHER_BYTES, expected=wanted.size, actual=ranked[0].actual, **fields)
+    kind = _KINDS.get(code, SourceUnavailableError)
+    what = f"{names}: no source could give {wanted.digest.short}… ({wanted.size:,} bytes){reasons}"
+    if not failures:
+        hint = "give the model `sources` in models.toml, and run `modelstow lock`"
+        return kind(what, hint=hint, missing_files=list(wanted.paths), **fields)
+    # A body that broke off has the code of a file that is not there, and other advice.
+    advice = _HINTS[""] if ranked[0].kind is Reason.TRANSIENT else _HINTS.get(code, _HINTS[""])
+    hint = next((fact.hint for fact in ranked if fact.code == code and fact.hint), advice)
+    return kind(what, hint=hint, missing_files=list(wanted.paths), **fields)
+
+
+def _rank(code: str) -> int:
+    return BLOB_CODES.index(code) if code in BLOB_CODES else len(BLOB_CODES)

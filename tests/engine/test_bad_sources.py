@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from modelstow.cas import Digest
-from modelstow.cas.durable import seal
-from modelstow.reconcile.transfer.lies import BadSources
+from modelstow.cas.records import encode
+from modelstow.reconcile.transfer.source_health import BadSources
 
 ONE, TWO = Digest.of(b"one"), Digest.of(b"two")
 WEEK_S = 7 * 86_400.0
@@ -121,7 +120,11 @@ def test_a_lie_that_is_told_again_counts_from_then(run: Callable[[], BadSources]
     assert run().of(ONE) == {HERE}
 
 
-GOOD = seal(json.dumps({HERE: Clock.now}).encode())
+def record(sources: object) -> bytes:
+    return encode("bad-sources", 1, {"sources": sources})
+
+
+GOOD = record({HERE: Clock.now})
 
 
 @pytest.mark.parametrize(
@@ -131,12 +134,12 @@ GOOD = seal(json.dumps({HERE: Clock.now}).encode())
         GOOD[:-5],
         GOOD.replace(b"here", b"nope"),
         b"\xff\xfe\x00",
-        seal(b"not json"),
-        seal(b'["https://here.example/x"]'),
-        seal(b'{"https://here.example/x": "yesterday"}'),
-        seal(b'{"https://here.example/x": null}'),
+        encode("other", 1, {"sources": {HERE: Clock.now}}),
+        record([HERE]),
+        record({HERE: "yesterday"}),
+        record({HERE: None}),
     ],
-    ids=["empty", "torn", "altered", "binary", "no json", "a list", "no number", "null"],
+    ids=["empty", "torn", "altered", "binary", "another kind", "a list", "no number", "null"],
 )
 def test_a_file_that_cannot_be_read_is_no_lie(run: Callable[[], BadSources], tmp_path: Path, raw: bytes):
     """It costs a download at most, and the next lie writes over it."""
@@ -152,7 +155,7 @@ def test_a_file_that_cannot_be_read_is_no_lie(run: Callable[[], BadSources], tmp
 
 def test_a_folder_that_cannot_be_written_is_no_failure(tmp_path: Path, clock: Clock):
     """Nothing is remembered, and the transfer goes on."""
-    for place in (tmp_path / "nowhere", tmp_path / "file" / "below"):
+    for place in (tmp_path / "no" / "where", tmp_path / "file" / "below"):
         (tmp_path / "file").write_bytes(b"")
         lies = BadSources(place, clock)
 

@@ -3,8 +3,8 @@
 import pytest
 
 from modelstow.backends import Body, TimedOut
-from modelstow.reconcile.transfer.intake import MOST_STEP, BodyReader
 from modelstow.reconcile.transfer.retry import RetryPolicy
+from modelstow.reconcile.transfer.worker import MOST_STEP, BodyReader
 
 
 class Drip:

@@ -15,16 +15,17 @@ from builders import some_bytes
 from modelstow.backends import Body, ConnectionFailed, Registry, Throttled
 from modelstow.backends.memory import MemorySource
 from modelstow.backends.source import replaced
-from modelstow.cas import BlobStore, ChecksumError, Digest, NoSpaceError, Stopped, locks
+from modelstow.cas import BlobStore, Cancelled, ChecksumError, Digest, NoSpaceError, locks
 from modelstow.cas.locks import Lock
 from modelstow.cas.pieces import PIECE
 from modelstow.reconcile.errors import SizeMismatchError, SourceUnavailableError
 from modelstow.reconcile.events.events import BlobFailed, BlobFetched, Event, Info, Waiting
-from modelstow.reconcile.transfer.context import BlobRequest, Connections, TransferContext
+from modelstow.reconcile.transfer.concurrency import Connections
+from modelstow.reconcile.transfer.context import TransferContext
 from modelstow.reconcile.transfer.fetcher import Fetcher
-from modelstow.reconcile.transfer.lies import BadSources
 from modelstow.reconcile.transfer.retry import RetryPolicy, RetrySchedule
-from modelstow.reconcile.transfer.source_health import FailureTable
+from modelstow.reconcile.transfer.source_health import BadSources, FailureTable
+from modelstow.reconcile.transfer.state import BlobRequest
 
 FILES = [some_bytes(1000 + n, seed=n) for n in range(30)]
 
@@ -65,19 +66,19 @@ class World:
             registry=Registry({"mem": lambda: self.source}),
             base=folder,
             failures=FailureTable(),
-            lies=BadSources(self.store.layout.lies),
+            bad_sources=BadSources(self.store.layout.state_dir("bad-sources")),
             emit=self.events.append,
             connections=Connections(1),
             clock=lambda: self.time,
         )
         self.fetcher = Fetcher(store=self.store, engine=self.engine)
-        commit_all = self.store.commit_all
+        commit_all = self.store.ingest.commit_all
 
         def counted(partials: list[object], **options: object) -> dict[Digest, Exception]:
             self.commits += [len(partials)] if partials else []
             return commit_all(partials, **options)  # type: ignore[arg-type]
 
-        self.store.commit_all = counted  # type: ignore[method-assign,assignment]
+        self.store.ingest.commit_all = counted  # type: ignore[method-assign,assignment]
 
     def there(self) -> list[bytes]:
         return [data for data in FILES if os.path.exists(self.store.layout.blob(Digest.of(data)))]
@@ -346,10 +347,10 @@ def test_a_stop_leaves_nothing_half_done(world: World):
 
     def stop(locator: str) -> None:
         if locator == locator_of(FILES[5]):
-            world.engine.stop.set()
+            world.engine.token.cancel()
 
     world.source.on_open = stop
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         world.fetcher.obtain_all(map(wanted, FILES))
 
     assert world.there() == [] and list(world.store.layout.partials.iterdir()) == []
@@ -381,11 +382,11 @@ def test_a_wait_is_told_with_its_reason_and_ended_by_a_stop(world: World):
     def emit(event: Event) -> None:
         if isinstance(event, Info):
             told.append(event.text)
-            world.engine.stop.set()
+            world.engine.token.cancel()
 
     world.source.on_open = busy
     object.__setattr__(world.engine, "emit", emit)
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         world.fetcher.obtain_all([wanted(FILES[0])])
 
     short = Digest.of(FILES[0]).short
@@ -430,14 +431,14 @@ def test_a_full_disk_in_the_middle_is_told_with_what_is_still_needed(world: Worl
 def test_who_looks_whether_a_commit_is_due_does_not_wait_for_one(world: World, monkeypatch: pytest.MonkeyPatch):
     """A large blob's sync takes long, and who looks has signals to heed."""
     begun, go_on = threading.Event(), threading.Event()
-    commit_all = world.store.commit_all
+    commit_all = world.store.ingest.commit_all
 
     def slow(*about: Any, **options: Any) -> Any:
         begun.set()
         go_on.wait(30)
         return commit_all(*about, **options)
 
-    monkeypatch.setattr(world.store, "commit_all", slow)
+    monkeypatch.setattr(world.store.ingest, "commit_all", slow)
     thread = threading.Thread(target=world.fetcher.obtain_all, args=(map(wanted, FILES[:2]),))
     thread.start()
     assert begun.wait(30)

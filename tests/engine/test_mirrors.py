@@ -21,7 +21,7 @@ from s3servers import settings
 from modelstow import ModelEnsurer
 from modelstow.backends import Body, TimedOut
 from modelstow.backends.memory import MemorySource
-from modelstow.cas import ChecksumError, Digest, Stopped
+from modelstow.cas import Cancelled, ChecksumError, Digest
 from modelstow.cas.compressed import index_bytes
 from modelstow.cas.pieces import PIECE
 from modelstow.reconcile.errors import SourceUnavailableError
@@ -67,8 +67,8 @@ class World:
 
     def lies(self) -> set[str]:
         """Locators that are on record on disk to have lied about the large blob."""
-        path = self.folder / "root/state/lies" / Digest.of(LARGE).hex
-        return set(json.loads(path.read_bytes().partition(b"\n")[0])) if path.exists() else set()
+        path = self.folder / "root/state/bad-sources" / Digest.of(LARGE).hex
+        return set(json.loads(path.read_bytes().partition(b"\n")[0])["sources"]) if path.exists() else set()
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -363,8 +363,8 @@ def test_stopping_ends_a_fetch_from_a_mirror_that_hangs_in_its_index(tmp_path: P
             limit = time.monotonic() + 30
             while not server.connections:
                 assert time.monotonic() < limit
-            models.stop.set()
-            with pytest.raises(Stopped):
+            models.token.cancel()
+            with pytest.raises(Cancelled):
                 running.result(timeout=20)
 
 

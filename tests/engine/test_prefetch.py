@@ -14,14 +14,13 @@ import pytest
 from builders import Cli, manifest_of, some_bytes
 from origin import Fault, Origin, gate_of
 
-from modelstow.cas import BlobStore, Digest, Stopped, locks
+from modelstow.cas import BlobStore, CancellationToken, Cancelled, Digest, locks
 from modelstow.cas.layout import Layout
+from modelstow.reconcile.runtime import registry_of
 from modelstow.reconcile.settings import Settings
-from modelstow.reconcile.sources import registry_of
 from modelstow.reconcile.transfer.context import TransferContext
-from modelstow.reconcile.transfer.lies import BadSources
 from modelstow.reconcile.transfer.prefetch import Prefetcher
-from modelstow.reconcile.transfer.source_health import FailureTable
+from modelstow.reconcile.transfer.source_health import BadSources, FailureTable
 
 DATA = some_bytes(6 << 20, 1)
 HALF = 3 << 20
@@ -148,16 +147,17 @@ def test_a_local_file_that_did_not_change_is_read_once(cli: Cli):
 # ---- by itself
 
 
-def depot_of(folder: Path, **more: Event) -> Prefetcher:
+def prefetcher_of(folder: Path, token: CancellationToken | None = None) -> Prefetcher:
     settings = Settings(root=folder / "root")
     engine = TransferContext(
         registry=registry_of(settings),
         base=folder,
         failures=FailureTable(),
-        lies=BadSources(Layout(settings.root).lies),
+        bad_sources=BadSources(Layout(settings.root).state_dir("bad-sources")),
         emit=lambda event: None,
+        token=CancellationToken(token),
     )
-    return Prefetcher(store=lambda: BlobStore.open(settings.root), engine=engine, **more)
+    return Prefetcher(store=lambda: BlobStore.open(settings.root), engine=engine)
 
 
 def test_after_a_power_cut_what_was_begun_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -167,14 +167,14 @@ def test_after_a_power_cut_what_was_begun_is_begun_anew(tmp_path: Path, monkeypa
         origin.fail(PATH, Fault(headers={"ETag": '"1"'}, cut_after=HALF, reset=False))
         origin.fail(PATH, Fault(status=404, times=-1))
         with pytest.raises(Exception, match="404"):
-            depot_of(tmp_path).prefetch_all([url])
+            prefetcher_of(tmp_path).prefetch_all([url])
         (left,) = (tmp_path / "root/partial").iterdir()
         with left.open("r+b") as file:
             file.write(bytes(4096))  # as if it had never been written
 
         monkeypatch.setattr(locks, "boot_id", lambda: "another")
         versioned(origin, '"1"')
-        assert depot_of(tmp_path).prefetch_all([url]) == {url: (Digest.of(DATA), len(DATA))}
+        assert prefetcher_of(tmp_path).prefetch_all([url]) == {url: (Digest.of(DATA), len(DATA))}
 
 
 def test_two_that_name_the_same_do_not_write_into_one_file(tmp_path: Path):
@@ -183,12 +183,12 @@ def test_two_that_name_the_same_do_not_write_into_one_file(tmp_path: Path):
         versioned(origin, '"1"')
         url = f"{origin.url}/{PATH}"
         gate = gate_of(origin, PATH, after=HALF)
-        first = depot_of(tmp_path)
+        first = prefetcher_of(tmp_path)
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(first.prefetch_all, [url])
             assert origin.reached.wait(30)
             del origin.gates[PATH]
-            assert depot_of(tmp_path).prefetch_all([url])[url] == (Digest.of(DATA), len(DATA))
+            assert prefetcher_of(tmp_path).prefetch_all([url])[url] == (Digest.of(DATA), len(DATA))
             gate.set()
             assert waiting.result(30)[url] == (Digest.of(DATA), len(DATA))
     assert list((tmp_path / "root/partial").iterdir()) == []
@@ -196,12 +196,12 @@ def test_two_that_name_the_same_do_not_write_into_one_file(tmp_path: Path):
 
 def test_a_stop_ends_pulls_and_keeps_what_came(tmp_path: Path):
     """Whoever embeds this sets an event, and waits for no server."""
-    outer = Event()
+    token = CancellationToken()
     with Origin({PATH: DATA}) as origin:
         versioned(origin, '"1"')
         gate = gate_of(origin, PATH, after=HALF)
-        Timer(0, lambda: (origin.reached.wait(30), outer.set())).start()
-        with pytest.raises(Stopped):
-            depot_of(tmp_path, outer=outer).prefetch_all([f"{origin.url}/{PATH}"])
+        Timer(0, lambda: (origin.reached.wait(30), token.cancel())).start()
+        with pytest.raises(Cancelled):
+            prefetcher_of(tmp_path, token).prefetch_all([f"{origin.url}/{PATH}"])
         gate.set()
     assert [path.name[:9] for path in (tmp_path / "root/partial").iterdir()] == ["incoming-"]

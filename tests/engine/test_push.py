@@ -16,6 +16,7 @@ import boto3
 import pytest
 from builders import Cli, ensurer_of, lock_of, memory, some_bytes
 from mirror import CONFIG, FILES, NOISE, WEIGHTS, filled, name_of, names_in, packed, push_of, store_of, weights
+from modelstow.reconcile.sources import toll
 from origin import Origin
 from s3servers import SECRET, rclone, settings, use
 
@@ -23,12 +24,11 @@ from modelstow import ModelEnsurer
 from modelstow.backends import AccessDenied, ConnectionFailed, Registry, TargetFull
 from modelstow.backends.file import FileSource
 from modelstow.backends.source import OnSend, ReadRange
-from modelstow.cas import BlobStore, Digest, Stopped
+from modelstow.cas import BlobStore, Cancelled, Digest
 from modelstow.cas.pieces import PIECE, TableState, read_table
 from modelstow.reconcile.errors import IntegrityError, ModelNotFoundError
 from modelstow.reconcile.interop.push import Pushed, _Blob, _Damaged
 from modelstow.reconcile.settings import Settings
-from modelstow.reconcile.sources import toll
 
 TABLES = {name_of(data, ".pieces") for data in (WEIGHTS, NOISE)}
 PLAIN = TABLES | {name_of(data) for data in FILES.values()}
@@ -440,7 +440,7 @@ def test_a_stopped_push_pays_for_nothing_more(tmp_path: Path):
             assert not running.done()
         stop.set()
 
-        with pytest.raises(Stopped):
+        with pytest.raises(Cancelled):
             running.result(timeout=20)
 
 
@@ -737,9 +737,9 @@ def test_stopping_the_ensurer_ends_its_push(tmp_path: Path):
         running = pool.submit(models.push, ["m"], tmp_path / "mirror")
         while not (tmp_path / "mirror").exists():
             assert not running.done()
-        models.stop.set()
+        models.token.cancel()
 
-        with pytest.raises(Stopped, match="the next push continues there"):
+        with pytest.raises(Cancelled, match="the next push continues there"):
             running.result(timeout=20)
 
 

@@ -11,7 +11,7 @@ from strategies import Reply, Sim, crowds
 from modelstow.cas.pieces import PIECE, piece_count
 from modelstow.reconcile.transfer.retry import Failure, Reason, RetryPolicy, RetrySchedule
 from modelstow.reconcile.transfer.scheduler import EARLIER, Transfer
-from modelstow.reconcile.transfer.steps import Backoff, Fail, Idle, Request, Verify
+from modelstow.reconcile.transfer.state import Backoff, Fail, Idle, Request, Verify
 
 CUT = Failure(code="SOURCE_UNAVAILABLE", what="cut", kind=Reason.TRANSIENT)
 GONE = Failure(code="INCOMPLETE_DOWNLOAD", what="HTTP 404")

@@ -68,7 +68,7 @@ def test_a_wrong_file_at_hand_does_not_cost_what_was_fetched(tmp_path: Path):
     from modelstow.cas.pieces import piece_hash
 
     store = BlobStore.open(tmp_path / "root")
-    partial = store.partial(digest, len(data))
+    partial = store.ingest.open(digest, len(data))
     partial.write(0, data[: 8 << 20])
     partial.finish(0, piece_hash(data[: 8 << 20]))
     partial.close()

@@ -110,7 +110,7 @@ def test_a_new_model_is_brought_home_and_put_on_record(tmp_path: Path):
     blobs = blobs_of(tmp_path / "root")
     assert {blob.stat().st_ino for blob in blobs.values()} == {file.stat().st_ino for file in path.iterdir()}
     assert {blob.stat().st_mtime for blob in blobs.values()} == {Digest.of(data).mtime for data in FILES.values()}
-    record = inventory.read(tmp_path / "root/state/inventories" / inventory.tree_id(f"models/{KEY}/fp16"))
+    record = BlobStore.open_readonly(tmp_path / "root").trees.read(f"models/{KEY}/fp16")
     assert record is not None and record.labels["model"] == KEY and len(record.files) == 2
     assert_sound(tmp_path / "root")
 

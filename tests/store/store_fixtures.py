@@ -44,7 +44,7 @@ def put(partial: Partial, data: bytes, *indexes: int) -> None:
 
 def partial_with(store: BlobStore, data: bytes, *indexes: int) -> Partial:
     """An open partial of *data* that holds some pieces."""
-    partial = store.partial(Digest.of(data), len(data))
+    partial = store.ingest.open(Digest.of(data), len(data))
     put(partial, data, *indexes)
     return partial
 

@@ -250,7 +250,7 @@ def test_unfinished_work_keeps_its_blobs_for_a_week(tmp_path: Path):
     """What a killed run had fetched is not garbage that night (D4)."""
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     store = BlobStore.open(tmp_path / "root")
-    digest = store.add_bytes(b"a")
+    digest = store.ingest.add_bytes(b"a")
     leases.take(store, doing="reconcile", digests=[digest]).close()
     [lease] = store.layout.leases.iterdir()
 
@@ -281,10 +281,10 @@ def test_an_announced_change_keeps_old_and_new(tmp_path: Path):
     models = world(tmp_path, {"m@1": {"a": b"old"}})
     models.ensure("m")
     store = BlobStore.open(tmp_path / "root")
-    new = store.add_bytes(b"new")
+    new = store.ingest.add_bytes(b"new")
     key = models.desired(["m"]).trees[0].key
     change = Inventory(tree=key.tree, files={"a": InventoryEntry(new, LinkKind.HARDLINK, 0)})
-    inventories.announce(store.layout.inventories, change)
+    store.trees.write_intent(change)
 
     assert collect(models).blobs == []
 
@@ -293,9 +293,9 @@ def test_an_announced_tree_that_never_came_keeps_its_blobs_for_a_week(tmp_path: 
     """Then it is abandoned, and dry run and gc agree on that."""
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     store = BlobStore.open(tmp_path / "root")
-    digest = store.add_bytes(b"a")
+    digest = store.ingest.add_bytes(b"a")
     change = Inventory(tree="models/m@1/v", files={"a": InventoryEntry(digest, LinkKind.HARDLINK, 0)})
-    inventories.announce(store.layout.inventories, change)
+    store.trees.write_intent(change)
     [record] = store.layout.inventories.iterdir()
 
     age(record, 6 * DAY)
@@ -311,7 +311,7 @@ def test_nothing_is_deleted_after_state_was_lost_until_reconcile(tmp_path: Path)
     """It is not known what keeps which blob (D2)."""
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     models.reconcile()
-    garbage = BlobStore.open(tmp_path / "root").add_bytes(b"garbage")
+    garbage = BlobStore.open(tmp_path / "root").ingest.add_bytes(b"garbage")
     shutil.rmtree(tmp_path / "root/state")
 
     for dry_run in (True, False):
@@ -331,7 +331,7 @@ def test_state_lost_goes_on_with_what_roots_there_are(tmp_path: Path):
     """Trees inside the store are found by walking it."""
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     models.reconcile()
-    garbage = BlobStore.open(tmp_path / "root").add_bytes(b"garbage")
+    garbage = BlobStore.open(tmp_path / "root").ingest.add_bytes(b"garbage")
     shutil.rmtree(tmp_path / "root/state")
 
     assert models.collect_garbage(dry_run=True, state_lost=True).blobs == [garbage]
@@ -364,7 +364,7 @@ def test_a_root_that_cannot_be_read_stops_gc_with_nothing_deleted(
     models = world(tmp_path, {"m@1": {"a": b"a"}, "n@1": {"b": b"b"}})
     models.reconcile()
     store = BlobStore.open(tmp_path / "root")
-    store.add_bytes(b"garbage")
+    store.ingest.add_bytes(b"garbage")
     pins.pin(store, "n@1", "v", [Digest.of(b"b")])
     damage(sorted((tmp_path / "root" / folder).iterdir())[0])
     before = {p for p in (tmp_path / "root").rglob("*") if "locks" not in str(p)}
@@ -380,7 +380,7 @@ def test_a_lease_that_cannot_be_read_stops_gc_with_nothing_deleted(tmp_path: Pat
     """Or a root of a kind that this modelstow does not know (D23)."""
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     models.reconcile()
-    BlobStore.open(tmp_path / "root").add_bytes(b"garbage")
+    BlobStore.open(tmp_path / "root").ingest.add_bytes(b"garbage")
     (tmp_path / "root/state/leases/0123.lease").write_text("{")
 
     with pytest.raises(StoreStateError, match="lease"):
@@ -392,7 +392,7 @@ def test_a_store_with_a_newer_feature_is_not_swept(tmp_path: Path):
     """An older modelstow never sweeps what a newer one keeps (D23)."""
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     models.reconcile()
-    BlobStore.open(tmp_path / "root").add_bytes(b"garbage")
+    BlobStore.open(tmp_path / "root").ingest.add_bytes(b"garbage")
     config = tmp_path / "root/modelstow.json"
     config.write_text(config.read_text().replace('"ro_compat": []', '"ro_compat": ["views"]'))
 
@@ -406,7 +406,7 @@ def test_a_folder_where_a_blob_should_be_does_not_stop_gc_for_ever(tmp_path: Pat
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     models.ensure("m")
     store = BlobStore.open(tmp_path / "root")
-    store.add_bytes(b"garbage")
+    store.ingest.add_bytes(b"garbage")
     for data in (b"0", b"1", b"2", b"3"):
         path = Path(store.layout.blob(Digest.of(data)))
         path.mkdir()
@@ -752,7 +752,7 @@ def test_gc_says_which_goal_cannot_be_reached(tmp_path: Path):
 def test_garbage_goes_before_trees(tmp_path: Path):
     """Room that is freed anyway needs no eviction."""
     models = three(tmp_path)
-    BlobStore.open(tmp_path / "root").add_bytes(b"g" * KB)
+    BlobStore.open(tmp_path / "root").ingest.add_bytes(b"g" * KB)
 
     done = collect(models, goals=EvictionTargets(max_size=3 * KB))
 
@@ -823,7 +823,7 @@ def test_short_of_space_ensure_sweeps_garbage_but_evicts_nothing_unasked(tmp_pat
     """Without MODELSTOW_MAX_SIZE or MODELSTOW_MIN_FREE trees are the user's business."""
     models = world(tmp_path, {"m@1": {"a": b"a" * KB}, "n@1": {"b": b"b" * KB}})
     models.ensure("m")
-    BlobStore.open(tmp_path / "root").add_bytes(b"g" * KB)
+    BlobStore.open(tmp_path / "root").ingest.add_bytes(b"g" * KB)
     models.free_bytes = lambda: 2_500 - sum(path.stat().st_size for path in blobs_of(tmp_path / "root").values())
 
     models.ensure("n")

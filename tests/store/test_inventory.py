@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelstow.cas import Digest, LinkKind, StoreStateError
-from modelstow.cas import inventory as inventories
-from modelstow.cas.durable import seal
-from modelstow.cas.inventory import NEXT, Inventory, InventoryEntry
+from modelstow.cas.errors import Cause
+from modelstow.cas.inventory import INTENT, Inventory, InventoryEntry, TreeRecords, read_inventory, tree_id
+from modelstow.cas.records import encode
 
 placed = st.builds(
     InventoryEntry,
@@ -61,48 +61,58 @@ def test_an_inventory_that_cannot_be_believed_is_a_state_error_that_names_it(tmp
     (tmp_path / "torn").write_bytes(RECORD.encode()[:40])
 
     with pytest.raises(StoreStateError, match="torn") as caught:
-        inventories.read(tmp_path / "torn")
-    assert "reconcile" in caught.value.hint
+        read_inventory(tmp_path / "torn")
+    assert caught.value.cause is Cause.INVENTORY_UNREADABLE
 
 
-@pytest.mark.parametrize("text", [b'{"inventory": 2}', b"[]", b"null", b'{"inventory": 1, "parent": [1]}', b"{}", b'"x"'])
-def test_an_inventory_of_a_later_format_is_a_state_error(tmp_path: Path, text: bytes):
+@pytest.mark.parametrize(
+    "raw",
+    [
+        encode("inventory", 2, {}),
+        encode("inventory", 1, {}),
+        encode("inventory", 1, {"parent": [1]}),
+        encode("pin", 1, {"tree": "models/m@1/v"}),
+    ],
+    ids=["a later version", "no fields", "half a field", "another kind"],
+)
+def test_an_inventory_of_a_later_format_is_a_state_error(tmp_path: Path, raw: bytes):
     """An older modelstow never sweeps what a newer one keeps (D23)."""
-    (tmp_path / "later").write_bytes(seal(text))
+    (tmp_path / "later").write_bytes(raw)
 
     with pytest.raises(StoreStateError):
-        inventories.read(tmp_path / "later")
+        read_inventory(tmp_path / "later")
 
 
-def test_what_is_announced_stands_beside_what_is_until_it_is_settled(tmp_path: Path):
-    """Whoever finds ``.next`` knows what to finish; old and new are both roots."""
-    inventories.settle(tmp_path, RECORD)
+def test_an_intent_is_kept_next_to_the_inventory_until_the_change_is_committed(tmp_path: Path):
+    """Recovery finds ``.next`` and knows what to finish; old and new are both roots."""
+    records = TreeRecords(tmp_path)
+    records.commit(RECORD)
     change = Inventory(tree=RECORD.tree, staging=".v.1.modelstow", staging_ino=5)
 
-    inventories.announce(tmp_path, change)
-    both = [inventories.read(path) for path in inventories.all_of(tmp_path)]
-    inventories.settle(tmp_path, Inventory(tree=RECORD.tree))
+    records.write_intent(change)
+    both = [read_inventory(path) for path in records.files()]
+    records.commit(Inventory(tree=RECORD.tree))
 
     assert both == [RECORD, change]
-    assert [path.name for path in inventories.all_of(tmp_path)] == [RECORD.id]
-    inventories.remove(tmp_path, RECORD.id)
-    assert inventories.all_of(tmp_path) == [] and inventories.read(tmp_path / RECORD.id) is None
+    assert [path.name for path in records.files()] == [RECORD.id] and records.read_intent(RECORD.tree) is None
+    records.remove(RECORD.tree)
+    assert records.files() == [] and records.read(RECORD.tree) is None
 
 
 def test_a_trees_id_depends_on_its_place_alone():
     """It is stable between runs and versions, and safe as a file's name."""
-    id_ = inventories.tree_id("models/m@1/v")
+    id_ = tree_id("models/m@1/v")
 
     assert id_ == Inventory(tree="models/m@1/v", labels={"model": "other"}).id
-    assert id_ != inventories.tree_id("models/m@1/w") and id_.isalnum() and NEXT not in id_
-    assert inventories.tree_id(os.fsdecode(b"/raw/\xff")).isalnum()
+    assert id_ != tree_id("models/m@1/w") and id_.isalnum() and INTENT not in id_
+    assert tree_id(os.fsdecode(b"/raw/\xff")).isalnum()
 
 
 def test_temporary_files_are_no_inventories(tmp_path: Path):
     """A crash between write and rename leaves one."""
     (tmp_path / ".tmp-0123").write_text("half")
 
-    assert inventories.all_of(tmp_path) == [] and inventories.all_of(tmp_path / "absent") == []
+    assert TreeRecords(tmp_path).files() == [] and TreeRecords(tmp_path / "absent").files() == []
 
 
 def test_a_long_inventory_is_compressed_and_read_back_or_refused():

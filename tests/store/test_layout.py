@@ -11,6 +11,7 @@ import pytest
 from store_fixtures import SMALL, store_at
 
 from modelstow.cas import BlobStore, Digest, Layout, StoreFormatError
+from modelstow.cas.errors import Cause
 from modelstow.cas.layout import StoreConfig
 
 
@@ -62,18 +63,20 @@ def test_the_refusal_of_a_newer_store_says_what_was_found(tmp_path: Path):
 
     with pytest.raises(StoreFormatError, match="format 7") as caught:
         BlobStore.open(tmp_path / "root")
-    assert caught.value.details == {"found_version": 7, "supported_versions": [1]} and "newer" in caught.value.hint
+    assert (
+        caught.value.details == {"found_version": 7, "supported_versions": [1]} and caught.value.cause is Cause.LATER_FORMAT
+    )
     assert caught.value.code == "SCHEMA_VERSION_MISMATCH"
 
 
 def test_an_unknown_ro_compat_feature_allows_reading_and_forbids_writing(tmp_path: Path):
     """As in ext4."""
-    digest = store_at(tmp_path).add_bytes(SMALL)
+    digest = store_at(tmp_path).ingest.add_bytes(SMALL)
     text = write_config(tmp_path, features={"incompat": [], "ro_compat": ["views"]})
 
     store = BlobStore.open(tmp_path / "root")
 
-    assert store.stat(digest, len(SMALL)).state.value == "intact"
+    assert store.blobs.stat(digest, len(SMALL)).state.value == "intact"
     with pytest.raises(StoreFormatError, match="views"):
         store.prepare()
     assert store.layout.config.read_text() == text
@@ -111,7 +114,7 @@ def test_many_who_make_a_store_at_once_agree_on_it(tmp_path: Path):
 def test_looking_makes_nothing(tmp_path: Path):
     """Where no store is, none is made."""
     assert BlobStore.open_existing(tmp_path / "root") is None
-    assert list(BlobStore.open_readonly(tmp_path / "root").blobs()) == []
+    assert list(BlobStore.open_readonly(tmp_path / "root").blobs.entries()) == []
     with pytest.raises(FileNotFoundError):
         BlobStore.open(tmp_path / "root", create=False)
     assert list(tmp_path.iterdir()) == []
@@ -128,15 +131,15 @@ def test_all_fan_out_folders_are_made_at_once(tmp_path: Path):
 def test_folders_that_were_lost_are_made_again_before_the_first_write(tmp_path: Path, lost: str):
     """Losing one never loses a model."""
     store = store_at(tmp_path)
-    digest = store.add_bytes(SMALL)
+    digest = store.ingest.add_bytes(SMALL)
     shutil.rmtree(store.layout.root / lost)
 
     store = BlobStore.open(tmp_path / "root")
     store.prepare()
 
     assert (store.layout.root / lost).is_dir()
-    assert store.stat(digest, len(SMALL)).state.value == "intact"
-    store.add_bytes(b"more")
+    assert store.blobs.stat(digest, len(SMALL)).state.value == "intact"
+    store.ingest.add_bytes(b"more")
 
 
 def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path):

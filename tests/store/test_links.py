@@ -10,6 +10,7 @@ import pytest
 from store_fixtures import MIDDLE, SMALL, mounted, root_only, store_at, umask
 
 from modelstow.cas import EMPTY, Digest, LinkError, LinkKind, LinkMode, links
+from modelstow.cas.errors import Cause
 from modelstow.cas.links import Linker
 
 DIGEST = Digest.of(MIDDLE)
@@ -23,7 +24,7 @@ def place(
     folder.mkdir(exist_ok=True)
     if blob is None:
         store = store_at(tmp_path)
-        store.add_bytes(MIDDLE)
+        store.ingest.add_bytes(MIDDLE)
         blob = store.layout.blob(DIGEST)
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -108,7 +109,7 @@ def test_too_many_links_costs_a_copy_for_this_file_alone(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP])
 def test_what_does_not_work_here_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
     """Another file system, protected_hardlinks, FAT (F6, F7)."""
-    store_at(tmp_path).add_bytes(MIDDLE)
+    store_at(tmp_path).ingest.add_bytes(MIDDLE)
     blob = store_at(tmp_path).layout.blob(DIGEST)
     calls = refusing(monkeypatch, number)
     linker = Linker(LinkMode.AUTO)
@@ -122,7 +123,7 @@ def test_what_does_not_work_here_is_tried_once(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_a_failure_is_no_reason_to_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
     """A full disk is told, not filled further."""
-    store_at(tmp_path).add_bytes(MIDDLE)
+    store_at(tmp_path).ingest.add_bytes(MIDDLE)
     blob = store_at(tmp_path).layout.blob(DIGEST)
     refusing(monkeypatch, number)
 
@@ -134,18 +135,18 @@ def test_a_failure_is_no_reason_to_copy(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_strict_links_make_a_fall_back_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It names the file, the kind and the reason."""
-    store_at(tmp_path).add_bytes(MIDDLE)
+    store_at(tmp_path).ingest.add_bytes(MIDDLE)
     blob = store_at(tmp_path).layout.blob(DIGEST)
     refusing(monkeypatch, errno.EXDEV)
 
     with pytest.raises(LinkError, match="cannot hardlink file") as caught:
         place(tmp_path, Linker(LinkMode.HARDLINK, strict=True), blob=blob)
-    assert caught.value.hint and list((tmp_path / "tree").iterdir()) == []
+    assert caught.value.cause is Cause.LINK_UNAVAILABLE and list((tmp_path / "tree").iterdir()) == []
 
 
 def test_a_copy_that_fails_leaves_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Half a file under a tree's path would be a lie."""
-    store_at(tmp_path).add_bytes(MIDDLE)
+    store_at(tmp_path).ingest.add_bytes(MIDDLE)
     blob = store_at(tmp_path).layout.blob(DIGEST)
 
     def full(*_: object) -> int:
@@ -160,7 +161,7 @@ def test_a_copy_that_fails_leaves_no_name(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_copy_works_where_the_kernel_cannot_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """copy_file_range is not everywhere."""
-    store_at(tmp_path).add_bytes(MIDDLE)
+    store_at(tmp_path).ingest.add_bytes(MIDDLE)
     blob = store_at(tmp_path).layout.blob(DIGEST)
 
     def missing(*_: object) -> int:
@@ -175,7 +176,7 @@ def test_a_copy_works_where_the_kernel_cannot_help(tmp_path: Path, monkeypatch: 
 def test_a_blob_shorter_than_its_record_is_not_copied_short(tmp_path: Path):
     """The copy would carry a proof that is not its own."""
     store = store_at(tmp_path)
-    store.add_bytes(MIDDLE)
+    store.ingest.add_bytes(MIDDLE)
     os.truncate(store.layout.blob(DIGEST), 100)
 
     with pytest.raises(OSError, match="shorter"):
@@ -197,7 +198,7 @@ def test_a_taken_name_is_not_overwritten_by_place(tmp_path: Path):
 def test_replace_switches_a_name_in_one_step_and_leaves_nothing_beside_it(tmp_path: Path, before: str):
     """rename(2) on two names of one inode does nothing and keeps both."""
     store = store_at(tmp_path)
-    store.add_bytes(SMALL)
+    store.ingest.add_bytes(SMALL)
     blob, digest = store.layout.blob(Digest.of(SMALL)), Digest.of(SMALL)
     folder, outside = tmp_path / "tree", tmp_path / "outside"
     folder.mkdir()
@@ -220,7 +221,7 @@ def test_replace_switches_a_name_in_one_step_and_leaves_nothing_beside_it(tmp_pa
 def test_replacing_a_folder_fails_and_leaves_nothing_beside_it(tmp_path: Path):
     """A folder is somebody's; it has to be displaced first."""
     store = store_at(tmp_path)
-    store.add_bytes(SMALL)
+    store.ingest.add_bytes(SMALL)
     (tmp_path / "tree/file").mkdir(parents=True)
     fd = os.open(tmp_path / "tree", os.O_RDONLY | os.O_DIRECTORY)
 

@@ -15,7 +15,7 @@ from threading import Event
 
 import pytest
 
-from modelstow.cas import LockTimeoutError, Stopped, locks
+from modelstow.cas import CancellationToken, Cancelled, LockTimeoutError, locks
 
 _HOLD = """
 import sys
@@ -164,13 +164,13 @@ def test_who_waits_is_told_once_whose_work_it_waits_for(tmp_path: Path):
     assert len(told) == 1 and "fetching abc" in str(told[0]) and str(os.getpid()) in str(told[0])
 
 
-def test_a_stop_flag_ends_waiting(tmp_path: Path):
+def test_a_cancelled_token_ends_waiting(tmp_path: Path):
     """SIGTERM works while a thread waits for a lock (D15)."""
-    stop, waiting = Event(), Event()
+    token, waiting = CancellationToken(), Event()
 
     def wait() -> type[BaseException] | None:
         try:
-            locks.acquire(tmp_path / "lock", doing="waiting", stop=stop, on_wait=lambda _: waiting.set()).close()
+            locks.acquire(tmp_path / "lock", doing="waiting", token=token, on_wait=lambda _: waiting.set()).close()
         except BaseException as error:
             return type(error)
         return None
@@ -178,8 +178,8 @@ def test_a_stop_flag_ends_waiting(tmp_path: Path):
     with locks.acquire(tmp_path / "lock", doing="working"), ThreadPoolExecutor(1) as pool:
         future = pool.submit(wait)
         assert waiting.wait(10)
-        stop.set()
-        assert future.result(10) is Stopped
+        token.cancel()
+        assert future.result(10) is Cancelled
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])

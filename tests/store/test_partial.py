@@ -18,7 +18,7 @@ def held(partial) -> list[int]:
 
 
 def reopened(store):
-    return store.partial(DIGEST, len(BIG))
+    return store.ingest.open(DIGEST, len(BIG))
 
 
 def test_a_partial_resumes_the_pieces_that_are_on_record(tmp_path: Path):
@@ -32,7 +32,7 @@ def test_a_partial_resumes_the_pieces_that_are_on_record(tmp_path: Path):
     assert again.held_bytes == PIECE + 12_345 == store.held_in_partial(DIGEST, len(BIG))
     assert again.table.slots[0].source == 7
     put(again, BIG, 1)
-    store.commit(again)
+    store.ingest.commit(again)
     assert Path(store.layout.blob(DIGEST)).read_bytes() == BIG
     first.close()
 
@@ -121,7 +121,7 @@ def test_a_partial_of_another_size_is_not_adopted(tmp_path: Path):
     store = store_at(tmp_path)
     partial_with(store, BIG, 0, 1, 2).close()
 
-    again = store.partial(DIGEST, len(BIG) - 1)
+    again = store.ingest.open(DIGEST, len(BIG) - 1)
 
     assert held(again) == [] and os.path.getsize(again.path) == len(BIG) - 1
 
@@ -154,7 +154,7 @@ def test_a_folder_in_a_partials_place_is_moved_to_quarantine(tmp_path: Path, wha
 
     again = reopened(store)
     put(again, BIG, 0, 1, 2)
-    store.commit(again)
+    store.ingest.commit(again)
 
     [moved] = store.layout.quarantine.iterdir()
     assert (moved / "mine").read_text() == "keep me"
@@ -206,7 +206,7 @@ def test_a_small_blob_has_no_journal(tmp_path: Path):
 def test_leaving_keeps_what_can_be_resumed_and_nothing_else(tmp_path: Path):
     """A partial without a finished piece is not worth its name."""
     store = store_at(tmp_path)
-    empty, some = store.partial(Digest.of(MIDDLE), len(MIDDLE)), partial_with(store, BIG, 1)
+    empty, some = store.ingest.open(Digest.of(MIDDLE), len(MIDDLE)), partial_with(store, BIG, 1)
     empty.write(0, b"half a piece")
 
     empty.close_or_discard()
@@ -220,7 +220,7 @@ def test_forgotten_pieces_stay_forgotten_and_the_proof_starts_anew(tmp_path: Pat
     store = store_at(tmp_path)
     wrong = bytearray(BIG)
     wrong[0] ^= 1
-    partial = store.partial(DIGEST, len(BIG))
+    partial = store.ingest.open(DIGEST, len(BIG))
     put(partial, bytes(wrong), 0, 1, 2)
     assert partial.actual_digest() == Digest.of(bytes(wrong))
 
@@ -238,7 +238,7 @@ def test_forgetting_restarts_the_sha256_of_an_open_partial(tmp_path: Path):
     store = store_at(tmp_path)
     wrong = bytearray(BIG)
     wrong[PIECE] ^= 1
-    partial = store.partial(DIGEST, len(BIG))
+    partial = store.ingest.open(DIGEST, len(BIG))
     put(partial, bytes(wrong), 0, 1, 2)
     assert partial.actual_digest() != DIGEST
 
@@ -251,7 +251,7 @@ def test_forgetting_restarts_the_sha256_of_an_open_partial(tmp_path: Path):
 def test_the_front_is_what_stands_without_a_gap(tmp_path: Path):
     """Pieces come in any order; the proof follows the front."""
     store = store_at(tmp_path)
-    partial = store.partial(DIGEST, len(BIG))
+    partial = store.ingest.open(DIGEST, len(BIG))
     fronts = [partial.contiguous_end()]
     for index in (2, 0, 1):
         put(partial, BIG, index)
@@ -273,13 +273,13 @@ def test_a_file_cut_while_it_is_written_is_an_error_not_a_loop(tmp_path: Path):
 def test_wrong_bytes_leave_the_partial_for_judging(tmp_path: Path):
     """Who lied is found by the piece; what is right is kept."""
     store = store_at(tmp_path)
-    partial = store.partial(DIGEST, len(BIG))
+    partial = store.ingest.open(DIGEST, len(BIG))
     wrong = bytearray(BIG)
     wrong[-1] ^= 1
     put(partial, bytes(wrong), 0, 1, 2)
 
     with pytest.raises(ChecksumError) as caught:
-        store.commit(partial)
+        store.ingest.commit(partial)
 
     assert caught.value.details == {"expected": str(DIGEST), "actual": str(Digest.of(bytes(wrong)))}
     assert not os.path.lexists(store.layout.blob(DIGEST))
@@ -294,7 +294,7 @@ def test_a_short_write_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:4000], offset))
 
     partial = partial_with(store, SMALL * 1000, 0)
-    store.commit(partial)
+    store.ingest.commit(partial)
 
     assert Path(store.layout.blob(Digest.of(SMALL * 1000))).read_bytes() == SMALL * 1000
 
@@ -310,7 +310,7 @@ def test_an_error_on_reading_a_leftover_is_told_not_published(tmp_path: Path, mo
     monkeypatch.setattr(os, "preadv", broken)
 
     with pytest.raises(OSError, match="Input/output"):
-        store.commit(partial)
+        store.ingest.commit(partial)
     assert not os.path.lexists(store.layout.blob(DIGEST))
 
 

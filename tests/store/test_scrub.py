@@ -40,7 +40,7 @@ def table_of(data: bytes, digest: Digest) -> PieceTable:
 def test_an_intact_blob_is_read_once_and_found_so(tmp_path: Path, data: bytes, level: Level):
     """Every byte, no more."""
     store = store_at(tmp_path)
-    store.add_bytes(data)
+    store.ingest.add_bytes(data)
     counted: list[int] = []
 
     [verdict] = scrub([target(store, data)], level, on_bytes=counted.append)
@@ -54,7 +54,7 @@ def test_an_intact_blob_is_read_once_and_found_so(tmp_path: Path, data: bytes, l
 def test_exactly_the_flipped_piece_is_found_even_when_the_mtime_is_forged(tmp_path: Path, at: int, level: Level):
     """A bit that rots is found by reading, and costs one piece."""
     store = store_at(tmp_path)
-    store.add_bytes(BIG)
+    store.ingest.add_bytes(BIG)
 
     flip(store.layout.blob(DIGEST), at, forge=True)
 
@@ -66,7 +66,7 @@ def test_several_bad_pieces_are_told_in_order(tmp_path: Path):
     """With pieces of many threads joined."""
     store = store_at(tmp_path)
     data = bytes(20 * PIECE)
-    store.add_bytes(data)
+    store.ingest.add_bytes(data)
     for piece in (19, 3, 17):
         flip(store.layout.blob(Digest.of(data)), piece * PIECE, forge=True)
 
@@ -76,7 +76,7 @@ def test_several_bad_pieces_are_told_in_order(tmp_path: Path):
 def test_a_small_blob_has_sha256_at_every_level(tmp_path: Path):
     """It has no table; a table that somebody put there is not asked."""
     store = store_at(tmp_path)
-    store.add_bytes(SMALL)
+    store.ingest.add_bytes(SMALL)
     flip(store.layout.blob(Digest.of(SMALL)), 3, forge=True)
     damaged = Path(store.layout.blob(Digest.of(SMALL))).read_bytes()
     Path(store.layout.table(Digest.of(SMALL))).write_bytes(table_of(damaged, Digest.of(SMALL)).encode())
@@ -87,7 +87,7 @@ def test_a_small_blob_has_sha256_at_every_level(tmp_path: Path):
 def test_full_finds_what_a_forged_table_would_not(tmp_path: Path):
     """xxh3 guards against accidents, sha256 is trust."""
     store = store_at(tmp_path)
-    store.add_bytes(BIG)
+    store.ingest.add_bytes(BIG)
     flip(store.layout.blob(DIGEST), 100, forge=True)
     damaged = Path(store.layout.blob(DIGEST)).read_bytes()
     write_file(Path(store.layout.table(DIGEST)), table_of(damaged, DIGEST).encode())
@@ -100,7 +100,7 @@ def test_full_finds_what_a_forged_table_would_not(tmp_path: Path):
 def test_a_lost_table_is_made_anew_from_a_pass_whose_sha256_matched(tmp_path: Path, level: Level):
     """The fast level then means the full one."""
     store = store_at(tmp_path)
-    store.add_bytes(BIG)
+    store.ingest.add_bytes(BIG)
     os.unlink(store.layout.table(DIGEST))
 
     assert read(store, BIG, level).intact
@@ -112,7 +112,7 @@ def test_a_lost_table_is_made_anew_from_a_pass_whose_sha256_matched(tmp_path: Pa
 def test_a_lost_table_is_never_made_from_bytes_that_are_wrong(tmp_path: Path, level: Level):
     """It would restamp rot for ever (D9)."""
     store = store_at(tmp_path)
-    store.add_bytes(BIG)
+    store.ingest.add_bytes(BIG)
     os.unlink(store.layout.table(DIGEST))
     flip(store.layout.blob(DIGEST), 100, forge=True)
 
@@ -126,7 +126,7 @@ def test_a_lost_table_is_never_made_from_bytes_that_are_wrong(tmp_path: Path, le
 def test_an_unproven_table_is_not_believed_and_is_made_anew(tmp_path: Path, state: TableState):
     """Whatever its slots say."""
     store = store_at(tmp_path)
-    store.add_bytes(BIG)
+    store.ingest.add_bytes(BIG)
     flip(store.layout.blob(DIGEST), 100, forge=True)
     table = table_of(Path(store.layout.blob(DIGEST)).read_bytes(), DIGEST)
     table.state = state
@@ -141,7 +141,7 @@ def test_an_unproven_table_is_not_believed_and_is_made_anew(tmp_path: Path, stat
 def test_only_the_stores_own_blob_makes_a_table(tmp_path: Path):
     """A copy in a tree proves itself, not the blob."""
     store = store_at(tmp_path)
-    store.add_bytes(BIG)
+    store.ingest.add_bytes(BIG)
     os.unlink(store.layout.table(DIGEST))
 
     assert read(store, BIG, Level.FAST, makes_table=False).intact
@@ -153,7 +153,7 @@ def test_only_the_stores_own_blob_makes_a_table(tmp_path: Path):
 def test_a_file_that_is_too_short_is_a_verdict(tmp_path: Path, length: int, level: Level):
     """The pieces that are gone are bad, the others are good."""
     store = store_at(tmp_path)
-    store.add_bytes(BIG)
+    store.ingest.add_bytes(BIG)
     os.truncate(store.layout.blob(DIGEST), length)
 
     verdict = read(store, BIG, level)
@@ -165,7 +165,7 @@ def test_a_file_that_is_too_short_is_a_verdict(tmp_path: Path, length: int, leve
 def test_a_file_that_is_too_long_is_a_verdict(tmp_path: Path, level: Level):
     """Every piece is right, and the whole is wrong all the same."""
     store = store_at(tmp_path)
-    store.add_bytes(BIG)
+    store.ingest.add_bytes(BIG)
     os.truncate(store.layout.blob(DIGEST), len(BIG) + 1)
 
     verdict = read(store, BIG, level)
@@ -177,7 +177,7 @@ def test_a_file_that_is_too_long_is_a_verdict(tmp_path: Path, level: Level):
 def test_a_file_truncated_while_it_is_read_is_an_error_not_a_crash(tmp_path: Path, level: Level):
     """With mmap this would be SIGBUS (D14)."""
     store = store_at(tmp_path)
-    store.add_bytes(BIG)
+    store.ingest.add_bytes(BIG)
 
     def cut(_: int) -> None:
         os.truncate(store.layout.blob(DIGEST), PIECE + 1)
@@ -192,7 +192,7 @@ def test_a_file_truncated_while_it_is_read_is_an_error_not_a_crash(tmp_path: Pat
 def test_what_is_no_file_is_a_verdict(tmp_path: Path, kind: str, level: Level):
     """Nothing is followed, nothing is waited for (F10)."""
     store = store_at(tmp_path)
-    store.add_bytes(BIG)
+    store.ingest.add_bytes(BIG)
     path = Path(store.layout.blob(DIGEST))
     path.rename(tmp_path / "real")
     if kind == "folder":
@@ -218,7 +218,7 @@ def test_what_is_no_file_is_a_verdict(tmp_path: Path, kind: str, level: Level):
 def test_a_bad_sector_costs_its_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: Level):
     """EIO on reading is a finding, not the end (F2)."""
     store = store_at(tmp_path)
-    store.add_bytes(BIG)
+    store.ingest.add_bytes(BIG)
     real = os.preadv
 
     def broken(fd: int, buffers: list[memoryview], offset: int) -> int:
@@ -251,7 +251,7 @@ def test_verdicts_come_in_the_order_of_the_targets(tmp_path: Path):
 def test_a_table_that_cannot_be_kept_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A read-only store is verified all the same; the table only saves time (D20)."""
     store = store_at(tmp_path)
-    store.add_bytes(BIG)
+    store.ingest.add_bytes(BIG)
     os.unlink(store.layout.table(DIGEST))
 
     def read_only(*_: object, **__: object) -> None:
@@ -266,7 +266,7 @@ def test_a_table_that_cannot_be_kept_is_no_failure(tmp_path: Path, monkeypatch: 
 def test_a_verification_that_is_given_up_reads_nothing_more(tmp_path: Path, level: Level):
     """What is queued may be hundreds of gigabytes, and whoever pressed Ctrl-C would wait for it."""
     store = store_at(tmp_path)
-    store.add_bytes(BIG)
+    store.ingest.add_bytes(BIG)
     read_bytes: list[int] = []
 
     verdicts = scrub([target(store, BIG)] * 40, level, threads=1, on_bytes=read_bytes.append)

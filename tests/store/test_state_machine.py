@@ -85,7 +85,7 @@ class StoreAndTrees(RuleBasedStateMachine):
 
     def blobs(self) -> dict[str, Path]:
         """Every blob by its hex digest."""
-        return {digest.hex: Path(entry.path) for digest, entry in BlobStore.open_readonly(self.root).blobs()}
+        return {digest.hex: Path(entry.path) for digest, entry in BlobStore.open_readonly(self.root).blobs.entries()}
 
     def disturb(self, path: Path) -> None:
         """Info every name of an inode."""
@@ -205,7 +205,7 @@ class StoreAndTrees(RuleBasedStateMachine):
         store.prepare()
         if kept:
             leases.take(store, doing="killed", digests=[digest]).close()
-        partial = store.partial(digest, len(data))
+        partial = store.ingest.open(digest, len(data))
         start, stop = piece_range(0, len(data))
         partial.write(0, data[start:stop] if good else bytes(stop))
         partial.finish(0, piece_hash(data[start:stop]))

@@ -15,7 +15,7 @@ DIGEST = Digest.of(BIG)
 
 
 def look(store: BlobStore, data: bytes) -> BlobState:
-    return store.stat(Digest.of(data), len(data)).state
+    return store.blobs.stat(Digest.of(data), len(data)).state
 
 
 def quarantined(store: BlobStore) -> list[Path]:
@@ -27,7 +27,7 @@ def test_a_committed_blob_stands_under_its_name_with_its_proof(tmp_path: Path, d
     """Mode 0444, the mtime of its digest, one link, a table from 1 MiB on, and nothing left in partial/."""
     store = store_at(tmp_path)
 
-    digest = store.add_bytes(data)
+    digest = store.ingest.add_bytes(data)
 
     path = store.layout.blob(digest)
     found = os.stat(path)
@@ -37,16 +37,16 @@ def test_a_committed_blob_stands_under_its_name_with_its_proof(tmp_path: Path, d
     assert os.path.exists(store.layout.table(digest)) == (len(data) > 1 << 20)
     assert (proven_table(store.layout.table(digest), digest, len(data)) is not None) == (len(data) > 1 << 20)
     assert list(store.layout.partials.iterdir()) == []
-    assert store.stat(digest, len(data)).state is BlobState.INTACT
-    assert [d for d, _ in store.blobs()] == [digest]
+    assert store.blobs.stat(digest, len(data)).state is BlobState.INTACT
+    assert [d for d, _ in store.blobs.entries()] == [digest]
 
 
 def test_the_store_keeps_no_blob_of_no_bytes(tmp_path: Path):
     """Empty files are created, never linked."""
     store = store_at(tmp_path)
 
-    assert store.add_bytes(b"") == EMPTY
-    assert [digest for digest, _ in store.blobs()] == []
+    assert store.ingest.add_bytes(b"") == EMPTY
+    assert [digest for digest, _ in store.blobs.entries()] == []
 
 
 def test_nothing_unproven_carries_a_blobs_name(tmp_path: Path):
@@ -55,7 +55,7 @@ def test_nothing_unproven_carries_a_blobs_name(tmp_path: Path):
     partial = partial_with(store, BIG, 0, 1, 2)
 
     assert look(store, BIG) is BlobState.ABSENT
-    store.commit(partial)
+    store.ingest.commit(partial)
     assert look(store, BIG) is BlobState.INTACT
 
 
@@ -79,7 +79,7 @@ def test_the_steps_of_a_commit_come_in_the_order_that_survives_a_power_cut(tmp_p
     spy("fsync", lambda fd: names.get(os.fstat(fd).st_ino, " other"))
     spy("fchmod"), spy("utime"), spy("link"), spy("unlink"), spy("replace")
 
-    store.commit(partial)
+    store.ingest.commit(partial)
 
     assert sorted(steps[:2]) == ["fchmod", "utime"]
     assert steps[2:7] == ["fsync file", "link", "unlink", "fsync folder", "replace"]
@@ -100,12 +100,12 @@ def test_a_failed_fsync_discards_the_partial_and_is_not_repeated(tmp_path: Path,
     monkeypatch.setattr(os, "fsync", failing)
 
     with pytest.raises(OSError, match="Input/output"):
-        store.commit(partial)
+        store.ingest.commit(partial)
 
     assert len(asked) == 1
     assert look(store, BIG) is BlobState.ABSENT
     assert list(store.layout.partials.iterdir()) == []
-    assert store.partial(DIGEST, len(BIG)).held_bytes == 0
+    assert store.ingest.open(DIGEST, len(BIG)).held_bytes == 0
 
 
 def test_a_folder_that_cannot_be_synced_fails_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -122,9 +122,9 @@ def test_a_folder_that_cannot_be_synced_fails_the_commit(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(OSError, match="Input/output"):
-        store.commit(partial)
+        store.ingest.commit(partial)
 
-    store.add_bytes(BIG)
+    store.ingest.add_bytes(BIG)
 
     assert look(store, BIG) is BlobState.INTACT and Path(store.layout.blob(DIGEST)).read_bytes() == BIG
     assert list(store.layout.partials.iterdir()) == []
@@ -140,7 +140,7 @@ def test_a_good_blob_that_is_there_already_is_success(tmp_path: Path):
     os.rename(other, store.layout.blob(DIGEST))
     ino = os.stat(store.layout.blob(DIGEST)).st_ino
 
-    store.commit(late)
+    store.ingest.commit(late)
 
     assert os.stat(store.layout.blob(DIGEST)).st_ino == ino
     assert list(store.layout.partials.iterdir()) == [] and quarantined(store) == []
@@ -152,7 +152,7 @@ def test_a_link_that_was_made_before_the_crash_is_success(tmp_path: Path):
     partial = partial_with(store, BIG, 0, 1, 2)
     os.link(partial.path, store.layout.blob(DIGEST))
 
-    store.commit(partial)
+    store.ingest.commit(partial)
 
     assert look(store, BIG) is BlobState.INTACT and os.stat(store.layout.blob(DIGEST)).st_nlink == 1
     assert quarantined(store) == []
@@ -161,12 +161,12 @@ def test_a_link_that_was_made_before_the_crash_is_success(tmp_path: Path):
 def test_a_damaged_blob_goes_to_quarantine_before_the_good_one_takes_its_name(tmp_path: Path):
     """Its bytes may be somebody's edit."""
     store = store_at(tmp_path)
-    store.add_bytes(BIG)
+    store.ingest.add_bytes(BIG)
     flip(store.layout.blob(DIGEST), 5)
     damaged = Path(store.layout.blob(DIGEST)).read_bytes()
     assert look(store, BIG) is BlobState.SUSPECT
 
-    store.commit(partial_with(store, BIG, 0, 1, 2))
+    store.ingest.commit(partial_with(store, BIG, 0, 1, 2))
 
     assert look(store, BIG) is BlobState.INTACT
     assert [path.read_bytes() for path in quarantined(store)] == [damaged]
@@ -184,7 +184,7 @@ def test_what_is_no_file_where_a_blob_should_be_goes_to_quarantine(tmp_path: Pat
     path.mkdir() if kind == "folder" else path.symlink_to(mine)
     assert look(store, SMALL) is BlobState.SUSPECT
 
-    store.add_bytes(SMALL)
+    store.ingest.add_bytes(SMALL)
 
     assert look(store, SMALL) is BlobState.INTACT and path.is_file() and not path.is_symlink()
     assert len(quarantined(store)) == 1 and mine.read_bytes() == SMALL
@@ -193,10 +193,10 @@ def test_what_is_no_file_where_a_blob_should_be_goes_to_quarantine(tmp_path: Pat
 def test_replace_makes_a_new_inode_even_of_an_intact_blob(tmp_path: Path):
     """A repair never writes into an inode that trees share."""
     store = store_at(tmp_path)
-    store.add_bytes(BIG)
+    store.ingest.add_bytes(BIG)
     before = os.stat(store.layout.blob(DIGEST)).st_ino
 
-    store.commit(partial_with(store, BIG, 0, 1, 2), replace=True)
+    store.ingest.commit(partial_with(store, BIG, 0, 1, 2), replace=True)
 
     assert os.stat(store.layout.blob(DIGEST)).st_ino != before and look(store, BIG) is BlobState.INTACT
     assert [path.stat().st_ino for path in quarantined(store)] == [before]
@@ -205,12 +205,12 @@ def test_replace_makes_a_new_inode_even_of_an_intact_blob(tmp_path: Path):
 def test_wrong_bytes_are_refused(tmp_path: Path):
     """sha256 alone is trust."""
     store = store_at(tmp_path)
-    partial = store.partial(DIGEST, len(BIG))
+    partial = store.ingest.open(DIGEST, len(BIG))
     put(partial, bytes(len(BIG)), 0, 1, 2)
 
     with pytest.raises(ChecksumError):
-        store.commit(partial)
-    assert list(store.blobs()) == []
+        store.ingest.commit(partial)
+    assert list(store.blobs.entries()) == []
 
 
 def test_a_copy_of_what_is_not_the_blob_leaves_nothing(tmp_path: Path):
@@ -219,10 +219,10 @@ def test_a_copy_of_what_is_not_the_blob_leaves_nothing(tmp_path: Path):
     (tmp_path / "spare").write_bytes(bytes(len(BIG)))
 
     with open(tmp_path / "spare", "rb") as file, pytest.raises(ChecksumError):
-        store.copy_in(file.fileno(), DIGEST, len(BIG))
+        store.ingest.copy(file.fileno(), DIGEST, len(BIG))
     with open(tmp_path / "spare", "rb") as file, pytest.raises(ChecksumError):
-        store.copy_in(file.fileno(), Digest.of(BIG + b"x" * len(BIG)), 2 * len(BIG))
-    assert list(store.blobs()) == [] and list(store.layout.partials.iterdir()) == []
+        store.ingest.copy(file.fileno(), Digest.of(BIG + b"x" * len(BIG)), 2 * len(BIG))
+    assert list(store.blobs.entries()) == [] and list(store.layout.partials.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_copy_of_what_is_not_the_blob_leaves_nothing(tmp_path: Path):
 def test_one_stat_tells_an_edit_from_what_is_none(tmp_path: Path, damage, state: BlobState):
     """Any write through any link changes the mtime; chmod, link and unlink keep it."""
     store = store_at(tmp_path)
-    store.add_bytes(SMALL)
+    store.ingest.add_bytes(SMALL)
 
     damage(store.layout.blob(Digest.of(SMALL)))
 
@@ -251,33 +251,33 @@ def test_one_stat_tells_an_edit_from_what_is_none(tmp_path: Path, damage, state:
 def test_a_blob_of_another_size_is_never_intact(tmp_path: Path):
     """The lock's size is part of the question."""
     store = store_at(tmp_path)
-    digest = store.add_bytes(SMALL)
+    digest = store.ingest.add_bytes(SMALL)
 
-    assert store.stat(digest, len(SMALL) + 1).state is BlobState.SUSPECT
+    assert store.blobs.stat(digest, len(SMALL) + 1).state is BlobState.SUSPECT
 
 
 def test_a_suspect_stays_one_for_other_processes_until_it_is_committed_anew(tmp_path: Path):
     """What a verification found is on record on disk."""
     store = store_at(tmp_path)
-    digest = store.add_bytes(SMALL)
-    store.note_suspect(digest)
+    digest = store.ingest.add_bytes(SMALL)
+    store.blobs.note_suspect(digest)
 
     other = BlobStore.open(tmp_path / "root")
-    assert other.stat(digest, len(SMALL)).state is BlobState.SUSPECT
-    store.commit(partial_with(store, SMALL, 0))
-    other.refresh()
+    assert other.blobs.stat(digest, len(SMALL)).state is BlobState.SUSPECT
+    store.ingest.commit(partial_with(store, SMALL, 0))
+    other.blobs.refresh()
 
-    assert other.stat(digest, len(SMALL)).state is BlobState.INTACT
+    assert other.blobs.stat(digest, len(SMALL)).state is BlobState.INTACT
 
 
 def test_certifying_gives_a_touched_blob_its_proof_back(tmp_path: Path):
     """A touched file costs reading, not fetching."""
     store = store_at(tmp_path)
-    digest = store.add_bytes(SMALL)
+    digest = store.ingest.add_bytes(SMALL)
     os.utime(store.layout.blob(digest))
     os.chmod(store.layout.blob(digest), 0o644)
 
-    store.restamp(digest)
+    store.blobs.restamp(digest)
 
     assert look(store, SMALL) is BlobState.INTACT
     assert stat.S_IMODE(os.stat(store.layout.blob(digest)).st_mode) == 0o444
@@ -288,9 +288,9 @@ def test_modes_are_explicit_whatever_the_umask(tmp_path: Path, mask: int):
     """A private store is 0700 and its blobs 0444 (M3)."""
     with umask(mask):
         store = store_at(tmp_path)
-        digest = store.add_bytes(MIDDLE)
+        digest = store.ingest.add_bytes(MIDDLE)
 
-    folders = [store.layout.root, store.layout.models, store.layout.partials, store.layout.state, store.layout.locks]
+    folders = [store.layout.root, store.layout.trees, store.layout.partials, store.layout.state, store.layout.locks]
     assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o700}
     assert stat.S_IMODE(os.stat(store.layout.blob(digest)).st_mode) == 0o444
     assert stat.S_IMODE((store.layout.locks / "store").stat().st_mode) == 0o600
@@ -301,9 +301,9 @@ def test_a_shared_store_is_the_groups_whatever_the_umask(tmp_path: Path, mask: i
     """Folders 2775, lock files 0664: the next user must be able to take them (M1, M5)."""
     with umask(mask):
         store = store_at(tmp_path, shared=True)
-        digest = store.add_bytes(MIDDLE)
+        digest = store.ingest.add_bytes(MIDDLE)
 
-    folders = [store.layout.root, store.layout.models, store.layout.partials, store.layout.state, store.layout.locks]
+    folders = [store.layout.root, store.layout.trees, store.layout.partials, store.layout.state, store.layout.locks]
     assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o2775}
     assert stat.S_IMODE(os.stat(store.layout.blob(digest)).st_mode) == 0o444
     assert {stat.S_IMODE(path.stat().st_mode) for path in store.layout.locks.iterdir()} == {0o664}
@@ -321,7 +321,7 @@ def test_a_full_disk_is_a_clean_error_and_nothing_is_published(tmp_path: Path):
         partial.close_or_discard()
 
         assert caught.value.errno == errno.ENOSPC
-        assert list(store.blobs()) == []
+        assert list(store.blobs.entries()) == []
         assert store.held_in_partial(DIGEST, len(BIG)) == 8 << 20
 
 
@@ -333,10 +333,10 @@ def test_a_disk_without_inodes_is_a_clean_error(tmp_path: Path):
 
         with pytest.raises(OSError) as caught:
             for number in range(100):
-                store.add_bytes(b"%d" % number)
+                store.ingest.add_bytes(b"%d" % number)
 
         assert caught.value.errno == errno.ENOSPC
-        assert all(Digest.of_path(entry.path) == digest for digest, entry in store.blobs())
+        assert all(Digest.of_path(entry.path) == digest for digest, entry in store.blobs.entries())
 
 
 def test_a_late_writer_cannot_reach_a_published_blob_through_its_partial(tmp_path: Path):
@@ -344,7 +344,7 @@ def test_a_late_writer_cannot_reach_a_published_blob_through_its_partial(tmp_pat
     store = store_at(tmp_path)
     partial = partial_with(store, BIG, 0, 1, 2)
 
-    store.commit(partial)
+    store.ingest.commit(partial)
 
     assert partial.fd < 0
     with pytest.raises(OSError):
@@ -371,4 +371,4 @@ def test_foreign_names_beside_blobs_are_passed_over(tmp_path: Path):
     for name in ("ab/README", f"ab/{'0' * 64}", f"ab/ab{'Z' * 62}", "ab/.nfs0001"):
         (store.layout.blobs / name).write_text("x")
 
-    assert list(store.blobs()) == []
+    assert list(store.blobs.entries()) == []

@@ -24,8 +24,8 @@ def populated(
     store = store_at(tmp_path)
     for data in content.values():
         if data:
-            store.add_bytes(data)
-    root = store.layout.models / name
+            store.ingest.add_bytes(data)
+    root = store.layout.trees / name
     root.mkdir()
     return store, root, tree.populate(root, items(content), store.layout.blob, Linker(LinkMode.AUTO))
 
@@ -90,7 +90,7 @@ def test_many_files_are_placed_by_two_threads_alike(tmp_path: Path):
 def test_a_symlink_in_the_destination_is_not_followed(tmp_path: Path):
     """Nothing is written outside (L11)."""
     store, outside, root = store_at(tmp_path), tmp_path / "outside", tmp_path / "tree"
-    store.add_bytes(SMALL)
+    store.ingest.add_bytes(SMALL)
     outside.mkdir()
     root.mkdir()
     (root / "deep").symlink_to(outside)
@@ -105,7 +105,7 @@ def test_a_symlink_in_the_destination_is_not_followed(tmp_path: Path):
 def test_a_symlink_swapped_in_while_a_tree_is_populated_is_not_followed(tmp_path: Path):
     """An attacker swaps a folder for a symlink and back, over and over (L11)."""
     store, outside, root = store_at(tmp_path), tmp_path / "outside", tmp_path / "tree"
-    store.add_bytes(SMALL)
+    store.ingest.add_bytes(SMALL)
     outside.mkdir()
     (root / "deep").mkdir(parents=True)
     done = Event()

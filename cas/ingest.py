@@ -1,0 +1,250 @@
+"""Ingest: the one way into a store. A descriptor or a stream in, a proven blob out.
+
+* ``open`` and ``commit`` for bytes whose digest is known before they arrive: a ``Partial`` is written and committed.
+* ``copy`` for an open file that is believed to be a blob.
+* ``incoming`` and ``take`` for bytes whose digest is known only after the last of them was read.
+* ``add_small`` for many small files at once: no lock, no partial, no journal, two syncs for all of them.
+
+Whichever way, the sha256 of the bytes is the name they get, and they are durable before they have it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+
+from . import locks
+from .blobs import Blobs, BlobState
+from .buffers import aligned_buffer
+from .commit import Commit
+from .digest import EMPTY, Digest
+from .durable import Syncer, write_all
+from .errors import ChecksumError
+from .layout import TABLE_FROM, Layout
+from .partial import Partial, read_fully
+from .pieces import PIECE, PieceTable, piece_count, piece_hash, piece_range
+
+SMALL = TABLE_FROM
+"""Bytes of a file that is small: it has no piece table, and reading it again costs less than remembering it."""
+_GROUP, _GROUP_BYTES = 250, 32 << 20  # files and bytes that are synced together
+
+LockBlob = Callable[[Digest, str], AbstractContextManager[object]]
+"""Takes a blob's lock; the text says for what."""
+
+
+class Ingest:
+    """Makes blobs. *lock* is taken where a blob's partial is written and the caller does not hold it."""
+
+    def __init__(self, layout: Layout, blobs: Blobs, lock: LockBlob) -> None:
+        self._layout, self._blobs, self._lock = layout, blobs, lock
+
+    # ---- the digest is known
+
+    def open(self, digest: Digest, size: int) -> Partial:
+        """A blob's partial, with what an earlier run left of it. Hold the blob's lock. Raises OSError."""
+        return Partial(self._layout, digest, size)
+
+    def commit(self, partial: Partial, *, replace: bool = False) -> None:
+        """Make a partial a blob, if and only if its sha256 is its name. Durable on return.
+
+        A blob that is there and intact is kept, unless *replace* is set; a damaged one, or with *replace* any, is moved to
+        quarantine first. On ChecksumError the partial is left as it is, for the caller to judge its pieces. Once it is
+        marked, any OSError discards it: what could not be synced is never trusted again.
+        """
+        for error in self.commit_all([partial], replace=[partial.digest] if replace else ()).values():
+            raise error
+
+    def commit_all(self, partials: Sequence[Partial], *, replace: Container[Digest] = ()) -> dict[Digest, Exception]:
+        """Commit several partials, which are synced together; *replace* names those to be replaced. The errors of those
+        that failed; the others are durable on return."""
+        return Commit(self._layout, self._blobs, replace=replace).run(partials)
+
+    def copy(self, source_fd: int, digest: Digest, size: int) -> None:
+        """Commit a copy of an open file that is believed to be this blob. Hold the blob's lock.
+
+        Raises ChecksumError if it is not (what an earlier run had fetched stays), OSError.
+        """
+        partial = self.open(digest, size)
+        copied = list(partial.table.missing())
+        try:
+            buffer = aligned_buffer(min(PIECE, size))
+            for index in copied:
+                start, stop = piece_range(index, size)
+                view = buffer[: stop - start]
+                if not read_fully(source_fd, view, start):
+                    raise ChecksumError(f"the file ended early while it was copied as {digest.short}…")
+                partial.write(start, view)
+                partial.finish(index, piece_hash(view))
+            self.commit(partial)
+        except ChecksumError:
+            partial.invalidate(copied)
+            raise
+        finally:
+            partial.close_or_discard()
+
+    def add_bytes(self, data: bytes) -> Digest:
+        """Commit bytes in memory; their digest. Raises OSError, LockTimeoutError."""
+        digest = Digest.of(data)
+        if not data:
+            return digest
+        with self._lock(digest, "adding"):
+            if self._blobs.stat(digest, len(data)).state is not BlobState.INTACT:
+                partial = self.open(digest, len(data))
+                try:
+                    partial.write(0, data)
+                    view = memoryview(data)
+                    for index in range(piece_count(len(data))):
+                        start, stop = piece_range(index, len(data))
+                        partial.finish(index, piece_hash(view[start:stop]))
+                    self.commit(partial)
+                finally:
+                    partial.close_or_discard()
+        return digest
+
+    # ---- the digest is known after the last byte
+
+    def incoming(self, key: str = "") -> Incoming:
+        """A file for bytes that have no name yet. With the same *key* a later run finds what this one leaves."""
+        return Incoming(self._layout, key)
+
+    def take(self, incoming: Incoming, table: PieceTable) -> None:
+        """Commit an incoming file without a copy; *table* was made by reading it. Hold the blob's lock.
+
+        Raises ChecksumError if it was changed since, OSError.
+        """
+        digest, size = table.digest, table.size
+        if not size or self._blobs.stat(digest, size).state is BlobState.INTACT:
+            incoming.done = True
+            return
+        if size <= TABLE_FROM:
+            self.copy(incoming.fd, digest, size)
+            incoming.done = True
+            return
+        path = self._layout.partial(digest)
+        with open(self._layout.journal(digest), "wb") as file:
+            file.write(table.encode())
+        os.rename(incoming.path, path)
+        incoming.done = True
+        partial = self.open(digest, size)
+        try:
+            self.commit(partial)
+        finally:
+            partial.close_or_discard()
+
+    def add_small(self, contents: Iterable[bytes]) -> Iterator[Digest]:
+        """Commit files of at most ``SMALL`` bytes; their digests in order, each durable when it is yielded.
+
+        Groups of some hundred are written, synced and published together. Nothing is left behind by a kill where the file
+        system has files without names. Raises OSError, LockTimeoutError: what was yielded before is kept.
+        """
+        group: list[tuple[Digest, bytes]] = []
+        held = 0
+        for data in contents:
+            group.append((Digest.of(data), data))
+            held += len(data)
+            if len(group) >= _GROUP or held >= _GROUP_BYTES:
+                yield from self._commit_group(group)
+                group, held = [], 0
+        yield from self._commit_group(group)
+
+    def _commit_group(self, group: Sequence[tuple[Digest, bytes]]) -> list[Digest]:
+        fresh = {
+            digest: data
+            for digest, data in dict(group).items()
+            if digest != EMPTY and self._blobs.stat(digest, len(data)).state is not BlobState.INTACT
+        }
+        if fresh:
+            damaged = self._publish(fresh)
+            for digest in damaged:  # rare: the way with a lock, a partial and a place in quarantine
+                self.add_bytes(fresh[digest])
+        return [digest for digest, _ in group]
+
+    def _publish(self, fresh: dict[Digest, bytes]) -> list[Digest]:
+        """Write, sync and link. The digests under whose names something else is found."""
+        damaged: list[Digest] = []
+        with ExitStack() as stack, Syncer(str(self._layout.blobs), len(fresh)) as syncer:
+            files = {digest: stack.enter_context(_TempFile(self._layout)) for digest in fresh}
+            for digest, file in files.items():
+                write_all(file.fd, fresh[digest], 0)
+                os.fchmod(file.fd, 0o444)
+                os.utime(file.fd, (digest.mtime, digest.mtime))
+            for file in files.values():
+                syncer.sync_file(file.fd)
+            for digest, file in files.items():
+                try:
+                    file.link(self._layout.blob(digest))
+                except FileExistsError:
+                    if self._blobs.stat(digest, len(fresh[digest])).state is not BlobState.INTACT:
+                        damaged.append(digest)
+            for digest in files:
+                syncer.sync_folder(os.path.dirname(self._layout.blob(digest)))
+        self._blobs.clear_suspects(fresh.keys() - set(damaged))
+        return damaged
+
+
+class _TempFile:
+    """A file in ``partial/`` that has no name where the file system offers that, so that a kill leaves nothing of it."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._folder = str(layout.partials)
+
+    def __enter__(self) -> _TempFile:
+        self._path, flags = "", os.O_RDWR | os.O_CLOEXEC
+        if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
+            with suppress(OSError):
+                self.fd = os.open(self._folder, flags | os.O_TMPFILE, 0o600)
+                return self
+        self._path = f"{self._folder}/incoming-{secrets.token_hex(16)}"
+        self.fd = os.open(self._path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        return self
+
+    def link(self, target: str) -> None:
+        """Give it a name. Raises FileExistsError, OSError."""
+        if self._path:
+            os.link(self._path, target, follow_symlinks=False)
+        else:
+            # An absolute path leaves the descriptor unused; with one, CPython calls linkat(2) with AT_SYMLINK_FOLLOW.
+            os.link(f"/proc/self/fd/{self.fd}", target, src_dir_fd=self.fd, follow_symlinks=True)
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self.fd)
+        if self._path:
+            os.unlink(self._path)
+
+
+class Incoming:
+    """A file for bytes whose digest is not known yet, locked while it is open. With a key it survives for a later run."""
+
+    def __init__(self, layout: Layout, key: str) -> None:
+        self._folder, self._resumes = layout.partials, bool(key)
+        name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32] if key else secrets.token_hex(16)
+        self.path = f"{self._folder}/incoming-{name}"
+        self.fd, self.done = -1, False
+
+    def __enter__(self) -> Incoming:
+        self.fd = self._open()
+        if not locks.try_lock(self.fd, shared=False):  # another process reads the same: done twice, never wrongly
+            os.close(self.fd)
+            self._resumes, self.path = False, f"{self._folder}/incoming-{secrets.token_hex(16)}"
+            self.fd = self._open()
+            locks.try_lock(self.fd, shared=False)
+        return self
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    @property
+    def held(self) -> int:
+        """Bytes that are there, of an earlier run too."""
+        return os.fstat(self.fd).st_size
+
+    def __exit__(self, *error: object) -> None:
+        if self.done or not self._resumes or not self.held:
+            with suppress(FileNotFoundError):
+                # It may be a blob by now, and its name another file's.
+                if os.path.samestat(os.lstat(self.path), os.fstat(self.fd)):
+                    os.unlink(self.path)
+        os.close(self.fd)

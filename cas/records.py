@@ -1,0 +1,116 @@
+"""Records: the one format of the small files in which a store keeps what it knows of itself.
+
+A record is one line of JSON, an object with the keys ``kind`` and ``version`` and the fields of that kind, followed by a
+line that holds the xxh3-128 of the first in hex. From 1 MiB on it is a zstd frame of that JSON instead, whose own
+checksum serves. So a torn or altered file is told from a good one, and one of a later version from one that is known.
+
+Inventories, roots, pins, leases, corrupt-source records and the hash cache are records.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from .digest import Digest
+from .durable import UNFINISHED
+from .errors import Cause, StoreStateError
+
+INVALID = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
+"""What reading a record, and the fields of one, may raise."""
+
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_COMPRESS_FROM = 1 << 20  # below, loading the library takes longer than the bytes it saves take to write
+_MOST_BYTES = 1 << 30
+
+
+def encode(kind: str, version: int, fields: Mapping[str, object]) -> bytes:
+    """The bytes of a record. Paths that are not Unicode survive (surrogate escapes)."""
+    document = {"kind": kind, "version": version, **fields}
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    if len(text) >= _COMPRESS_FROM:
+        import zstandard
+
+        # The inventory of 100,000 files halves, and it is written and synced at every change of its tree.
+        return zstandard.ZstdCompressor(level=1, write_checksum=True).compress(text)
+    return text + b"\n" + xxhash.xxh3_128_hexdigest(text).encode() + b"\n"
+
+
+def decode(raw: bytes, kind: str, *, version: int) -> dict[str, Any]:
+    """The fields of a record. Raises ValueError where it is torn, altered, of another kind or of another version.
+
+    Records of 0.1 carry no version, and mostly no kind: they are read as version 1.
+    """
+    fields = json.loads(_verified(raw))
+    if not isinstance(fields, dict):
+        raise ValueError("it is no record")
+    found_kind, found_version = fields.pop("kind", kind), fields.pop("version", 1)
+    if found_kind != kind or found_version != version:
+        raise ValueError(f"it is a record of kind {found_kind!r}, version {found_version!r}, which is not known here")
+    return fields
+
+
+def _verified(raw: bytes) -> bytes:
+    if raw.startswith(_ZSTD_MAGIC):
+        return _decompressed(raw)
+    text, _, check = raw.rstrip(b"\n").rpartition(b"\n")
+    if xxhash.xxh3_128_hexdigest(text).encode() != check:
+        raise ValueError("its checksum does not match")
+    return text
+
+
+def _decompressed(raw: bytes) -> bytes:
+    import zstandard
+
+    try:
+        size = zstandard.frame_content_size(raw)
+        if not 0 <= size <= _MOST_BYTES:  # the library believes what a frame declares, whatever cap it is given
+            raise ValueError(f"it declares {size:,} bytes")
+        return zstandard.ZstdDecompressor().decompress(raw, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"its checksum does not match ({error})") from error
+
+
+# ---- digests in records
+
+
+def join_hex(digests: Iterable[Digest]) -> str:
+    """Digests as one string, 64 hex digits each: the shortest form that JSON reads quickly."""
+    return "".join(digest.hex for digest in digests)
+
+
+def split_hex(hexes: str) -> list[Digest]:
+    """What ``join_hex`` made. Raises ValueError for a length that is no multiple of 64."""
+    if len(hexes) % 64:
+        raise ValueError("its digests are cut off")
+    return [Digest.of_hex(hexes[at : at + 64]) for at in range(0, len(hexes), 64)]
+
+
+# ---- folders of records, each of which is a root for garbage collection
+
+
+def files_in(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Each record file of a folder with its content, by name. Raises StoreStateError for one that cannot be read."""
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return
+    for name in names:
+        if not name.startswith(UNFINISHED):
+            try:
+                yield folder / name, (folder / name).read_bytes()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise StoreStateError(f"root {folder / name} cannot be read: {error.strerror}") from error
+
+
+def unreadable(path: Path, error: Exception) -> StoreStateError:
+    """The error for a root that cannot be decoded: garbage collection must not guess what it keeps."""
+    what = f"root {path} cannot be read ({error}), so nothing may be deleted"
+    return StoreStateError(what, cause=Cause.ROOT_UNREADABLE)
