@@ -1,4 +1,4 @@
-"""The README is true: its quick start runs and prints what is shown, and every command, option, code and key exists."""
+"""The documentation is true: what it shows runs and prints the same, and every command, option, code and key exists."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ from modelstow.reconcile.desired import manifest as manifests
 from modelstow.reconcile.errors import EXIT_CODES, InvalidConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-README = (REPOSITORY / "README.md").read_text("utf-8")
-PAGES = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))]
+README = REPOSITORY / "README.md"
+DOCS = REPOSITORY / "docs"
+REFERENCE = DOCS / "reference"
+PAGES = [README, *(REPOSITORY / name for name in ("CONTRIBUTING.md", "SECURITY.md")), *sorted(DOCS.rglob("*.md"))]
 SHOWN_FOLDER = "/home/you/try"
 _MARK = "\x1e"
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, the heading it stands under, its text."""
+    """A fenced block of a page: its language, the heading above it, its text."""
 
     language: str
     heading: str
@@ -49,10 +51,15 @@ class Shown:
     output: str
 
 
-def blocks(page: str) -> Iterator[Block]:
+def blocks(page: Path, language: str) -> list[Block]:
+    """The blocks of one language."""
+    return [block for block in _blocks(page.read_text("utf-8")) if block.language == language]
+
+
+def _blocks(text: str) -> Iterator[Block]:
     heading, language = "", None
     lines: list[str] = []
-    for line in page.splitlines():
+    for line in text.splitlines():
         if line.startswith("```"):
             if language is None:
                 language, lines = line[3:].strip(), []
@@ -78,9 +85,9 @@ def commands(text: str) -> Iterator[Shown]:
         yield Shown(command, "\n".join(output))
 
 
-def quick_start() -> list[Shown]:
-    found = [b for b in blocks(README) if b.language == "console" and b.heading == "Quick start"]
-    return [shown for block in found for shown in commands(block.text)]
+def console(page: Path) -> list[Shown]:
+    """Every command that a page shows, in order."""
+    return [shown for block in blocks(page, "console") for shown in commands(block.text)]
 
 
 @dataclass
@@ -116,7 +123,14 @@ def empty(folder: Path) -> Cli:
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
-    return play(empty(tmp_path_factory.mktemp("readme")), quick_start())
+    """The quick start, run."""
+    return play(empty(tmp_path_factory.mktemp("quickstart")), console(DOCS / "quickstart.md"))
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """The README's session, run."""
+    return play(empty(tmp_path_factory.mktemp("readme")), console(README))
 
 
 def settled(text: str, folder: Path | str = SHOWN_FOLDER) -> str:
@@ -128,79 +142,158 @@ def settled(text: str, folder: Path | str = SHOWN_FOLDER) -> str:
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
-def test_the_quick_start_runs_and_prints_what_is_shown(played: Played) -> None:
+def test_the_quick_start_prints_what_is_shown(played: Played) -> None:
     """Word for word in an empty folder; only times, speeds and free space may differ."""
-    shown = quick_start()
-    assert len(shown) > 10, "the quick start was not found"
-    assert played.code == 0, f"`{shown[len(played.outputs) - 1].command}` failed:\n{played.outputs[-1]}"
-    for expected, output in zip(shown, played.outputs, strict=True):
-        assert settled(output, played.cli.folder) == settled(expected.output), f"of `{expected.command}`"
+    assert len(played.outputs) > 10, "the quick start was not found"
+    compare(played, console(DOCS / "quickstart.md"))
 
 
-def test_the_python_of_the_readme_runs(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the folder that the quick start left."""
-    monkeypatch.chdir(played.cli.folder)
+def test_the_session_of_the_readme_prints_what_is_shown(session: Played) -> None:
+    assert len(session.outputs) > 6, "the session was not found"
+    compare(session, console(README))
+
+
+def compare(ran: Played, shown: list[Shown]) -> None:
+    assert ran.code == 0, f"`{shown[len(ran.outputs) - 1].command}` failed:\n{ran.outputs[-1]}"
+    for expected, output in zip(shown, ran.outputs, strict=True):
+        assert settled(output, ran.cli.folder) == settled(expected.output), f"of `{expected.command}`"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+def test_the_python_that_is_shown_runs(
+    page: Path, played: Played, session: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the folder that the quick start left; for the README, that of its session."""
+    monkeypatch.chdir((session if page == README else played).cli.folder)
     monkeypatch.delenv("MODELSTOW_LOCK", raising=False)
-    found = [block.text for block in blocks(README) if block.language == "python"]
-    assert found
-    for text in found:
-        names: dict[str, Any] = {}
-        exec(compile(text, "README.md", "exec"), names)
+    names: dict[str, Any] = {}
+    for block in blocks(page, "python"):
+        exec(compile(block.text, page.name, "exec"), names)
+    if page == DOCS / "format.md":
+        assert names["tables"] > 0
+    else:
         assert (names["path"] / "model.safetensors").is_file()
-        assert names["state"] == "COMPLETE"
+        assert names.get("state", "COMPLETE") == "COMPLETE"
 
 
 def test_every_manifest_that_is_shown_can_be_read() -> None:
-    found = [block.text for page in PAGES for block in blocks(page.read_text("utf-8")) if block.language == "toml"]
-    assert found
+    found = [block.text for page in PAGES for block in blocks(page, "toml")]
+    assert len(found) > 5
     for text in found:
         whole = text if text.lstrip().startswith("schema") else f"schema = 1\n{text}"
         assert manifests.parse(whole.encode(), Path("models.toml")).models
 
 
-# ---- recipes
+# ---- guides
+
+GUIDES = DOCS / "guides"
+PROJECT = """schema = 1
+[models."minilm"]
+version = "1.0.0"
+sources = ["src"]
+default = "fp32"
+[models."minilm".variants.fp32]
+include = ["*.json", "model.safetensors"]
+[models."minilm".variants.fp16]
+include = ["*.json", "model.fp16.safetensors"]
+"""
 
 
-def recipe(heading: str, language: str) -> list[str]:
-    """The texts of one recipe that are of one language."""
-    page = (REPOSITORY / "docs/recipes.md").read_text("utf-8")
-    return [block.text for block in blocks(page) if (block.heading, block.language) == (heading, language)]
-
-
-def follow(cli: Cli, text: str, **environ: str) -> None:
-    """Run the commands of a block; each must succeed."""
+def follow(cli: Cli, page: Path, places: dict[str, str] | None = None, **environ: str) -> None:
+    """Run every command of a page, with other places for some that it names; each must succeed."""
+    text = "\n".join(block.text for block in blocks(page, "console"))
+    for shown, place in (places or {}).items():
+        assert shown in text, f"{page.name} does not say {shown}"
+        text = text.replace(shown, place)
     ran = play(cli, commands(text), **environ)
-    assert ran.code == 0, ran.outputs[-1]
+    assert ran.code == 0, f"{page.name}: {ran.outputs[-1]}"
 
 
-def test_the_recipe_for_a_hub_works(tmp_path: Path) -> None:
+def project(tmp_path: Path) -> Cli:
+    """A folder with a manifest and the model's files, locked and reconciled."""
+    cli = empty(tmp_path)
+    (cli.folder / "src").mkdir()
+    for name in ("config.json", "model.safetensors", "model.fp16.safetensors"):
+        (cli.folder / "src" / name).write_bytes(name.encode())
+    (cli.folder / "models.toml").write_text(PROJECT)
+    cli.ok("lock")
+    cli.ok("reconcile")
+    return cli
+
+
+# What guides name that a test has elsewhere: by page, the words of the page and the path in the project.
+PLACES = {
+    "continuous-integration": {},
+    "damage": {"some/tree": "root/models/minilm@1.0.0/fp32"},
+    "disk-space": {},
+    "service": {"/app/model": "app"},
+    "shared-store": {"/srv/models": "shared", "/old/project/models.lock": "models.lock"},
+}
+
+
+@pytest.mark.parametrize("guide", PLACES)
+def test_the_commands_of_a_guide_work(tmp_path: Path, guide: str) -> None:
+    """One after the other, in a project that was reconciled."""
+    cli = project(tmp_path)
+    places = {shown: str(cli.folder / place) for shown, place in PLACES[guide].items()}
+    follow(cli, GUIDES / f"{guide}.md", places, MODELSTOW_ROOT=str(cli.root))
+
+
+def test_every_page_with_commands_is_run() -> None:
+    tested = {README, DOCS / "quickstart.md", *(GUIDES / f"{name}.md" for name in (*PLACES, "hub", "mirror", "manifests"))}
+    assert {page for page in PAGES if blocks(page, "console")} == tested
+
+
+def test_the_guide_to_optional_parts_works(tmp_path: Path) -> None:
+    """Its manifest, from a folder in place of the server."""
+    cli = empty(tmp_path)
+    for path in ("model_index.json", "unet/w.bin", "vae/w.bin", "text_encoder/w.bin", "lora/a.safetensors"):
+        for model in ("painter", "painter-anime"):
+            (cli.folder / model / path).parent.mkdir(parents=True, exist_ok=True)
+            (cli.folder / model / path).write_bytes(path.encode())
+    _, overlay = blocks(GUIDES / "manifests.md", "toml")
+    (cli.folder / "models.toml").write_text("schema = 1\n" + overlay.text.replace("https://models.example.org/", ""))
+    cli.ok("lock")
+    follow(cli, GUIDES / "manifests.md", MODELSTOW_ROOT=str(cli.root))
+    assert sorted(tree_of(cli.root / "models/painter@1.0.0/fp16")) == [
+        "model_index.json",
+        "text_encoder/w.bin",
+        "unet/w.bin",
+    ]
+
+
+def test_the_guide_to_a_hub_works(tmp_path: Path) -> None:
     """Its manifest, locked without a byte of the weights; a later commit comes with the last command."""
-    cli, root = empty(tmp_path), tmp_path / "store"
-    [manifest] = recipe("Take models from a hub", "toml")
-    take, upgrade = recipe("Take models from a hub", "console")
-    (cli.folder / "models.toml").write_text(f"schema = 1\n{manifest}\n")
+    cli, root, page = empty(tmp_path), tmp_path / "store", GUIDES / "hub.md"
+    [manifest] = blocks(page, "toml")
+    take, upgrade = (list(commands(block.text)) for block in blocks(page, "console"))
+    (cli.folder / "models.toml").write_text(f"schema = 1\n{manifest.text}\n")
     old = {"config.json": b"{}", "vocab.txt": b"a", "1_Pooling/config.json": b"{ }", "model.safetensors": b"old weights"}
     with Hub() as hub:
         environ = {"MODELSTOW_ROOT": str(root), "HF_ENDPOINT": hub.url}
+
+        def run(shown: list[Shown]) -> None:
+            ran = play(cli, shown, **environ)
+            assert ran.code == 0, ran.outputs[-1]
+
         repository = hub.add("sentence-transformers/all-MiniLM-L6-v2", {**old, "pytorch_model.bin": b"not wanted"})
         cli.ok("lock", **environ)
         assert hub.cdn.requests == []
-        follow(cli, take, **environ)
+        run(take)
         assert tree_of(root / "models/minilm@1.0.0/default") == old
 
         new = {**old, "model.safetensors": b"new weights"}
         repository.commit(new)
-        follow(cli, take, **environ)
+        run(take)
         assert tree_of(root / "models/minilm@1.0.0/default") == old
-        follow(cli, upgrade, **environ)
-        follow(cli, take, **environ)
+        run([*upgrade, *take])
         assert tree_of(root / "models/minilm@1.0.0/default") == new
 
 
-def test_the_recipe_for_a_mirror_works(tmp_path: Path) -> None:
-    """PendingCommit from one store it is all that another machine needs; the first one's blobs would do as well."""
+def test_the_guide_to_a_mirror_works(tmp_path: Path) -> None:
+    """Filled from one store, it is all that another machine needs; the first store's blobs would do as well."""
     cli, mirror, filled, other = empty(tmp_path), *(tmp_path / name for name in ("mirror", "filled", "other"))
-    fill, read = (text.replace("/mnt/mirror", str(mirror)) for text in recipe("Keep a mirror", "console"))
+    fill, read = (b.text.replace("/mnt/mirror", str(mirror)) for b in blocks(GUIDES / "mirror.md", "console"))
     config = {"config.json": b"{}"}
     variants = {"fp16": {**config, "model.fp16.bin": b"half"}, "fp32": {**config, "model.bin": b"whole"}}
     write_lock(cli.folder, lock_of({"minilm@1.0.0": variants}, sources=["src"]))
@@ -209,14 +302,18 @@ def test_the_recipe_for_a_mirror_works(tmp_path: Path) -> None:
     for path, data in (variants["fp16"] | variants["fp32"]).items():
         (source / path).write_bytes(data)
 
-    follow(cli, fill, MODELSTOW_ROOT=str(filled))
+    def run(text: str, root: Path) -> None:
+        ran = play(cli, commands(text), MODELSTOW_ROOT=str(root))
+        assert ran.code == 0, ran.outputs[-1]
+
+    run(fill, filled)
     shutil.rmtree(source)
-    follow(cli, read, MODELSTOW_ROOT=str(other))
+    run(read, other)
     assert {name: tree_of(other / "models/minilm@1.0.0" / name) for name in variants} == variants
 
     shutil.rmtree(mirror)
     shutil.rmtree(other)
-    follow(cli, read.replace(str(mirror), str(filled / "blobs")), MODELSTOW_ROOT=str(other))
+    run(read.replace(str(mirror), str(filled / "blobs")), other)
     assert {name: tree_of(other / "models/minilm@1.0.0" / name) for name in variants} == variants
 
 
@@ -224,15 +321,12 @@ def test_the_recipe_for_a_mirror_works(tmp_path: Path) -> None:
 
 
 def command_lines() -> list[str]:
-    """Every command line of modelstow in README and docs: in console blocks, and inline in backticks."""
+    """Every command line of modelstow in the documentation: in console blocks, and inline in backticks."""
     found = []
     for page in PAGES:
-        text = page.read_text("utf-8")
-        for block in blocks(text):
-            if block.language == "console":
-                typed = "\n".join(shown.command for shown in commands(block.text))
-                found += re.findall(r"(?<![\w./-])modelstow +([^|;&)\n]+)", typed)
-        prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        typed = "\n".join(shown.command for shown in console(page))
+        found += re.findall(r"(?<![\w./-])modelstow +([^|;&)\n\"]+)", typed)
+        prose = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
         found += re.findall(r"`modelstow +([^`]+)`", prose)
     return [line for line in dict.fromkeys(found) if "COMMAND" not in line and line != "--version"]
 
@@ -256,29 +350,34 @@ def test_every_command_line_that_is_shown_parses() -> None:
     assert not wrong
 
 
-def table_of(heading: str) -> list[list[str]]:
-    """The rows of the first table under a heading, without the two head lines."""
-    section = re.split(rf"^#+ {re.escape(heading)}$", README, maxsplit=1, flags=re.MULTILINE)[1]
+def table_of(page: Path) -> list[list[str]]:
+    """The rows of the first table of a page, without the two head lines."""
     rows: list[list[str]] = []
-    for line in section.splitlines():
+    for line in page.read_text("utf-8").splitlines():
         if line.startswith("|"):
             rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
-        elif rows or line.startswith("#"):
+        elif rows:
             break
     return rows[2:]
 
 
-def test_the_readme_lists_every_command_and_no_other() -> None:
-    named = [re.findall(r"`([a-z]+)", row[0]) for row in table_of("Commands")]
+def test_the_reference_lists_every_command_and_no_other() -> None:
+    named = [re.findall(r"`([a-z]+)", row[0]) for row in table_of(REFERENCE / "cli.md")]
     assert sorted(name for names in named for name in names) == sorted(subcommands())
 
 
 def test_every_option_is_documented_and_every_documented_option_exists() -> None:
     real = {o for p in subcommands().values() for a in p._actions for o in a.option_strings if o.startswith("--")}
     real |= {"--version"}
-    prose = re.sub(r"^```sh$.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
-    told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", prose))
-    assert told == real
+    assert options_in(REFERENCE / "cli.md") == real
+    for page in [README, *DOCS.rglob("*.md")]:
+        assert options_in(page) <= real, page
+
+
+def options_in(page: Path) -> set[str]:
+    """Every long option that a page names, but those of other programs in blocks of shell."""
+    prose = re.sub(r"^```sh$.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", prose))
 
 
 # ---- variables
@@ -287,12 +386,12 @@ def test_every_option_is_documented_and_every_documented_option_exists() -> None
 PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
 
 
-def test_the_readme_lists_every_variable_that_is_read_and_no_other() -> None:
+def test_the_reference_lists_every_variable_that_is_read_and_no_other() -> None:
     """But HOME, and those of AWS, which boto3 reads."""
     modules = [path for package in ("cas", "backends", "reconcile") for path in (REPOSITORY / package).rglob("*.py")]
     code = "\n".join(path.read_text("utf-8") for path in modules)
     asked = re.findall(r"""(?:environ(?:\.get\(|\[)|env_flag\([\w.]+, )"([A-Z_]+)\"""", code)
-    told = re.findall(r"`([A-Z_]+\*?)`", " ".join(row[0] for row in table_of("Environment")))
+    told = re.findall(r"`([A-Z_]+\*?)`", " ".join(row[0] for row in table_of(REFERENCE / "environment.md")))
     assert len(told) == len(set(told)) and "AWS_*" in told
     assert not_of_aws(told) - PROXIES == not_of_aws(asked) - {"HOME"}
     assert set(told) >= PROXIES
@@ -305,15 +404,14 @@ def not_of_aws(names: Iterable[str]) -> set[str]:
 # ---- codes and keys
 
 
-def test_the_readme_lists_every_kind_of_source_and_no_other() -> None:
-    told = set(re.findall(r"`([a-z0-9]+)://", " ".join(row[0] for row in table_of("Sources"))))
+def test_the_reference_lists_every_kind_of_source_and_no_other() -> None:
+    told = set(re.findall(r"`([a-z0-9]+)://", " ".join(row[0] for row in table_of(REFERENCE / "sources.md"))))
     assert told == set(FACTORIES) - {""}
 
 
-def test_the_readme_gives_every_error_code_its_exit_code() -> None:
-    told = {
-        code: int(row[0]) for row in table_of("Exit codes and error codes") for code in re.findall(r"`([A-Z_]+)`", row[2])
-    }
+def test_the_reference_gives_every_error_code_its_exit_code() -> None:
+    rows = table_of(REFERENCE / "exit-codes.md")
+    told = {code: int(row[0]) for row in rows for code in re.findall(r"`([A-Z_]+)`", row[2])}
     assert {code: exit_ for code, exit_ in told.items() if exit_ != 1} == EXIT_CODES
 
 
@@ -335,9 +433,9 @@ STANDS_FOR = {"SEL": "tiny#fp16", "ROOT": "models.lock"}
 
 
 def json_shapes() -> dict[str, str]:
-    """What is shown of the JSON of each command, in the order of the README: ``gc --roots`` -> ``{roots: [...]}``."""
-    text = next(block.text for block in blocks(README) if block.heading == "JSON" and block.language == "text")
-    rows = re.findall(r"^(\S.*?)\n((?:  .*\n?)+)", text, flags=re.MULTILINE)
+    """What is shown of the JSON of each command, in the order of the page: ``gc --roots`` -> ``{roots: [...]}``."""
+    [block] = blocks(REFERENCE / "json.md", "text")
+    rows = re.findall(r"^(\S.*?)\n((?:  .*\n?)+)", block.text, flags=re.MULTILINE)
     return {name: shape for names, shape in rows for name in names.split(", ")}
 
 
@@ -376,15 +474,15 @@ def top_keys(shape: str) -> set[str]:
 
 
 def test_the_lockfile_is_as_shown(played: Played) -> None:
-    text = next(block.text for block in blocks(README) if block.heading == "models.lock" and block.language == "json")
-    shown, real = json.loads(text), json.loads((played.cli.folder / "models.lock").read_text())
+    [block] = blocks(REFERENCE / "lockfile.md", "json")
+    shown, real = json.loads(block.text), json.loads((played.cli.folder / "models.lock").read_text())
     assert list(shown) == list(real)
     model, locked = next(iter(shown["models"].values())), next(iter(real["models"].values()))
     assert list(model) == list(locked) and list(model["variants"]["fp16"]) == list(locked["variants"]["fp16"])
     assert {tuple(blob) for blob in shown["blobs"].values()} == {tuple(blob) for blob in real["blobs"].values()}
 
 
-def test_links_within_the_repository_lead_somewhere() -> None:
-    for page in PAGES:
-        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text("utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+def test_the_format_file_of_a_store_is_as_shown(played: Played) -> None:
+    [block] = blocks(DOCS / "format.md", "json")
+    shown, real = json.loads(block.text), json.loads((played.cli.folder / "store/modelstow.json").read_text())
+    assert {**shown, "epoch": real["epoch"]} == real and list(shown) == list(real)
