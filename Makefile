@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-quick check bench dist clean
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto
@@ -25,5 +25,10 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
+dist: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet build
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
 clean:
-	rm -rf $(VENV) .demo .bench .hypothesis .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) dist .demo .bench .hypothesis .mypy_cache .ruff_cache .pytest_cache

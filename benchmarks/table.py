@@ -1,4 +1,4 @@
-"""``python -m benchmarks.table``: puts the results into README.md, between ``<!-- benchmarks -->`` and its end."""
+"""``python -m benchmarks.table``: puts the results into docs/performance.md, between ``<!-- benchmarks -->`` and its end."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def main(argv: Sequence[str]) -> int:
     """Run the command line; 2 where there are no results or no place for them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("--results", default=".bench/results.json", metavar="FILE")
-    parser.add_argument("--readme", default="README.md", metavar="FILE")
+    parser.add_argument("--page", default="docs/performance.md", metavar="FILE")
     args = parser.parse_args(argv)
-    readme = Path(args.readme)
+    page = Path(args.page)
     try:
-        readme.write_text(placed(readme.read_text(), markdown(json.loads(Path(args.results).read_text()))))
+        page.write_text(placed(page.read_text(), markdown(json.loads(Path(args.results).read_text()))))
     except (OSError, ValueError) as error:
         print(f"error: {error}\nhint: `python -m benchmarks` makes the results", file=sys.stderr)
         return 2

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from .reconcile.retention.collector import EvictionTargets
     from .reconcile.settings import Settings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "settings": ("Settings",),

@@ -20,7 +20,7 @@ from ..retention.preflight import disk
 from .output import size
 from .session import Answer, Session
 
-_PACKAGES = ("cas", "backends", "reconcile")
+_PACKAGES = ("modelstow",)
 
 
 @dataclass(frozen=True, slots=True)

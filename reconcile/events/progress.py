@@ -1,4 +1,4 @@
-"""Something that takes long and is no fetch: reading for a verification, on_send to a mirror, naming a file."""
+"""Something that takes long and is no fetch: reading for a verification, uploading to a mirror, hashing a file."""
 
 from __future__ import annotations
 

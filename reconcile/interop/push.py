@@ -184,7 +184,7 @@ class Push:
         return size is None or found in (None, size)
 
     def _put(self, locator: str, size: int, read: ReadRange, tell: Callable[[int], None] = lambda count: None) -> int:
-        on_send = 0
+        attempt_bytes = 0
 
         def go_on() -> None:
             self.token.check(_STOPPED)
@@ -194,19 +194,19 @@ class Push:
             return read(start, stop)
 
         def paid(count: int) -> None:
-            nonlocal on_send
+            nonlocal attempt_bytes
             self.pay(count)
             go_on()
-            on_send += count
+            attempt_bytes += count
             tell(count)
 
         def put(source: Source) -> int:
-            nonlocal on_send
-            on_send = 0
+            nonlocal attempt_bytes
+            attempt_bytes = 0
             assert isinstance(source, Target)
             return source.put(locator, size, checked, paid)
 
-        return self._patiently(put, lambda: on_send > PROGRESS_RESET_BYTES)
+        return self._patiently(put, lambda: attempt_bytes > PROGRESS_RESET_BYTES)
 
     def _patiently(self, ask: Callable[[Source], _T], progressed: Callable[[], bool] = lambda: False) -> _T:
         return with_retries(lambda: ask(self.registry.find(self.url)), self.policy, self.token, progressed=progressed)
