@@ -1,4 +1,4 @@
-"""``python -m benchmarks.table``: puts the results into docs/performance.md, between ``<!-- benchmarks -->`` and its end."""
+"""``python -m benchmarks.table``: puts the results into docs/performance.md, between its two marks."""
 
 from __future__ import annotations
 

@@ -77,6 +77,7 @@ class Scope:
     def unwanted(self, desired: Desired) -> Iterator[tuple[Inventory, TreeKey]]:
         """Trees in ROOT that this lockfile put there and no longer names, unless pinned."""
         store = BlobStore.open_readonly(self.settings.root)
+        pinned = pins.names(store)
         named = {tree_id(tree.key.tree) for tree in desired.trees}
         for file in store.trees.files():
             if file.name in named or is_intent(file):
@@ -85,7 +86,7 @@ class Scope:
             if record is None or os.path.isabs(record.tree) or record.labels.get("lockfile") != str(self.settings.lockfile):
                 continue
             key = TreeKey.of(record)
-            if str(key) not in pins.names(store):
+            if str(key) not in pinned:
                 yield record, key
 
     def removals(self, desired: Desired) -> tuple[tuple[TreeKey, ...], dict[str, LockRoot]]:

@@ -22,7 +22,7 @@ from .desired_state import EnsureOptions, Scope
 from .errors import ApplyError, LockfileMissingError, ModelstowError
 from .events.report import Report
 from .planning.observer import free_bytes, observe
-from .planning.planner import Plan, find_work, plan, status
+from .planning.planner import Plan, find_work, plan, statuses
 from .planning.state import Actual, Desired, ModelState, TreeKey, VariantStatus
 from .results import ApplyResult, IntegrityReport, TreeResult
 from .retention import roots
@@ -125,7 +125,7 @@ class ModelEnsurer:
         """How variants stand (default: all)."""
         desired = self.desired(selectors)
         actual = self.observe(desired)
-        return [status(tree, desired, actual) for tree in desired.trees]
+        return statuses(desired, actual)
 
     def estimate_download_size(self, model: str, variant: str | None = None) -> int:
         """Bytes that are not on disk yet; 0 when in sync."""
@@ -321,9 +321,9 @@ class ModelEnsurer:
         return ApplyResult(trees=trees, report=report, error=error)
 
     def _outcomes(self, desired: Desired, changed: frozenset[TreeKey], *, failed: bool) -> Iterator[TreeResult]:
-        actual = self.observe(desired) if failed else None
-        for tree in desired.trees:
-            state = ModelState.COMPLETE if actual is None else status(tree, desired, actual).state
+        found = statuses(desired, self.observe(desired)) if failed else []
+        for number, tree in enumerate(desired.trees):
+            state = found[number].state if failed else ModelState.COMPLETE
             model, variant = tree.key.model, tree.key.variant
             yield TreeResult(model=model, variant=variant, path=tree.path, state=state, changed=tree.key in changed)
 

@@ -11,6 +11,8 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from modelstow.cas import ABSENT, EMPTY, BlobState, BlobStatus, BlobStore, Digest
@@ -20,7 +22,7 @@ from modelstow.cas.locks import Holder
 from modelstow.cas.tree import Scan, scan
 
 from ..state_dirs import VERIFYING
-from .state import NO_TREE, Actual, ActualTree, Desired, DesiredTree, Foreign, TreeKey
+from .state import NO_TREE, Actual, ActualTree, Desired, DesiredTree, Foreign
 
 
 def free_bytes(path: Path) -> int:
@@ -46,8 +48,15 @@ def observe(
     blobs = {d: (known or {}).get(d) or store.blobs.stat(d, desired.size(d)) for d in sorted(desired.digests)}
     absent = (digest for digest, look in blobs.items() if look.state is not BlobState.INTACT)
     partials = _partials(store, absent, desired)
-    device = _device(store.layout.blobs)
-    trees = {tree.key: _tree(store, tree, desired, blobs, device) for tree in desired.trees}
+    look = _Look(
+        store=store,
+        desired=desired,
+        blobs=blobs,
+        inodes={digest: status.ino for digest, status in blobs.items() if status.ino},
+        device=_device(store.layout.blobs),
+        verifying=verifying(store),
+    )
+    trees = {tree.key: look.at(tree) for tree in desired.trees}
     return Actual(blobs=blobs, partials=partials, trees=trees, free_bytes=free())
 
 
@@ -67,63 +76,69 @@ def _device(path: Path) -> int:
         return -1
 
 
-def _tree(
-    store: BlobStore, tree: DesiredTree, desired: Desired, blobs: Mapping[Digest, BlobStatus], device: int
-) -> ActualTree:
-    record, unfinished = store.trees.read(tree.key.tree), store.trees.read_intent(tree.key.tree)
-    found = scan(tree.path) if not tree.path.is_symlink() else None
-    if found is None:
-        return NO_TREE if unfinished is None else ActualTree(leftover=unfinished.staging or ".")
-    look = _Look(tree, desired, blobs if _device(tree.path) == device else {}, found, record, blobs)
-    look.at_all(tree.files)
-    recorded = record.files if record else {}
-    for path in recorded.keys() - tree.files.keys():
-        look.superfluous(path, recorded[path])
-    known = tree.files.keys() | recorded.keys()
-    return ActualTree(
-        exists=record is not None or unfinished is not None or bool(look.placed or look.foreign),
-        recorded=record is not None,
-        labels=record.labels if record else {},
-        leftover=(unfinished.staging or ".") if unfinished else "",
-        placed=look.placed,
-        foreign=look.foreign,
-        extra=tuple(sorted(found.files.keys() - known)),
-        verifying=is_verifying(store, tree.key),
-    )
-
-
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Look:
-    """Judges one tree's paths against blobs and inventory."""
+    """What all trees of one observation are compared with. Nothing in it is copied or walked for a tree."""
+
+    store: BlobStore
+    desired: Desired
+    blobs: Mapping[Digest, BlobStatus]
+    inodes: Mapping[Digest, int]  # of the blobs that exist
+    device: int  # of the store
+    verifying: frozenset[str]  # ids of trees that a live process is reading
+
+    def at(self, tree: DesiredTree) -> ActualTree:
+        """One tree, by its inventories, one listing of its folders and stats of what is not its blob's inode."""
+        store = self.store
+        record, unfinished = store.trees.read(tree.key.tree), store.trees.read_intent(tree.key.tree)
+        found = scan(tree.path) if not tree.path.is_symlink() else None
+        if found is None:
+            return NO_TREE if unfinished is None else ActualTree(leftover=unfinished.staging or ".")
+        same_disk = _device(tree.path) == self.device
+        comparison = _Comparison(tree, self, found, record, self.inodes if same_disk else {})
+        comparison.run(tree.files)
+        recorded = record.files if record else {}
+        for path in recorded.keys() - tree.files.keys():
+            comparison.superfluous(path, recorded[path])
+        known = tree.files.keys() | recorded.keys()
+        return ActualTree(
+            exists=record is not None or unfinished is not None or bool(comparison.placed or comparison.foreign),
+            recorded=record is not None,
+            labels=record.labels if record else {},
+            leftover=(unfinished.staging or ".") if unfinished else "",
+            placed=comparison.placed,
+            foreign=comparison.foreign,
+            extra=tuple(sorted(found.files.keys() - known)),
+            verifying=tree_id(tree.key.tree) in self.verifying,
+        )
+
+
+class _Comparison:
+    """Compares one tree's paths with blobs and inventory."""
 
     def __init__(
-        self,
-        tree: DesiredTree,
-        desired: Desired,
-        linkable: Mapping[Digest, BlobStatus],
-        found: Scan,
-        record: Inventory | None,
-        blobs: Mapping[Digest, BlobStatus],
+        self, tree: DesiredTree, look: _Look, found: Scan, record: Inventory | None, inodes: Mapping[Digest, int]
     ) -> None:
-        self._root, self._desired = str(tree.path), desired
-        self._linkable, self._found, self._blobs = linkable, found, blobs
+        """*inodes*: of the blobs that this tree's files may be; none where it is on another disk."""
+        self._root, self._desired, self._blobs = str(tree.path), look.desired, look.blobs
+        self._inodes, self._found = inodes, found
         self._record: Mapping[str, InventoryEntry] = record.files if record else {}
         self.placed: dict[str, Digest] = {}
         self.foreign: dict[str, Foreign] = {}
 
-    def at_all(self, files: Mapping[str, Digest]) -> None:
-        """Judge every locked path. Nearly always it is its blob's inode; that case is one lookup and one comparison."""
-        there, placed = self._found.files, self.placed
-        inodes = {digest: look.ino for digest, look in self._linkable.items() if look.ino}
+    def run(self, files: Mapping[str, Digest]) -> None:
+        """Judge every locked path. Nearly always it is its blob's inode: two lookups and one comparison."""
+        there, placed, inodes = self._found.files, self.placed, self._inodes
         for path, digest in files.items():
             ino = there.get(path)
             if ino is not None and inodes.get(digest) == ino:
                 placed[path] = digest
             elif ino is not None:
-                self._by_stat(path, digest, self._linkable.get(digest, ABSENT))
+                self._by_stat(path, digest, inodes.get(digest, 0))
             elif path in self._found.folders:
                 self.foreign[path] = Foreign(None)
 
-    def _by_stat(self, path: str, digest: Digest, blob: BlobStatus) -> None:
+    def _by_stat(self, path: str, digest: Digest, blob_ino: int) -> None:
         try:
             there = os.lstat(f"{self._root}/{path}")
         except FileNotFoundError:
@@ -134,7 +149,7 @@ class _Look:
         carries_proof = size == self._desired.size(digest) and there.st_mtime_ns == digest.mtime * 1_000_000_000
         if size == 0 and digest == EMPTY:
             self.placed[path] = digest
-        elif there.st_ino == blob.ino and blob.ino:
+        elif there.st_ino == blob_ino and blob_ino:
             self.placed[path] = digest  # the folder's inode number was not the file's (some overlays)
         elif recorded is not None and recorded.digest == digest and recorded.ino == there.st_ino:
             if (recorded.kind is LinkKind.SYMLINK and blob_of_link == self._blobs.get(digest, ABSENT).ino) or (
@@ -171,19 +186,17 @@ def _as_recorded(there: os.stat_result, recorded: InventoryEntry) -> bool:
     return there.st_ino == recorded.ino and own_proof and not recorded.suspect
 
 
-def is_verifying(store: BlobStore, key: TreeKey) -> bool:
-    """Whether a live process says that it is reading this tree just now."""
+def verifying(store: BlobStore) -> frozenset[str]:
+    """The ids of the trees that live processes say they are reading just now."""
     folder = store.layout.state_dir(VERIFYING)
-    prefix = tree_id(key.tree)
     try:
-        names = [name for name in os.listdir(folder) if name.startswith(prefix)]
+        names = os.listdir(folder)
     except FileNotFoundError:
-        return False
+        return frozenset()
+    found = set()
     for name in names:
-        try:
+        with suppress(OSError, ValueError):
             holder = Holder.parse(json.loads((folder / name).read_bytes()))
-        except (OSError, ValueError):
-            continue
-        if holder is not None and holder.alive:
-            return True
-    return False
+            if holder is not None and holder.alive:
+                found.add(name.partition("-")[0])
+    return frozenset(found)

@@ -92,24 +92,38 @@ def plan(desired: Desired, actual: Actual) -> Plan:
     links: list[Link] = []
     replaces: list[Replace] = []
     removes: list[Remove] = []
-    intact = {digest for digest, look in actual.blobs.items() if look.state is BlobState.INTACT} | {EMPTY}
+    intact = _intact(actual)
     for tree in desired.trees:
         seen = actual.trees.get(tree.key, NO_TREE)
-        # Two comparisons in C tell of a whole tree that there is nothing to do for its files.
-        in_place = seen.placed == tree.files and intact.issuperset(tree.files.values())
-        for path, digest in () if in_place else tree.files.items():
-            match _file_action(tree, path, digest, seen, actual):
-                case Link() as link:
-                    links.append(link)
-                case Replace() as replace:
-                    replaces.append(replace)
-                case None:
-                    pass
-        removes += [Remove(tree=tree.key, path=path) for path in _superfluous(tree, seen, prune=desired.prune)]
+        for action in _tree_actions(tree, seen, actual, intact, prune=desired.prune):
+            match action:
+                case Link():
+                    links.append(action)
+                case Replace():
+                    replaces.append(action)
+                case Remove():
+                    removes.append(action)
     removes += [Remove(tree=key, path="") for key in desired.removals]
     fetches = _fetches(desired, actual, intact)
     actions: tuple[Action, ...] = (*fetches, *_by_place(links), *_by_place(replaces), *_by_place(removes))
     return Plan(desired=desired, actions=actions, summary=_summary(actions, desired, actual))
+
+
+def _intact(actual: Actual) -> frozenset[Digest]:
+    """The digests that need nothing; computed once for all trees."""
+    return frozenset([EMPTY, *(digest for digest, blob in actual.blobs.items() if blob.state is BlobState.INTACT)])
+
+
+def _tree_actions(
+    tree: DesiredTree, seen: ActualTree, actual: Actual, intact: frozenset[Digest], *, prune: bool
+) -> Iterator[Link | Replace | Remove]:
+    """What one tree needs, in the order of its files."""
+    # Two comparisons in C say of a whole tree that there is nothing to do for its files.
+    in_place = seen.placed == tree.files and intact.issuperset(tree.files.values())
+    for path, digest in () if in_place else tree.files.items():
+        if (action := _file_action(tree, path, digest, seen, actual)) is not None:
+            yield action
+    yield from (Remove(tree=tree.key, path=path) for path in _superfluous(tree, seen, prune=prune))
 
 
 def _file_action(tree: DesiredTree, path: str, digest: Digest, seen: ActualTree, actual: Actual) -> Link | Replace | None:
@@ -130,7 +144,7 @@ def _superfluous(tree: DesiredTree, seen: ActualTree, *, prune: bool) -> Iterato
         yield seen.leftover
 
 
-def _fetches(desired: Desired, actual: Actual, intact: set[Digest]) -> list[Fetch]:
+def _fetches(desired: Desired, actual: Actual, intact: frozenset[Digest]) -> list[Fetch]:
     """What must come from a source: blobs that are needed, that are not intact, and that no file at hand may be."""
     force_refetch = desired.force_refetch
     missing: set[Digest] = {*force_refetch, *(desired.extra_blobs - intact)}
@@ -229,11 +243,16 @@ def same_choice(recorded: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     return all(recorded.get(key) == wanted.get(key) for key in keys)
 
 
-def status(tree: DesiredTree, desired: Desired, actual: Actual) -> VariantStatus:
-    """How one tree stands: the first state that fits, in the order NOT_PRESENT, VERIFYING, CORRUPT, PARTIAL, COMPLETE."""
+def statuses(desired: Desired, actual: Actual) -> list[VariantStatus]:
+    """The status of each tree: the first state that fits, in the order of the enum by the contract (NOT_PRESENT, VERIFYING,
+    CORRUPT, PARTIAL, COMPLETE)."""
+    intact = _intact(actual)
+    return [_status(tree, desired, actual, intact) for tree in desired.trees]
+
+
+def _status(tree: DesiredTree, desired: Desired, actual: Actual, intact: frozenset[Digest]) -> VariantStatus:
     seen = actual.trees.get(tree.key, NO_TREE)
-    alone = Desired(trees=(tree,), blobs=desired.blobs)
-    work = plan(alone, actual)
+    fetches = _fetches(Desired(trees=(tree,), blobs=desired.blobs), actual, intact)
     missing = [path for path in tree.files if path not in seen.placed and path not in seen.foreign]
     corrupt = [path for path, digest in tree.files.items() if _is_corrupt(path, digest, seen, desired, actual)]
     if not seen.exists:
@@ -242,7 +261,7 @@ def status(tree: DesiredTree, desired: Desired, actual: Actual) -> VariantStatus
         state = ModelState.VERIFYING
     elif corrupt:
         state = ModelState.CORRUPT
-    elif work.changes:
+    elif fetches or any(True for _ in _tree_actions(tree, seen, actual, intact, prune=False)):
         state = ModelState.PARTIAL
     else:
         state = ModelState.COMPLETE
@@ -254,7 +273,7 @@ def status(tree: DesiredTree, desired: Desired, actual: Actual) -> VariantStatus
         missing_files=tuple(sorted(missing)),
         corrupt_files=tuple(sorted(corrupt)),
         extra_files=tuple(sorted(seen.extra)),
-        bytes_needed=work.summary.fetch_bytes,
+        bytes_needed=sum(fetch.size - fetch.have for fetch in fetches),
     )
 
 

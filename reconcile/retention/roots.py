@@ -11,7 +11,7 @@ import enum
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,8 +144,7 @@ class Roots:
         live: set[Digest] = set()
         for _, digests in self._named(lockfiles=lockfiles, without=without):
             live |= digests
-        going = tuple(f"{path}/" for path in without)
-        inodes = {ino for path, ino in self.inodes.items() if not path.startswith(going)}
+        inodes = {ino for path, ino in self.inodes.items() if not without or not _is_below(path, without)}
         for digest, entry in store.blobs.entries():
             if entry.inode() in inodes:
                 live.add(digest)
@@ -241,14 +240,21 @@ def _tree_state(record: Inventory, root: Path) -> RootState:
     return RootState.ALIVE if (root / record.tree).is_dir() else RootState.DEAD
 
 
+def _is_below(path: str, folders: Container[str]) -> bool:
+    """Whether one of the folders above *path* is among *folders*: as many lookups as it is deep, however many there are."""
+    above = path.rpartition("/")[0]
+    while above and above not in folders:
+        above = above.rpartition("/")[0]
+    return bool(above)
+
+
 def _below_models(models: Path, recorded: set[str]) -> tuple[dict[str, int], frozenset[tuple[int, int]]]:
     found = tree.scan(models) or tree.Scan()
     inodes = {f"models/{path}": ino for path, ino in found.files.items()}
     proofs = set()
-    prefixes = tuple(path + "/" for path in recorded)
     for path in found.files:
         full = f"{models}/{path}"
-        if not full.startswith(prefixes):
+        if not _is_below(full, recorded):
             try:
                 there = os.lstat(full)
             except FileNotFoundError:
