@@ -15,15 +15,15 @@ from modelstow.cas import BlobStore, CancellationToken
 from modelstow.cas.inventory import Inventory
 from modelstow.cas.scrub import Level
 
-from .desired import lockfile as lockfiles
 from .desired.lockfile import Lockfile
 from .desired.selectors import VariantId, choose, every
 from .desired_state import EnsureOptions, Scope
-from .errors import ApplyError, LockfileMissingError, ModelstowError
+from .errors import ApplyError, ModelstowError
 from .events.report import Report
 from .planning.observer import free_bytes, observe
 from .planning.planner import Plan, find_work, plan, statuses
 from .planning.state import Actual, Desired, ModelState, TreeKey, VariantStatus
+from .project import Project, find_files
 from .results import ApplyResult, IntegrityReport, TreeResult
 from .retention import roots
 from .retention.roots import LockRoot
@@ -68,22 +68,26 @@ class ModelEnsurer:
         settings: Settings | None = None,
         **more: object,
     ) -> ModelEnsurer:
-        """Open with a root and a lockfile, or with whole *settings*; what is not given comes from the environment.
+        """Open with a root and a lockfile, or with whole *settings*.
+
+        What is not given comes from the environment; files that are not named are looked for in the current folder and
+        those above. The mirrors that the manifest next to the lockfile names are used.
 
         Raises LockfileMissingError, LockfileInvalidError, SchemaVersionError, InvalidConfigError, OSError.
         """
         if settings is None:
-            settings = from_environment(os.environ, root=_absolute(root), lockfile=_absolute(lockfile))
-        path = settings.lockfile or Path(os.path.abspath("models.lock"))
-        try:
-            lock, text = lockfiles.read(path)
-        except FileNotFoundError:
-            raise LockfileMissingError(f"there is no lockfile at {path}", hint="make one with `modelstow lock`") from None
-        except IsADirectoryError:
-            hint = f"name the file, e.g. {path / 'models.lock'}"
-            raise LockfileMissingError(f"{path} is a folder, not a lockfile", hint=hint) from None
-        settings = replace(settings, lockfile=path)
-        return cls(settings=settings, lock=lock, lock_text=text, **more)  # type: ignore[arg-type]  # checked by the dataclass
+            lock, manifest = find_files(_text(lockfile), None, os.environ)
+            given = {"root": _absolute(root), "lockfile": _absolute(lock), "manifest": _absolute(manifest)}
+            settings = from_environment(os.environ, **given)
+        project = Project(settings)
+        settings = replace(settings, lockfile=project.path, mirrors=project.mirrors)
+        ensurer = cls(settings=settings, lock=project.lock, lock_text=project.lock_text, **more)  # type: ignore[arg-type]
+        if project.warnings:
+            from .events.events import Warning
+
+            for text in project.warnings:
+                ensurer.events(Warning(text=text))
+        return ensurer
 
     @property
     def failed_sources(self) -> Mapping[str, SourceFailure]:
@@ -366,6 +370,10 @@ class ModelEnsurer:
     def _touch(self, desired: Desired) -> None:
         """Note the use of trees, for eviction; a read-only store keeps no such note."""
         BlobStore.open_readonly(self.settings.root).trees.touch(tree.key.tree for tree in desired.trees)
+
+
+def _text(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
 
 
 def _absolute(path: str | os.PathLike[str] | None) -> Path | None:

@@ -16,9 +16,10 @@ from .desired import manifest as manifests
 from .desired.lockfile import Lockfile
 from .desired.resolver import resolve
 from .desired.validation import ModelId
-from .errors import InvalidConfigError, ModelNotFoundError, listing
+from .errors import ModelNotFoundError, listing
 from .events.events import Sink
 from .events.recorder import Recorder
+from .project import find_manifest
 from .runtime import registry_of
 from .settings import Settings
 from .state_dirs import BAD_SOURCES
@@ -43,17 +44,6 @@ class LockResult:
     @property
     def bytes(self) -> int:
         return sum(blob.size for blob in self.lock.blobs.values())
-
-
-def find_manifest(settings: Settings) -> Path:
-    """Where the manifest is. Raises InvalidConfigError where there is none."""
-    path = settings.manifest
-    if path is None or not path.is_file():
-        raise InvalidConfigError(
-            f"there is no manifest at {path}" if path else "there is no models.toml here or in a folder above",
-            hint="make one with `modelstow init`",
-        )
-    return path
 
 
 def lock(

@@ -20,6 +20,7 @@ from ..desired import manifest as manifests
 from ..desired.locators import EXAMPLES, check_source, normalize
 from ..desired.validation import name_problem
 from ..errors import InvalidConfigError, ManifestValidationError, ModelNotFoundError, Problem, listing
+from ..project import find_manifest
 from .output import count, size
 from .parser import VARIANT as _VARIANT
 from .progress import shown
@@ -96,7 +97,7 @@ def run_add(session: Session) -> Answer:
 
 
 def run_remove(session: Session) -> Answer:
-    path = resolution.find_manifest(session.settings)
+    path = find_manifest(session.settings)
     document = _parse(path)
     models = document.get("models", {})
     keys = {f"{key.partition('@')[0]}@{key.partition('@')[2] or models[key].get('version', '')}": key for key in models}

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from .. import settings
 from ..desired import lockfile as lockfiles
 from ..desired.lockfile import Lockfile
 from ..ensurer import ModelEnsurer
-from ..errors import InvalidConfigError, LockfileMissingError, LockfileStaleError
+from ..errors import InvalidConfigError, LockfileMissingError
+from ..project import find_files
 from ..settings import Settings
 
 if TYPE_CHECKING:
@@ -46,12 +47,12 @@ class Session:
 
     def _settings(self) -> Settings:
         args = self.args
-        lockfile, manifest = self._files()
+        lockfile, manifest = find_files(args.lock, args.manifest, self.environ)
         mode = getattr(args, "link_mode", None)
         given: dict[str, object] = {
             "root": _path(args.root),
-            "lockfile": lockfile,
-            "manifest": manifest,
+            "lockfile": _path(lockfile),
+            "manifest": _path(manifest),
             "locked": args.locked or None,
             "offline": args.offline or None,
             "link_mode": settings.parse_link_mode(mode) if mode else None,
@@ -64,35 +65,16 @@ class Session:
             raise InvalidConfigError("--limit-rate 0 would never end", hint="leave it out for no limit")
         return settings.from_environment(self.environ, **given)
 
-    def _files(self) -> tuple[Path | None, Path | None]:
-        """Lockfile and manifest: as said, else side by side, else here or in a folder above."""
-        lockfile = _path(self.args.lock or self.environ.get("MODELSTOW_LOCK"))
-        manifest = _path(self.args.manifest or self.environ.get("MODELSTOW_MANIFEST"))
-        if lockfile is None and manifest is None:
-            lockfile, manifest = _find("models.lock"), _find("models.toml")
-            if manifest is not None and (lockfile is None or len(lockfile.parts) < len(manifest.parts)):
-                lockfile = manifest.with_suffix(".lock")  # a lockfile further up belongs to another manifest
-            elif lockfile is not None and (manifest is None or manifest.parent != lockfile.parent):
-                manifest = lockfile.with_suffix(".toml")
-        elif lockfile is None and manifest is not None:
-            lockfile = manifest.with_suffix(".lock")
-        elif manifest is None and lockfile is not None:
-            manifest = lockfile.with_suffix(".toml")
-        return lockfile, manifest
-
     # ---- the lockfile
 
     def ensurer(self, *, events: Sink | None = None) -> ModelEnsurer:
-        """The lockfile and the store. Raises LockfileMissingError, LockfileStaleError, the errors of reading."""
+        """The lockfile and the store. Raises LockfileMissingError, the errors of reading."""
         settings = self.settings
         if settings.lockfile is None:
             raise LockfileMissingError(
                 "there is no models.lock here or in a folder above", hint="make one with `modelstow lock`"
             )
-        ensurer = ModelEnsurer.open(settings=settings, events=events or self.tell)
-        mirrors = (*settings.mirrors, *self._read_manifest(ensurer.lock))
-        ensurer.settings = replace(ensurer.settings, mirrors=mirrors)
-        return ensurer
+        return ModelEnsurer.open(settings=settings, events=events or self.tell)
 
     def ensurer_with_or_without_lock(self) -> ModelEnsurer:
         """For commands about the store as it stands: a lockfile is used where there is one."""
@@ -101,28 +83,6 @@ class Session:
         if self.args.lock:
             return self.ensurer()  # what was named must be there
         return ModelEnsurer(settings=self.settings, lock=Lockfile(manifest="", models={}, blobs={}), events=self.tell)
-
-    def _read_manifest(self, lock: Lockfile) -> tuple[str, ...]:
-        """The manifest, where there is one, tells whether the lockfile is stale; the mirrors that it names."""
-        path = self.settings.manifest
-        if path is None or not path.is_file():
-            return ()
-        from ..desired import manifest as manifests
-
-        try:
-            manifest = manifests.read(path)
-        except Exception as error:
-            if self.settings.locked:
-                raise
-            unknown = "so nobody knows whether the lockfile is stale, and what mirrors it names"
-            self._warn(f"{path} cannot be read, {unknown} ({error})")
-            return ()
-        stale = manifest.meaning != lock.manifest
-        if stale and self.settings.locked:
-            raise LockfileStaleError(f"{self.settings.lockfile} was not made from {path}", hint="run `modelstow lock`")
-        if stale:
-            self._warn(f"{self.settings.lockfile} was not made from {path}; run `modelstow lock`")
-        return manifest.mirrors
 
     # ---- talk
 
@@ -149,12 +109,6 @@ class Session:
             self.tell(Info(text=text))
         elif not self.quiet:
             print(text, file=sys.stderr)
-
-    def _warn(self, text: str) -> None:
-        from ..events.events import Warning
-
-        if not self.quiet:
-            self.tell(Warning(text=text))
 
     def tell(self, event: Event) -> None:
         """Talk about what happens."""
@@ -201,11 +155,6 @@ def event_row(event: Event, **more: object) -> str:
 
 def _path(text: str | None) -> Path | None:
     return Path(os.path.abspath(text)) if text else None
-
-
-def _find(name: str) -> Path | None:
-    folder = Path.cwd()
-    return next((above / name for above in (folder, *folder.parents) if (above / name).is_file()), None)
 
 
 __all__ = ["Answer", "Session", "dump", "event_row", "read_lock"]

@@ -153,7 +153,7 @@ def test_what_takes_long_tells_how_far_it_is(cli: Cli, command: tuple[str, ...])
     told = [row for row in told if row["event"].startswith("Task")]
 
     [what] = {row["what"] for row in told}
-    assert "weights.bin" in what or what in ("verifying", "on_send 1 blob")
+    assert "weights.bin" in what or what in ("verifying", "sending 1 blob")
     assert told[0] == {"event": "TaskBegan", "what": what, "bytes": len(data)}
     assert sum(row.get("count", 0) for row in told) == len(data)
     assert told[-1] == {"event": "TaskEnded", "what": what}

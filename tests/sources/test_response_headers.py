@@ -108,7 +108,7 @@ def test_a_head_that_is_too_large_is_refused(head: bytes):
     """More than a hundred headers, lines of more than 64 KiB (N12)."""
     error = asked(lambda connection: connection.sendall(head))
 
-    assert isinstance(error, ProtocolError) and "head is too large" in error.what
+    assert isinstance(error, ProtocolError) and "header is too large" in error.what
 
 
 def test_two_lengths_are_refused():
