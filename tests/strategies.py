@@ -18,6 +18,56 @@ PATHS = ("a", "B", "b.c", "d/e", "d/F", "d é/ü ~#%.bin", "été", "𝔘", "\uf
 LOCATORS = ("mem://o/x", "https://h.example/a b", "../near by/x", "s3://b/é", "hf://o/n@main/x")
 
 digests = st.sampled_from(DIGESTS)
+
+# ---- paths
+
+_GOOD_SEGMENTS = (
+    "a",
+    "A",
+    "b",
+    "a b",
+    ".a",
+    "..a",
+    "~",
+    "é",
+    "e\u0301",
+    "É",
+    "ß",
+    "SS",
+    "ss",
+    "ﬁ",
+    "FI",
+    "K",
+    "\u212a",
+    "con_",
+)
+good_segments = st.sampled_from(_GOOD_SEGMENTS) | st.text("aAéK\u0301._-", max_size=4).map(lambda text: f"{text}x")
+good_paths = st.lists(good_segments, min_size=1, max_size=4).map("/".join)
+"""Paths that are good each by itself; many of them are one file where case or Unicode form does not count."""
+BAD_SEGMENTS = (
+    "",
+    ".",
+    "..",
+    "a.",
+    "a ",
+    " ",
+    "x" * 256,
+    "é" * 128,
+    "CON",
+    "nul.txt",
+    "Aux",
+    "com1.tar.gz",
+    "LPT³",
+    "conin$",
+)
+BAD_CHARACTERS = tuple('\\<>:"|?*\0\n\x1f\x7f\x85\u061c\u200e\u202e\u2028\u2029\u2066\ud800\udfff')
+path_texts = (
+    good_paths | st.lists(good_segments | st.sampled_from(BAD_SEGMENTS), max_size=5).map("/".join) | st.text(max_size=9)
+)
+"""Good and bad paths, and any text."""
+
+# ---- lockfile parts
+
 locked_blobs = st.builds(
     LockedBlob,
     size=st.sampled_from([0, 1, 612, 1 << 53]),

@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,23 @@ def shown(path: object) -> str:
     return ascii(path)[:40]
 
 
+def misses(paths: Iterable[str], check: Callable[[str], None]) -> list[str]:
+    """Every path for which *check* fails, with the first line of its failure."""
+    found = []
+    for path in paths:
+        try:
+            check(path)
+        except (Exception, pytest.fail.Exception) as error:
+            found.append(f"{shown(path)}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+    return found
+
+
+def assert_no_miss(paths: Sequence[str], check: Callable[[str], None]) -> None:
+    """Run *check* for every path and report all paths for which it fails together."""
+    found = misses(paths, check)
+    assert not found, f"{len(found)} of {len(paths)} paths:\n" + "\n".join(found)
+
+
 def lock_text(files: object, blobs: object = None, **more: object) -> bytes:
     """A lockfile with these files, as somebody could write it by hand."""
     blobs = {DIGEST: {"size": 1, "urls": []}} if blobs is None else blobs
@@ -111,23 +129,34 @@ def refused_manifest(raw: bytes) -> list[str]:
     return [problem["place"] for problem in refused.value.details["problems"]]
 
 
-@pytest.mark.parametrize("path", BAD_PATHS, ids=shown)
-def test_a_hostile_path_is_refused_in_a_lockfile(path):
-    """The whole lockfile is refused and the path's place is told."""
-    places = refused_lock(lock_text({"good": DIGEST, path: DIGEST}))
+def test_a_hostile_path_is_refused_in_a_lockfile():
+    """The whole lockfile is refused and the place of the path is reported."""
 
-    assert f"models['m@1'].variants['v'].files[{path[:80]!a}]" in places
+    def check(path: str) -> None:
+        places = refused_lock(lock_text({"good": DIGEST, path: DIGEST}))
+        assert f"models['m@1'].variants['v'].files[{path[:80]!a}]" in places
+
+    assert_no_miss(BAD_PATHS, check)
 
 
-@pytest.mark.parametrize("path", BAD_PATHS, ids=shown)
-def test_a_hostile_path_is_refused_in_a_manifest(path):
-    """In a list of files, as the path and as where it is at the source."""
-    places = refused_manifest(manifest_text(row("good"), row(path)))
-    from_places = refused_manifest(manifest_text(row("good", **{"from": f'"{toml_string(path)}"'})))
+def test_a_hostile_path_is_refused_in_a_manifest():
+    """A listed file is refused for its path and for its path at the source."""
 
-    if not any(0xD800 <= ord(c) <= 0xDFFF for c in path):  # those no TOML can hold
-        assert 'models."m".variants.v.files[1].path' in places
-        assert 'models."m".variants.v.files[0].from' in from_places
+    def check(path: str) -> None:
+        places = refused_manifest(manifest_text(row("good"), row(path)))
+        from_places = refused_manifest(manifest_text(row("good", **{"from": f'"{toml_string(path)}"'})))
+        if not any(0xD800 <= ord(c) <= 0xDFFF for c in path):  # no TOML can hold those
+            assert 'models."m".variants.v.files[1].path' in places
+            assert 'models."m".variants.v.files[0].from' in from_places
+
+    assert_no_miss(BAD_PATHS, check)
+
+
+def test_the_loop_over_paths_reports_every_path_that_is_not_refused():
+    """A good path among hostile ones is named, and the loop does not end at it."""
+    found = misses(["..", "good", "a/../b", "fine"], lambda path: refused_lock(lock_text({path: DIGEST})) and None)
+
+    assert [line.partition(":")[0] for line in found] == ["'good'", "'fine'"]
 
 
 @pytest.mark.parametrize("path", GOOD_PATHS, ids=shown)
@@ -552,15 +581,18 @@ def resolved(lister: Lister):
     return resolve(manifest.parse(text, TOML), None, registry=registry, prefetcher=NoDepot())
 
 
-@pytest.mark.parametrize("path", BAD_PATHS, ids=shown)
-def test_a_hostile_path_in_a_listing_never_gets_into_a_lockfile(path):
-    """Refused by the same rules, before anything is asked for by that path."""
-    try:
-        lock = resolved(Lister("good", path))
-    except ManifestValidationError as error:
-        str(error).encode()
-    else:
-        assert set(lock.models["m@1"].variants["v"].files) == {"good"}
+def test_a_hostile_path_in_a_listing_never_gets_into_a_lockfile():
+    """A listed path is refused by the same rules, before anything is requested by it."""
+
+    def check(path: str) -> None:
+        try:
+            lock = resolved(Lister("good", path))
+        except ManifestValidationError as error:
+            str(error).encode()
+        else:
+            assert set(lock.models["m@1"].variants["v"].files) == {"good"}
+
+    assert_no_miss(BAD_PATHS, check)
 
 
 @pytest.mark.parametrize(("one", "other"), COLLISIONS[3:], ids=shown)
