@@ -7,7 +7,8 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,23 @@ from modelstow.reconcile.transfer.retry import RetryPolicy, RetrySchedule
 
 IMPATIENT = RetryPolicy(transient=RetrySchedule(attempts=3), rate_limit=RetrySchedule(attempts=3), retry_after_cap_s=0.0)
 """Retries without a pause, so that no test sleeps."""
+PATIENCE_S = 120.0
+"""How long a test waits for an event that is certain to come: only a hang takes longer, however busy the machine is."""
+_ENDLESS_READS = (
+    "import modelstow.backends.http.client as client\n"
+    "client.READ_TIMEOUT_S = 3600.0\n"
+    "from modelstow.reconcile.cli.main import console\n"
+    "console()\n"
+)
+
+
+def wait_until(holds: Callable[[], bool], *, running: Callable[[], bool] = lambda: True) -> None:
+    """Poll for what no event reports, such as a file that another process writes, while *running* is true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert running(), "the work ended before the condition held"
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.005)
 
 
 def some_bytes(size: int, seed: int = 0) -> bytes:
@@ -140,10 +158,15 @@ class Cli:
     def argv(self, *args: str | Path) -> list[str]:
         return [sys.executable, "-m", "modelstow", *map(str, args)]
 
-    def run(self, *args: str | Path, timeout: float = 120, **environ: str) -> Ran:
+    def run(self, *args: str | Path, **environ: str) -> Ran:
         """Run a command to its end."""
         done = subprocess.run(
-            self.argv(*args), cwd=self.folder, env=self.environ(**environ), capture_output=True, text=True, timeout=timeout
+            self.argv(*args),
+            cwd=self.folder,
+            env=self.environ(**environ),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
         )
         return Ran(done.returncode, done.stdout, done.stderr)
 
@@ -153,10 +176,12 @@ class Cli:
         assert ran.code == 0, f"{args} ended with {ran.code}\n{ran.out}\n{ran.err}"
         return ran
 
-    def start(self, *args: str | Path, **environ: str) -> subprocess.Popen[str]:
-        """Start a command."""
+    def start(self, *args: str | Path, endless_reads: bool = False, **environ: str) -> subprocess.Popen[str]:
+        """Start a command. With *endless_reads* no read from a socket times out, so that a command which waits for a
+        silent server does not end by itself."""
+        argv = [sys.executable, "-c", _ENDLESS_READS, *map(str, args)] if endless_reads else self.argv(*args)
         return subprocess.Popen(
-            self.argv(*args),
+            argv,
             cwd=self.folder,
             env=self.environ(**environ),
             stdout=subprocess.PIPE,

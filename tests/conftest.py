@@ -11,6 +11,9 @@ from builders import Cli
 from hypothesis import HealthCheck, settings
 from s3servers import moto_without_auth
 
+from modelstow.backends.http import client as http_client
+from modelstow.backends.s3 import client as s3_client
+
 _RELAXED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 settings.register_profile("fast", derandomize=True, max_examples=60, deadline=None, suppress_health_check=_RELAXED)
 settings.register_profile("deep", max_examples=2_000, deadline=None, print_blob=True, suppress_health_check=_RELAXED)
@@ -21,6 +24,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 def cli(tmp_path: Path) -> Cli:
     """The real command line, in an empty folder with an empty store."""
     return Cli(tmp_path)
+
+
+@pytest.fixture
+def endless_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No read from a socket times out, so that only what the test does can end one: without it, the test hangs."""
+    for module in (http_client, s3_client):
+        monkeypatch.setattr(module, "READ_TIMEOUT_S", 3600.0)
 
 
 @pytest.fixture(scope="module")

@@ -286,7 +286,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if gate is not None and at == offset:
                     self.wfile.flush()
                     self.served.reached.set()
-                    gate.wait(60)
+                    gate.wait()  # `stop` opens every gate
                     self.served.gates.pop(seen.path, None)
                 if count <= 0:
                     return self._drop(reset=fault.reset)
@@ -348,6 +348,7 @@ class RawServer:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.connections = 0
+        self.connected = threading.Event()  # set by the first connection
 
     def __enter__(self) -> RawServer:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -363,6 +364,7 @@ class RawServer:
             while True:
                 connection, _ = self._listener.accept()
                 self.connections += 1
+                self.connected.set()
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:

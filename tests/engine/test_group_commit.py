@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import some_bytes
+from builders import PATIENCE_S, some_bytes
 
 from modelstow.backends import Body, ConnectionFailed, Registry, Throttled
 from modelstow.backends.memory import MemorySource
@@ -129,13 +129,13 @@ def test_what_waits_is_committed_while_its_worker_is_at_something_that_takes_lon
     def slow(locator: str) -> None:
         if locator == locator_of(FILES[2]):
             asked.set()
-            go_on.wait(30)
+            go_on.wait(PATIENCE_S)
 
     world.source.on_open = slow
     done: dict[Digest, bool | Exception] = {}
     thread = threading.Thread(target=lambda: done.update(world.fetcher.obtain_all(map(wanted, FILES[:3]))))
     thread.start()
-    assert asked.wait(30)
+    assert asked.wait(PATIENCE_S)
 
     world.fetcher.commit_due()
     assert world.there() == []
@@ -145,7 +145,7 @@ def test_what_waits_is_committed_while_its_worker_is_at_something_that_takes_lon
     for data in FILES[:2]:
         world.store.lock_blob(Digest.of(data), doing="looking", timeout_s=0).close()
     go_on.set()
-    thread.join(30)
+    thread.join(PATIENCE_S)
     assert list(done.values()) == [False] * 3 and world.there() == FILES[:3]
 
 
@@ -301,12 +301,12 @@ def test_who_holds_locks_waits_for_none(world: World):
     object.__setattr__(world.engine, "emit", emit)
     thread.start()
 
-    assert told.wait(30)
+    assert told.wait(PATIENCE_S)
     assert world.there() == [FILES[0], *FILES[2:4]]
     for data in (FILES[0], *FILES[2:4]):
         world.store.lock_blob(Digest.of(data), doing="looking", timeout_s=0).close()
     held.close()
-    thread.join(30)
+    thread.join(PATIENCE_S)
     assert set(done) == set(map(Digest.of, FILES[:4])) and set(done.values()) == {False}
 
 
@@ -333,9 +333,9 @@ def test_a_neighbour_of_the_same_lock_is_no_news(world: World):
     done: dict[Digest, bool | Exception] = {}
     thread = threading.Thread(target=lambda: done.update(world.fetcher.obtain_all(map(wanted, [*others.values()]))))
     thread.start()
-    assert looked.wait(30)
+    assert looked.wait(PATIENCE_S)
     held.close()
-    thread.join(30)
+    thread.join(PATIENCE_S)
 
     assert list(done.values()) == [False]
     assert not [event for event in world.events if isinstance(event, Waiting)]
@@ -434,18 +434,18 @@ def test_who_looks_whether_a_commit_is_due_does_not_wait_for_one(world: World, m
 
     def slow(*about: Any, **options: Any) -> Any:
         begun.set()
-        go_on.wait(30)
+        go_on.wait(PATIENCE_S)
         return commit_all(*about, **options)
 
     monkeypatch.setattr(world.store, "commit_all", slow)
     thread = threading.Thread(target=world.fetcher.obtain_all, args=(map(wanted, FILES[:2]),))
     thread.start()
-    assert begun.wait(30)
+    assert begun.wait(PATIENCE_S)
     world.time += 10.0
 
     world.fetcher.commit_due()
 
     assert thread.is_alive() and world.there() == []
     go_on.set()
-    thread.join(30)
+    thread.join(PATIENCE_S)
     assert world.there() == FILES[:2]

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event, Timer
 
 import pytest
-from builders import Cli, manifest_of, some_bytes
+from builders import PATIENCE_S, Cli, manifest_of, some_bytes, wait_until
 from origin import Fault, Origin, gate_of
 
 from modelstow.cas import BlobStore, Digest, Stopped, locks
@@ -45,14 +45,11 @@ def versioned(origin: Origin, version: str) -> None:
 def broken_off(cli: Cli, origin: Origin, how: signal.Signals = signal.SIGKILL) -> int:
     """Start `lock` and end it when half of the weights are there; its exit code."""
     gate = gate_of(origin, PATH, after=HALF)
-    process = cli.start("lock")
-    assert origin.reached.wait(30)
-    for _ in range(3000):
-        if any(spool.stat().st_size > HALF - (1 << 20) for spool in incoming(cli)):
-            break
-        Event().wait(0.01)  # for the reader, which is a process of its own
+    process = cli.start("lock", endless_reads=True)
+    assert origin.reached.wait(PATIENCE_S)
+    wait_until(lambda: any(spool.stat().st_size > HALF - (1 << 20) for spool in incoming(cli)))
     process.send_signal(how)
-    process.communicate(timeout=10)
+    process.communicate(timeout=PATIENCE_S)  # the gate is still shut and no read times out
     gate.set()
     del origin.gates[PATH]
     return process.returncode
@@ -186,21 +183,22 @@ def test_two_that_name_the_same_do_not_write_into_one_file(tmp_path: Path):
         first = depot_of(tmp_path)
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(first.prefetch_all, [url])
-            assert origin.reached.wait(30)
+            assert origin.reached.wait(PATIENCE_S)
             del origin.gates[PATH]
             assert depot_of(tmp_path).prefetch_all([url])[url] == (Digest.of(DATA), len(DATA))
             gate.set()
-            assert waiting.result(30)[url] == (Digest.of(DATA), len(DATA))
+            assert waiting.result(PATIENCE_S)[url] == (Digest.of(DATA), len(DATA))
     assert list((tmp_path / "root/partial").iterdir()) == []
 
 
+@pytest.mark.usefixtures("endless_reads")
 def test_a_stop_ends_pulls_and_keeps_what_came(tmp_path: Path):
     """Whoever embeds this sets an event, and waits for no server."""
     outer = Event()
     with Origin({PATH: DATA}) as origin:
         versioned(origin, '"1"')
         gate = gate_of(origin, PATH, after=HALF)
-        Timer(0, lambda: (origin.reached.wait(30), outer.set())).start()
+        Timer(0, lambda: (origin.reached.wait(PATIENCE_S), outer.set())).start()
         with pytest.raises(Stopped):
             depot_of(tmp_path, outer=outer).prefetch_all([f"{origin.url}/{PATH}"])
         gate.set()

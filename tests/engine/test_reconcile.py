@@ -485,7 +485,7 @@ def test_no_command_waits_longer_for_a_lock_than_it_was_told(cli: Cli, command: 
     store = BlobStore.open(cli.root)
 
     with store.lock("gate", doing="a test"):
-        refused = cli.run(*command, "--lock-timeout", "0", timeout=20)
+        refused = cli.run(*command, "--lock-timeout", "0")
 
     assert refused.code == 10, refused
 

@@ -7,7 +7,7 @@ import signal
 import threading
 from pathlib import Path
 
-from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, memory, some_bytes, tree_of, write_lock
+from builders import PATIENCE_S, Cli, assert_sound, ensurer_of, leftovers, lock_of, memory, some_bytes, tree_of, write_lock
 from origin import Origin
 
 from modelstow import ModelEnsurer
@@ -22,7 +22,7 @@ def test_eight_processes_that_ensure_the_same_fetch_each_blob_once(cli: Cli):
     with Origin({f"m/{path}": data for path, data in FILES.items()}) as origin:
         write_lock(cli.folder, lock_of({"m@1": {"v": FILES}}, sources=[f"{origin.url}/m"]))
         running = [cli.start("ensure", "m") for _ in range(8)]
-        answers = [process.communicate(timeout=120) for process in running]
+        answers = [process.communicate(timeout=PATIENCE_S) for process in running]
 
         assert [process.returncode for process in running] == [0] * 8, answers
         assert {out for out, _ in answers} == {f"{cli.root}/models/m@1/v\n"}
@@ -37,7 +37,7 @@ def test_processes_with_overlapping_variants_share_the_fetch_of_what_is_common(c
     with Origin(files) as origin:
         write_lock(cli.folder, lock_of({"m@1": {"a": FILES, "b": SMALL}}, sources=[f"{origin.url}/m"]))
         running = [cli.start("ensure", f"m#{variant}") for variant in "abab"]
-        answers = [process.communicate(timeout=120) for process in running]
+        answers = [process.communicate(timeout=PATIENCE_S) for process in running]
 
         assert [process.returncode for process in running] == [0] * 4, answers
         paths = [seen.path for seen in origin.gets()]
@@ -73,7 +73,7 @@ def test_collecting_while_others_fetch_and_evict_takes_nothing_that_lives(tmp_pa
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(PATIENCE_S)
 
     assert failures == []
     assert_sound(tmp_path / "root")
@@ -93,7 +93,7 @@ def test_random_kills_of_processes_that_share_a_store_leave_it_sound(cli: Cli):
             except Exception:
                 victim.send_signal(signal.SIGKILL)
             for process in running:
-                process.communicate(timeout=120)
+                process.communicate(timeout=PATIENCE_S)
             if (cli.root / "models").exists():
                 assert_sound(cli.root)
         cli.ok("reconcile")
@@ -127,7 +127,7 @@ def test_repair_and_ensure_in_both_orders_do_not_wait_for_each_other_for_ever(tm
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive(), "two locks were taken in opposite orders"
 
     assert failures == []

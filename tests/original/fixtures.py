@@ -15,15 +15,13 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from builders import Ran, lock_of
+from builders import PATIENCE_S, Ran, lock_of
 
 from modelstow.backends import Body, ConnectionFailed, Listing, Source, TimedOut
 from modelstow.cas import Digest
 from modelstow.reconcile.desired.lockfile import Lockfile
 from modelstow.reconcile.events.events import Event, Waiting
 
-PATIENCE_S = 30.0
-"""How long a test waits for what must happen, before it fails."""
 Variants = Mapping[str, Mapping[str, bytes]]
 
 

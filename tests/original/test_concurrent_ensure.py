@@ -6,8 +6,8 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, tree_of, write_lock
-from fixtures import PATIENCE_S, Ear, WatchedSource, at_once, hear, locked, opened, put, served, talking
+from builders import PATIENCE_S, Cli, assert_sound, ensurer_of, leftovers, lock_of, tree_of, write_lock
+from fixtures import Ear, WatchedSource, at_once, hear, locked, opened, put, served, talking
 from origin import Origin, gate_of
 
 from modelstow import ModelState
@@ -106,7 +106,7 @@ def test_a_model_that_stands_there_already_is_not_downloaded(tmp_path: Path):
     put(models.local_path("test-model", "fp16"), FP16)
 
     with at_once(*[lambda: models.ensure("test-model", "fp16")] * 2) as asked:
-        first, second = [future.result(10) for future in asked]
+        first, second = [future.result(PATIENCE_S) for future in asked]
 
     assert first == second == models.local_path("test-model", "fp16")
     assert source.calls == 0

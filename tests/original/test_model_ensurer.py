@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from builders import assert_sound, blobs_of, ensurer_of, leftovers, lock_of, tree_of
-from fixtures import PATIENCE_S, Disk, WatchedSource, damage, locked, put, served, snapshot
+from builders import PATIENCE_S, assert_sound, blobs_of, ensurer_of, leftovers, lock_of, tree_of
+from fixtures import Disk, WatchedSource, damage, locked, put, served, snapshot
 
 from modelstow import (
     ChecksumError,

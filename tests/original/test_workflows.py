@@ -9,9 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import Cli, assert_sound, blobs_of, ensurer_of, leftovers, lock_of, memory, tree_of, write_lock
+from builders import PATIENCE_S, Cli, assert_sound, blobs_of, ensurer_of, leftovers, lock_of, memory, tree_of, write_lock
 from fixtures import (
-    PATIENCE_S,
     Ear,
     WatchedSource,
     at_once,

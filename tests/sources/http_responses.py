@@ -22,6 +22,19 @@ MEANINGS: list[Meaning] = [
 ]
 
 
+class Clock:
+    """Stands for the module ``time`` where deadlines are measured."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
 def status_of(meaning: Meaning) -> str:
     """What a test of one is called."""
     return str(meaning[0])

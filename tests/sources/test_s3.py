@@ -11,7 +11,7 @@ from typing import Any
 
 import boto3
 import pytest
-from builders import Cli, blobs_of, manifest_of, tree_of
+from builders import PATIENCE_S, Cli, blobs_of, manifest_of, tree_of
 from http_responses import MEANINGS, Meaning, assert_simply_ends, refusal_of, status_of
 from origin import Fault, Origin, gate_of
 from s3servers import SECRET, settings, use
@@ -247,6 +247,7 @@ def test_a_body_that_ends_early_simply_ends(origin: Origin):
     assert_simply_ends(S3Source(), "s3://models/m/ten", origin, "models/m/ten")
 
 
+@pytest.mark.usefixtures("endless_reads")
 def test_closing_ends_a_read_that_waits(origin: Origin):
     """From another thread, at once: a reader never hangs on a server that says nothing."""
     gate = gate_of(origin, "models/m/deep/er/big.bin", after=1000)
@@ -263,9 +264,9 @@ def test_closing_ends_a_read_that_waits(origin: Origin):
 
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(to_the_end)
-        assert origin.reached.wait(10)
+        assert origin.reached.wait(PATIENCE_S)
         body.close()
-        assert reading.result(10) <= 1000
+        assert reading.result(PATIENCE_S) <= 1000
     gate.set()
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from builders import PATIENCE_S
 from origin import Fault, Origin, gate_of
 from s3servers import settings, use
 
@@ -204,6 +205,7 @@ def test_a_missing_file_of_certificates_is_told(served: Origin, tmp_path: Path):
     assert not caught.value.transient and "canary" not in f"{caught.value}{caught.value.hint}"
 
 
+@pytest.mark.usefixtures("endless_reads")
 def test_a_body_over_tls_may_be_closed_by_another_thread(authority: Path, context: ssl.SSLContext):
     """A read that waits ends at once."""
     with Origin({"x": bytes(100_000)}, tls=context) as origin:
@@ -221,4 +223,4 @@ def test_a_body_over_tls_may_be_closed_by_another_thread(authority: Path, contex
         reader.start()
         assert not ended.wait(0.05)
         body.close()
-        assert ended.wait(5)
+        assert ended.wait(PATIENCE_S)

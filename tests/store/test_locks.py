@@ -7,13 +7,15 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
 import pytest
+from builders import PATIENCE_S
 
 from modelstow.cas import LockTimeoutError, Stopped, locks
 
@@ -129,30 +131,44 @@ def test_timeout_zero_tries_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         locks.acquire(tmp_path / "lock", doing="other", timeout_s=0)
 
 
-def test_the_progress_of_the_holder_extends_the_wait(tmp_path: Path):
+class FakeClock:
+    """Stands for the module ``time``: a sleep only lets the clock of the file system tick, then *meanwhile* is called."""
+
+    def __init__(self, meanwhile: Callable[[float], object]) -> None:
+        self.now, self._meanwhile = 0.0, meanwhile
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        time.sleep(0.005)
+        self._meanwhile(self.now)
+
+
+def test_the_progress_of_the_holder_extends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The time-out counts from the last sign of progress, so a long download is no reason to give up."""
-    path, timeout = tmp_path / "lock", 0.4
-    asked, outcome = Event(), []
+    clock = FakeClock(lambda now: holder.progress() if now < 5 else None)
+    monkeypatch.setattr(locks, "time", clock)
 
-    def wait() -> None:
-        try:
-            with locks.acquire(path, doing="waiting", timeout_s=timeout, on_wait=lambda _: asked.set()):
-                outcome.append("had it")
-        except LockTimeoutError:
-            outcome.append("gave up")
+    with locks.acquire(tmp_path / "lock", doing="working") as holder, pytest.raises(LockTimeoutError):
+        locks.acquire(tmp_path / "lock", doing="waiting", timeout_s=1)
 
-    lock = locks.acquire(path, doing="working")
-    thread = threading.Thread(target=wait)
-    thread.start()
-    assert asked.wait(10)
-    for _ in range(8):  # twice the time-out in all
-        thread.join(timeout / 4)
-        lock.progress()
-    still_waiting = thread.is_alive()
-    lock.close()
-    thread.join(10)
+    assert 5.5 < clock.now < 6.5, "it gave up a second after the last progress, not after the first"
 
-    assert still_waiting and outcome == ["had it"]
+
+def test_a_waiter_gets_the_lock_of_a_holder_that_worked_longer_than_the_time_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Once the holder lets go, the waiter has it."""
+    monkeypatch.setattr(locks, "time", FakeClock(lambda now: holder.progress() if now < 5 else holder.close()))
+    holder = locks.acquire(tmp_path / "lock", doing="working")
+
+    with locks.acquire(tmp_path / "lock", doing="waiting", timeout_s=1) as lock:
+        assert lock.is_current()
 
 
 def test_who_waits_is_told_once_whose_work_it_waits_for(tmp_path: Path):
@@ -177,9 +193,9 @@ def test_a_stop_flag_ends_waiting(tmp_path: Path):
 
     with locks.acquire(tmp_path / "lock", doing="working"), ThreadPoolExecutor(1) as pool:
         future = pool.submit(wait)
-        assert waiting.wait(10)
+        assert waiting.wait(PATIENCE_S)
         stop.set()
-        assert future.result(10) is Stopped
+        assert future.result(PATIENCE_S) is Stopped
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
@@ -207,10 +223,10 @@ def test_a_waiter_whose_lock_file_is_replaced_takes_the_one_that_stands_there(tm
     first = locks.acquire(path, doing="one")
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(wait)
-        assert waiting.wait(10)
+        assert waiting.wait(PATIENCE_S)
         path.unlink()
         first.close()
-        with future.result(10) as lock:
+        with future.result(PATIENCE_S) as lock:
             assert lock.is_current()
             with pytest.raises(LockTimeoutError):
                 locks.acquire(path, doing="third", timeout_s=0)
@@ -244,7 +260,7 @@ def test_workers_stay_alone_while_somebody_deletes_the_lock_file(tmp_path: Path)
     try:
         with ThreadPoolExecutor(4) as pool:
             for future in [pool.submit(work, me) for me in range(4)]:
-                future.result(60)
+                future.result(PATIENCE_S)
     finally:
         done.set()
         thread.join()
