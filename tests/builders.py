@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -9,14 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from modelstow import ModelEnsurer
 from modelstow.backends import Source
 from modelstow.backends.memory import MemorySource
 from modelstow.cas import Digest
+from modelstow.reconcile.cli.main import main
 from modelstow.reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile
 from modelstow.reconcile.transfer.retry import RetryPolicy, RetrySchedule
 
@@ -73,7 +77,7 @@ def objects_of(files: Mapping[str, bytes], source: str = "mem://origin/m") -> di
 
 
 def manifest_of(*sources: str, variant: str = "") -> str:
-    """A manifest of one model, ``m@1``, with one variant, ``v``; *variant* is what stands in that one's table."""
+    """A manifest of one model, ``m@1``, with one variant, ``v``; *variant* is the text of that variant's table."""
     listed = ", ".join(f'"{source}"' for source in sources)
     return f'schema = 1\n[models."m"]\nversion = "1"\nsources = [{listed}]\n[models."m".variants.v]\n{variant}\n'
 
@@ -188,6 +192,23 @@ class Cli:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+
+class CalledCli(Cli):
+    """The same commands, run by calling ``main``: most tests of what a command does need no process of its own, whose
+    start takes longer than all that they prove. ``start`` still starts one."""
+
+    def run(self, *args: str | Path, **environ: str) -> Ran:
+        """Run a command to its end, in this process."""
+        out, err, variables = io.StringIO(), io.StringIO(), self.environ(**environ)
+        with chdir(self.folder), patch.dict(os.environ, variables, clear=True):
+            with redirect_stdout(out), redirect_stderr(err):
+                code = main([*map(str, args)], variables)
+        return Ran(code, out.getvalue(), err.getvalue())
+
+    def in_a_process(self) -> Cli:
+        """The same folder and store, for commands that need a process of their own."""
+        return Cli(self.folder)
 
 
 def memory(files: Mapping[str, bytes], source: str = "mem://origin/m") -> MemorySource:

@@ -333,7 +333,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def gate_of(origin: Origin, path: str, *, after: int = 0) -> threading.Event:
-    """Hold the answer that comes to this byte of *path*; ``origin.reached`` tells when it stands there."""
+    """Hold the answer that comes to this byte of *path*; ``origin.reached`` is set when it waits there."""
     gate = threading.Event()
     origin.reached.clear()
     origin.gates[path] = (after, gate)

@@ -14,7 +14,7 @@ from modelstow.reconcile.desired.lockfile import LockedBlob, LockedModel, Locked
 
 DIGESTS = tuple(Digest.of(bytes([n])) for n in range(5))
 PATHS = ("a", "B", "b.c", "d/e", "d/F", "d é/ü ~#%.bin", "été", "𝔘", "\uff5e", "_", ".hidden", "z" * 60)
-"""Good paths that stand together; their order by code point is not the order of UTF-16 or of any language."""
+"""Good paths that are good together; their order by code point is not the order of UTF-16 or of any language."""
 LOCATORS = ("mem://o/x", "https://h.example/a b", "../near by/x", "s3://b/é", "hf://o/n@main/x")
 
 digests = st.sampled_from(DIGESTS)
@@ -186,7 +186,7 @@ toml_texts = st.lists(st.sampled_from(TOML_LINES), max_size=12).map("\n".join)
 
 @dataclass(frozen=True)
 class Reply:
-    """What a simulated source does with one request: it sends so many whole pieces and *part* MiB of the next one, then
+    """What a simulated source does with one request: it sends *pieces* whole pieces and *part* MiB of the next one, then
     ends in one of these ways."""
 
     pieces: int = 99
@@ -197,7 +197,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Sim:
-    """A simulated source: what it does with its first requests (then it serves), and the pieces that it lies about."""
+    """A simulated source: what it does with its first requests (then it serves), and the pieces that it sends corrupt."""
 
     replies: tuple[Reply, ...] = ()
     lies: frozenset[int] = frozenset()
@@ -224,7 +224,7 @@ steady = st.builds(Sim, late=st.booleans(), piece_s=st.sampled_from([0.001, 0.01
 
 @st.composite
 def crowds(draw: st.DrawFn, *, with_steady: bool = False) -> Mapping[str, Sim]:
-    """Up to four sources by locator, in any order; with at least one that is honest and never fails, if wanted."""
+    """Up to four sources by locator, in any order; with at least one that is correct and never fails, if wanted."""
     rows = draw(st.lists(st.one_of(flaky, liars, steady), min_size=0 if with_steady else 1, max_size=3))
     if with_steady:
         rows.insert(draw(st.integers(0, len(rows))), draw(steady))

@@ -1,4 +1,4 @@
-"""The house: who may import whom, who may print, and how large a thing may grow without saying why."""
+"""The architecture: which module may import which, which may print, and how long a module or function may be."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_a_command_without_work_loads_neither_sources_nor_bars_nor_locks(tmp_pat
     assert done.stderr.strip() == "(0, [])", done.stderr
 
 
-def test_the_version_is_told_without_the_machinery():
+def test_the_version_is_printed_without_importing_the_application():
     """Neither classes are made nor settings read for it."""
     heavy = "dataclasses inspect modelstow.cas modelstow.backends modelstow.reconcile.settings"
     code = (

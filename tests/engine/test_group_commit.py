@@ -123,7 +123,7 @@ def test_no_more_than_a_mebibyte_waits_for_its_commit(world: World):
 
 
 def test_what_waits_is_committed_while_its_worker_is_at_something_that_takes_long(world: World):
-    """A source that pauses holds up its own blob extra_blobs: the others are there, and their locks free."""
+    """A source that pauses delays only its own blob: the others are committed and their locks free."""
     asked, go_on = threading.Event(), threading.Event()
 
     def slow(locator: str) -> None:
@@ -159,7 +159,7 @@ def test_no_more_wait_than_a_process_may_have_open(world: World, monkeypatch: py
 
 
 def test_where_nothing_bounds_descriptors_nothing_else_is_bounded_by_them(world: World, monkeypatch: pytest.MonkeyPatch):
-    """Unlimited is told as minus one."""
+    """Unlimited is reported as minus one."""
     monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     world.fetcher.obtain_all(map(wanted, FILES))
@@ -196,7 +196,7 @@ def test_the_first_question_is_an_attempt_like_the_others(world: World):
     [(b"\0" * 1000, 2, ChecksumError), (b"\0" * 999, 1, SizeMismatchError), (b"\0" * 1001, 1, SizeMismatchError)],
     ids=["wrong", "short", "long"],
 )
-def test_what_is_wrong_with_a_small_blob_is_told_as_of_any(world: World, sent: bytes, asked: int, kind: type[Exception]):
+def test_a_failure_of_a_small_blob_is_reported_like_any_other(world: World, sent: bytes, asked: int, kind: type[Exception]):
     """The error is that of a large one, and its bytes are counted."""
     world.source.objects[locator_of(FILES[0])] = sent
 
@@ -209,8 +209,8 @@ def test_what_is_wrong_with_a_small_blob_is_told_as_of_any(world: World, sent: b
     assert world.there() == [] and list(world.store.layout.partials.iterdir()) == []
 
 
-def test_a_source_that_breaks_off_small_blobs_brings_them_all_the_same(world: World):
-    """Each answer brings something, and the next begins behind it: however often, that is no failure."""
+def test_a_source_that_breaks_off_small_blobs_delivers_them_all_the_same(world: World):
+    """Each answer delivers some bytes and the next starts after them: however often that happens, it is no failure."""
     data = some_bytes(60_000, seed=7)
     world.source.objects[locator_of(data)] = data
 
@@ -265,7 +265,7 @@ def test_one_that_fails_takes_no_other_with_it(world: World):
     assert set(outcomes.values()) == {False} and world.there() == FILES[:2]
 
 
-def test_a_full_disk_at_the_commit_is_told_with_its_figures(world: World, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_at_the_commit_is_reported_with_its_figures(world: World, monkeypatch: pytest.MonkeyPatch):
     """As where it fills up earlier."""
     real = os.fsync
     broken = Digest.of(FILES[1])
@@ -284,8 +284,8 @@ def test_a_full_disk_at_the_commit_is_told_with_its_figures(world: World, monkey
     assert [event.digest for event in world.events if isinstance(event, BlobFailed)] == [broken]
 
 
-def test_who_holds_locks_waits_for_none(world: World):
-    """One that another fetches is left to the end, when the others are committed and their locks free."""
+def test_a_worker_that_holds_locks_waits_for_none(world: World):
+    """A blob that another process fetches is left to the end, when the others are committed and their locks free."""
     busy = wanted(FILES[1])
     held = world.store.lock_blob(busy.digest, doing=f"fetching {busy.digest.short}")
     done: dict[Digest, bool | Exception] = {}
@@ -310,8 +310,8 @@ def test_who_holds_locks_waits_for_none(world: World):
     assert set(done) == set(map(Digest.of, FILES[:4])) and set(done.values()) == {False}
 
 
-def test_a_neighbour_of_the_same_lock_is_no_news(world: World):
-    """Two blobs of one run that share a lock file wait for each other without a word."""
+def test_a_neighbour_of_the_same_lock_is_not_reported(world: World):
+    """Two blobs of one run that share a lock file wait for each other silently."""
     first, others = FILES[0], {}
     number = 0
     while not others:
@@ -371,8 +371,8 @@ def test_a_lease_that_was_lost_forbids_every_commit(world: World):
     assert list(world.store.layout.partials.iterdir()) == []
 
 
-def test_a_wait_is_told_with_its_reason_and_ended_by_a_stop(world: World):
-    """Who looks at a terminal that does not move learns why."""
+def test_a_wait_is_reported_with_its_reason_and_ended_by_a_stop(world: World):
+    """The reason is shown to the user of a terminal that does not move."""
     told: list[str] = []
 
     def busy(locator: str) -> None:
@@ -408,7 +408,7 @@ def test_a_blob_whose_lock_cannot_be_written_to_stops_no_other(world: World, mon
     assert set(outcomes.values()) == {False} and world.there() == FILES[:3]
 
 
-def test_a_full_disk_in_the_middle_is_told_with_what_is_still_needed(world: World, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_during_a_transfer_is_reported_with_what_is_still_needed(world: World, monkeypatch: pytest.MonkeyPatch):
     """What was fetched is kept, so that it is not needed once more."""
     data = some_bytes(3 * PIECE, seed=5)
     world.source.objects[locator_of(data)] = data
@@ -427,8 +427,8 @@ def test_a_full_disk_in_the_middle_is_told_with_what_is_still_needed(world: Worl
     assert world.store.held_in_partial(Digest.of(data), len(data)) == 2 * PIECE
 
 
-def test_who_looks_whether_a_commit_is_due_does_not_wait_for_one(world: World, monkeypatch: pytest.MonkeyPatch):
-    """A large blob's sync takes long, and who looks has signals to heed."""
+def test_asking_whether_a_commit_is_due_does_not_wait_for_one(world: World, monkeypatch: pytest.MonkeyPatch):
+    """A large blob's sync takes long, and the asking thread has signals to handle."""
     begun, go_on = threading.Event(), threading.Event()
     commit_all = world.store.commit_all
 

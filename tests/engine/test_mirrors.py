@@ -35,7 +35,7 @@ SAME_LENGTH = weights(len(LARGE), seed=8)
 
 
 class World:
-    """A store, a mirror over HTTP and a source; and what was told."""
+    """A store, a mirror over HTTP and a source; and the events that were reported."""
 
     def __init__(self, folder: Path, mirror: Mapping[str, bytes], source: Mapping[str, bytes] | None = None) -> None:
         self.folder, self.events = folder, list[Event]()
@@ -58,15 +58,15 @@ class World:
 
     @property
     def failed(self) -> list[str]:
-        """The locators whose failure was told."""
+        """The locators whose failure was reported."""
         return [event.locator for event in self.events if isinstance(event, SourceFailed)]
 
     @property
     def fetched(self) -> BlobFetched:
         return next(event for event in self.events if isinstance(event, BlobFetched))
 
-    def lies(self) -> set[str]:
-        """Locators that are on record on disk to have lied about the large blob."""
+    def corrupt_sources(self) -> set[str]:
+        """Locators on record on disk as having sent corrupt data for the large blob."""
         path = self.folder / "root/state/lies" / Digest.of(LARGE).hex
         return set(json.loads(path.read_bytes().partition(b"\n")[0])) if path.exists() else set()
 
@@ -125,7 +125,7 @@ def test_repair_fetches_the_damaged_piece_alone_from_a_compressed_mirror(tmp_pat
 
 
 def test_a_compressed_mirror_is_read_over_several_connections(tmp_path: Path):
-    """A slow one: each connection brings frames of its own, and together they bring each once."""
+    """Over a slow mirror each connection fetches frames of its own, and together they fetch each frame once."""
     data = weights(6 * PIECE)
     with World(tmp_path, {name_of(data, ".pzst"): packed(data)[1]}) as world:
         world.mirror.rate = 4 << 20
@@ -141,7 +141,7 @@ def test_a_compressed_mirror_is_read_over_several_connections(tmp_path: Path):
     assert world.failed in ([], [f"{world.source.url}/model.bin"])  # the mirror has nothing to be told of
 
 
-def test_progress_is_told_while_a_frame_arrives(tmp_path: Path):
+def test_progress_is_reported_while_a_frame_arrives(tmp_path: Path):
     """In plain bytes: a slow mirror is not taken for a silent one for the time of eight megabytes."""
     told: list[int] = []
     with World(tmp_path, {PACK: packed(LARGE)[1]}) as world:
@@ -217,7 +217,7 @@ def test_a_wrong_pack_costs_a_request_and_is_named_and_remembered(tmp_path: Path
         path = models.ensure("m")
 
         assert tree_of(path) == files
-        assert set(world.failed) == {locator} == world.lies() == set(models.failed_sources)
+        assert set(world.failed) == {locator} == world.corrupt_sources() == set(models.failed_sources)
         assert models.failed_sources[locator].code == "CHECKSUM_FAIL"
         shutil.rmtree(tmp_path / "root/blobs")
         shutil.rmtree(tmp_path / "root/models")
@@ -230,8 +230,8 @@ def test_a_wrong_pack_costs_a_request_and_is_named_and_remembered(tmp_path: Path
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_where_there_is_nobody_else_a_wrong_pack_is_an_error_that_names_it(tmp_path: Path, what: str):
-    """It is asked once more: a bit may turn on the way."""
+def test_a_wrong_pack_without_another_source_is_an_error_that_names_it(tmp_path: Path, what: str):
+    """It is requested once more, since a bit may flip on the way."""
     with World(tmp_path, {PACK: WRONG[what]}) as world:
         with pytest.raises(ChecksumError) as caught:
             world.ensurer({"model.bin": LARGE}).ensure("m")
@@ -242,7 +242,7 @@ def test_where_there_is_nobody_else_a_wrong_pack_is_an_error_that_names_it(tmp_p
 
 
 def test_a_bit_that_turns_on_the_way_costs_the_frame_alone(tmp_path: Path):
-    """The same mirror, asked once more, gives the right one, and is no liar then."""
+    """The same mirror sends the right frame at the second request, and is then not on record as corrupt."""
     with World(tmp_path, {PACK: RIGHT}) as world:
         world.mirror.fail(PACK, Fault())  # the index is right
         world.mirror.fail(PACK, Fault(flip=SECOND - 9))
@@ -250,7 +250,9 @@ def test_a_bit_that_turns_on_the_way_costs_the_frame_alone(tmp_path: Path):
 
         assert (models.ensure("m") / "model.bin").read_bytes() == LARGE
 
-    assert world.lies() == set() and not [key for key in models.failed_sources if key.startswith(world.mirror.url)]
+    assert world.corrupt_sources() == set() and not [
+        key for key in models.failed_sources if key.startswith(world.mirror.url)
+    ]
 
 
 def test_a_pack_that_ends_early_is_named(tmp_path: Path):
@@ -275,11 +277,11 @@ def test_a_pack_of_another_length_than_its_index_says_is_left(tmp_path: Path):
         assert set(models.failed_sources) == {f"{world.mirror.url}/{PACK}"}
 
 
-def test_a_mirror_that_drips_within_a_frame_is_left():
+def test_a_mirror_that_trickles_within_a_frame_is_left():
     """Byte by byte: no time-out of a socket would ever come, and nothing is unpacked before the frame is whole."""
     now, index = 0.0, packed(LARGE)[0].encode()
 
-    class Dripping(MemorySource):
+    class Trickling(MemorySource):
         def open(self, locator: str, *, start: int = 0, stop: int | None = None) -> Body:
             if start == 0:
                 return super().open(locator, start=start, stop=stop)
@@ -293,7 +295,7 @@ def test_a_mirror_that_drips_within_a_frame_is_left():
 
     heard: list[int] = []
     pack = CompressedBlob("mem://x/pack", Digest.of(LARGE), len(LARGE), RetryPolicy(), lambda: now)
-    body = pack.open(Dripping({"mem://x/pack": index}), 0, PIECE, heard.append)
+    body = pack.open(Trickling({"mem://x/pack": index}), 0, PIECE, heard.append)
 
     with pytest.raises(TimedOut, match="less than 1024 bytes a second for 60 s"):
         body.read_into(memoryview(bytearray(PIECE)))
@@ -316,8 +318,8 @@ def test_a_mirror_that_holds_the_plain_blob_makes_no_noise(tmp_path: Path, refus
         assert world.mirror.sent(name_of(LARGE)) == len(LARGE)
 
 
-def test_a_mirror_without_the_blob_is_told_once(cli: Cli):
-    """By the plain name; nobody needs to read twice that it is not there."""
+def test_a_mirror_without_the_blob_is_reported_once(cli: Cli):
+    """It is reported by the plain name only."""
     filled(cli, {"noise.bin": NOISE})
     shutil.rmtree(cli.root)
     with Origin({}) as origin, Origin({"noise.bin": NOISE}) as source:
@@ -347,9 +349,9 @@ def test_a_mirror_that_is_down_costs_little(tmp_path: Path):
 
 @pytest.mark.usefixtures("endless_reads")
 def test_stopping_ends_a_fetch_from_a_mirror_that_hangs_in_its_index(tmp_path: Path):
-    """The flag is looked at with every byte that comes."""
+    """The flag is checked with every byte that arrives."""
 
-    def drip(connection: socket.socket) -> None:
+    def trickle(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
         for event in (stopping, server.stopped):
             connection.sendall(b"x")
@@ -357,7 +359,7 @@ def test_stopping_ends_a_fetch_from_a_mirror_that_hangs_in_its_index(tmp_path: P
 
     stopping = threading.Event()
 
-    with RawServer(drip) as server, World(tmp_path, {}) as world:
+    with RawServer(trickle) as server, World(tmp_path, {}) as world:
         models = world.ensurer({"model.bin": LARGE}, mirrors=(server.url,))
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(models.ensure, "m")

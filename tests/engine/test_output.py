@@ -1,4 +1,4 @@
-"""What goes to standard error: talk for people, or events for programs, never a mixture."""
+"""What goes to standard error: messages for people, or events for programs, never a mixture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def events(ran: Ran) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def stale(cli: Cli) -> Cli:
-    """A lockfile beside a manifest that it was not made from, with a source where a file is missing."""
+    """A lockfile next to a manifest that it was not made from, with a source where a file is missing."""
     write_lock(cli.folder, lock_of({"m@1": {"v": {"a": b"aaa", "b": b"b"}}}, sources=["src"]))
     text = 'schema = 1\n[models.m]\nversion = "1"\nsources = ["src"]\n[models.m.variants.v]\n'
     (cli.folder / "models.toml").write_text(text)
@@ -29,7 +29,7 @@ def stale(cli: Cli) -> Cli:
 
 @pytest.mark.parametrize("command", ["plan", "status", "gc", "verify", "du"])
 def test_a_warning_is_an_event_where_events_are_asked_for(command: str, stale: Cli):
-    """Whoever reads the stream reads every line in one way."""
+    """Every line of the stream can be read in the same way."""
     heard = events(stale.run(command, *EVENTS))
 
     warned = [row for row in heard if row["event"] == "Warning"]
@@ -47,8 +47,8 @@ def test_a_failure_ends_the_events_with_what_went_wrong(stale: Cli):
     assert heard[-1] == {"event": "Failed"} | {key: told[key] for key in ("code", "message", "hint")}
 
 
-def test_displaced_files_are_told_once(stale: Cli):
-    """As the event that they are, not again in words."""
+def test_displaced_files_are_reported_once(stale: Cli):
+    """They are reported as an event, not again in words."""
     (stale.folder / "src" / "b").write_bytes(b"b")
     stale.ok("ensure", "m")
     path = stale.root / "models/m@1/v/b"
@@ -90,7 +90,7 @@ def test_a_failed_check_of_the_doctor_is_a_failure(cli: Cli):
     assert "store" in ran.json["error"]["message"]
 
 
-def test_a_terminal_that_knows_few_characters_is_told_the_others_in_escapes(cli: Cli):
+def test_a_terminal_with_few_characters_shows_the_others_as_escapes(cli: Cli):
     """No path and no message ends in a traceback."""
     lock = lock_of({"m@1": {"v": {"x": b"y"}}}, sources=["src"])
     folder = cli.folder / "ünïcode"
@@ -106,8 +106,8 @@ def test_a_terminal_that_knows_few_characters_is_told_the_others_in_escapes(cli:
     assert ran.code == 0 and "\\xfcn" in ran.out
 
 
-def test_what_is_in_quarantine_is_told_by_du(cli: Cli):
-    """It takes room, and nothing else would ever say so."""
+def test_du_reports_what_is_in_quarantine(cli: Cli):
+    """It takes room, and no other command reports it."""
     lock = lock_of({"m@1": {"v": {"x": b"y"}}}, sources=["src"])
     write_lock(cli.folder, lock)
     (cli.folder / "src").mkdir()

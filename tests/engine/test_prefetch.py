@@ -1,4 +1,4 @@
-"""Files that no listing names are fetched once, also where `lock` is stopped, killed or asked to list anew."""
+"""Files that no listing names by digest are fetched once, even if `lock` is stopped, killed or asked to list again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PATH = "m/weights.bin"
 
 @contextmanager
 def served(cli: Cli, version: str = '"1"', data: bytes = DATA) -> Iterator[Origin]:
-    """A server that lists the weights without a digest, and tells their version."""
+    """A server that lists the weights without a digest, and reports their version."""
     with Origin({PATH: data}) as origin:
         versioned(origin, version)
         (cli.folder / "models.toml").write_text(manifest_of(f"{origin.url}/m"))
@@ -61,7 +61,7 @@ def incoming(cli: Cli) -> list[Path]:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_what_a_lock_that_ended_early_had_fetched_is_not_fetched_again(cli: Cli, how: signal.Signals):
-    """However it ended, and at once: the next one asks for the rest, and what it names is right."""
+    """However it ended, the next run requests the rest, and the digest it locks is right."""
     with served(cli) as origin:
         assert broken_off(cli, origin, how) == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(how, -how)
         origin.forget()
@@ -75,7 +75,7 @@ def test_what_a_lock_that_ended_early_had_fetched_is_not_fetched_again(cli: Cli,
 
 @pytest.mark.parametrize("version", ['"2"', 'W/"1"', ""], ids=["another", "a weak one", "none"])
 def test_what_changed_meanwhile_is_fetched_whole(cli: Cli, version: str):
-    """What was there belongs to another version, for all that anybody knows."""
+    """What was fetched may belong to another version."""
     after = some_bytes(6 << 20, 2)
     with served(cli) as origin:
         broken_off(cli, origin)
@@ -100,7 +100,7 @@ def test_what_changes_between_two_questions_is_fetched_whole(cli: Cli):
     assert str(Digest.of(after)) in (cli.folder / "models.lock").read_text()
 
 
-def test_listing_anew_fetches_only_what_changed(cli: Cli):
+def test_listing_again_fetches_only_what_changed(cli: Cli):
     """`lock --upgrade` asks each file for its version, and reads nothing more of one that is the same."""
     with served(cli) as origin:
         cli.ok("lock")
@@ -145,7 +145,7 @@ def test_a_local_file_that_did_not_change_is_read_once(cli: Cli):
 # ---- by itself
 
 
-def depot_of(folder: Path, **more: Event) -> Prefetcher:
+def prefetcher_of(folder: Path, **more: Event) -> Prefetcher:
     settings = Settings(root=folder / "root")
     engine = TransferContext(
         registry=registry_of(settings),
@@ -157,21 +157,21 @@ def depot_of(folder: Path, **more: Event) -> Prefetcher:
     return Prefetcher(store=lambda: BlobStore.open(settings.root), engine=engine, **more)
 
 
-def test_after_a_power_cut_what_was_begun_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Pages may be lost of a file whose size is right; and here no digest could tell."""
+def test_after_a_power_cut_the_fetch_starts_from_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pages may be lost of a file whose size is right, and no digest is known that could show it."""
     with Origin({PATH: DATA}) as origin:
         url = f"{origin.url}/{PATH}"
         origin.fail(PATH, Fault(headers={"ETag": '"1"'}, cut_after=HALF, reset=False))
         origin.fail(PATH, Fault(status=404, times=-1))
         with pytest.raises(Exception, match="404"):
-            depot_of(tmp_path).prefetch_all([url])
+            prefetcher_of(tmp_path).prefetch_all([url])
         (left,) = (tmp_path / "root/partial").iterdir()
         with left.open("r+b") as file:
             file.write(bytes(4096))  # as if it had never been written
 
         monkeypatch.setattr(locks, "boot_id", lambda: "another")
         versioned(origin, '"1"')
-        assert depot_of(tmp_path).prefetch_all([url]) == {url: (Digest.of(DATA), len(DATA))}
+        assert prefetcher_of(tmp_path).prefetch_all([url]) == {url: (Digest.of(DATA), len(DATA))}
 
 
 def test_two_that_name_the_same_do_not_write_into_one_file(tmp_path: Path):
@@ -180,12 +180,12 @@ def test_two_that_name_the_same_do_not_write_into_one_file(tmp_path: Path):
         versioned(origin, '"1"')
         url = f"{origin.url}/{PATH}"
         gate = gate_of(origin, PATH, after=HALF)
-        first = depot_of(tmp_path)
+        first = prefetcher_of(tmp_path)
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(first.prefetch_all, [url])
             assert origin.reached.wait(PATIENCE_S)
             del origin.gates[PATH]
-            assert depot_of(tmp_path).prefetch_all([url])[url] == (Digest.of(DATA), len(DATA))
+            assert prefetcher_of(tmp_path).prefetch_all([url])[url] == (Digest.of(DATA), len(DATA))
             gate.set()
             assert waiting.result(PATIENCE_S)[url] == (Digest.of(DATA), len(DATA))
     assert list((tmp_path / "root/partial").iterdir()) == []
@@ -193,13 +193,13 @@ def test_two_that_name_the_same_do_not_write_into_one_file(tmp_path: Path):
 
 @pytest.mark.usefixtures("endless_reads")
 def test_a_stop_ends_pulls_and_keeps_what_came(tmp_path: Path):
-    """Whoever embeds this sets an event, and waits for no server."""
+    """An embedding program sets an event and does not wait for the server."""
     outer = Event()
     with Origin({PATH: DATA}) as origin:
         versioned(origin, '"1"')
         gate = gate_of(origin, PATH, after=HALF)
         Timer(0, lambda: (origin.reached.wait(PATIENCE_S), outer.set())).start()
         with pytest.raises(Stopped):
-            depot_of(tmp_path, outer=outer).prefetch_all([f"{origin.url}/{PATH}"])
+            prefetcher_of(tmp_path, outer=outer).prefetch_all([f"{origin.url}/{PATH}"])
         gate.set()
     assert [path.name[:9] for path in (tmp_path / "root/partial").iterdir()] == ["incoming-"]

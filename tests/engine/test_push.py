@@ -41,7 +41,7 @@ class Broken(Exception):
 
 
 def breaking(after: int) -> Callable[[int], None]:
-    """Raises when more than so many bytes are about to be sent."""
+    """Raises when more than *at* bytes are about to be sent."""
     told, mutex = 0, Lock()
 
     def pay(count: int) -> None:
@@ -124,7 +124,7 @@ def test_samples_that_deceive_do_not_publish_a_large_pack(tmp_path: Path):
 
 
 def test_what_is_there_is_not_sent_again(cli: Cli):
-    """Plain or compressed; but who wants it plain gets it plain, since not everybody reads the other."""
+    """Plain or compressed; a push that asks for plain sends plain, since not every reader knows the other."""
     filled(cli)
     cli.ok("push", "m", "mirror", "--compress")
     inodes = {path: path.stat().st_ino for path in (cli.folder / "mirror").rglob("*")}
@@ -141,7 +141,7 @@ def test_what_is_there_is_not_sent_again(cli: Cli):
 
 
 def test_a_file_of_another_length_at_a_blobs_place_is_replaced(tmp_path: Path):
-    """Somebody copied half of it there."""
+    """A partial copy is not taken for the blob."""
     store, sizes = store_of(tmp_path)
     place = tmp_path / "mirror" / name_of(WEIGHTS)
     place.parent.mkdir(parents=True)
@@ -168,7 +168,7 @@ def test_a_dry_run_sends_nothing_and_says_what_would_be_sent(cli: Cli):
 # ---- interrupted
 
 
-def test_an_interrupted_push_into_a_folder_goes_on_where_it_was(tmp_path: Path):
+def test_an_interrupted_push_into_a_folder_is_resumed(tmp_path: Path):
     """What was written is read back and not written again; only what is sent is paid for."""
     store, sizes = store_of(tmp_path, {"model.bin": WEIGHTS})
     mirror, paid = tmp_path / "mirror", list[int]()
@@ -184,7 +184,7 @@ def test_an_interrupted_push_into_a_folder_goes_on_where_it_was(tmp_path: Path):
     assert (mirror / name_of(WEIGHTS)).read_bytes() == WEIGHTS
 
 
-def test_a_push_of_compressed_pieces_goes_on_too(tmp_path: Path):
+def test_a_push_of_compressed_pieces_is_resumed_too(tmp_path: Path):
     """The same pieces become the same frames."""
     data = weights(3 * PIECE)
     store, sizes = store_of(tmp_path, {"model.bin": data})
@@ -213,7 +213,7 @@ def test_garbage_in_an_unfinished_file_is_written_over(tmp_path: Path):
     assert done.sent_bytes == len(WEIGHTS) - PIECE + TABLE_BYTES[0]
 
 
-def test_a_killed_push_goes_on_where_it_was(cli: Cli):
+def test_a_killed_push_is_resumed(cli: Cli):
     """kill -9 while the second piece is waited with."""
     filled(cli, {"model.bin": WEIGHTS})
     beside = cli.folder / "mirror" / name_of(WEIGHTS, ".unfinished")
@@ -277,7 +277,7 @@ def test_a_small_damaged_blob_is_not_published(cli: Cli):
 
 
 def test_a_blob_whose_table_was_lost_is_read_whole_before_it_is_published(tmp_path: Path):
-    """A table made of what just lies there would restamp rot."""
+    """A table made of the bytes as they are would certify corruption."""
     store, sizes = store_of(tmp_path)
     for data in (WEIGHTS, NOISE):
         os.unlink(store.layout.table(Digest.of(data)))
@@ -292,7 +292,7 @@ def test_a_blob_whose_table_was_lost_is_read_whole_before_it_is_published(tmp_pa
 
 
 def test_a_blob_that_cannot_be_read_is_not_the_mirrors_failure(tmp_path: Path):
-    """A bad sector of this disk is not told as one of the target, nor tried again there."""
+    """A bad sector of this disk is not reported as a fault of the target, nor retried there."""
     tried = 0
 
     def read(start: int, stop: int) -> bytes:
@@ -321,7 +321,7 @@ def test_blobs_that_are_not_in_the_store_are_a_mistake_of_the_user(cli: Cli):
 
 @pytest.mark.parametrize("scheme", ["http", "hf", "ftp"])
 def test_a_target_that_cannot_be_written_to_is_a_mistake_of_the_user(cli: Cli, scheme: str):
-    """Nobody is asked, and no password is told."""
+    """Nothing is requested, and no password is printed."""
     filled(cli, {"config.json": CONFIG})
     with Origin() as origin:
         url = origin.url.replace("http://", f"{scheme}://me:canary-password@")
@@ -387,7 +387,7 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True, capture_output=True)
 
 
-def test_a_full_target_is_said_at_once_and_gone_on_with_when_there_is_room(tmp_path: Path):
+def test_a_full_target_is_reported_at_once_and_resumed_when_there_is_room(tmp_path: Path):
     """What was sent is kept."""
     store, sizes = store_of(tmp_path, {"model.bin": WEIGHTS})
     with mounted(tmp_path / "small", "size=12m") as disk:
@@ -412,7 +412,7 @@ def test_a_read_only_target_is_refused_with_a_hint(cli: Cli):
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
-def test_a_folder_of_somebody_else_is_refused_with_a_hint(tmp_path: Path):
+def test_a_folder_of_another_user_is_refused_with_a_hint(tmp_path: Path):
     """Exit 8: not authorised."""
     (tmp_path / "mirror").mkdir(mode=0o555)
 
@@ -424,7 +424,7 @@ def test_a_folder_of_somebody_else_is_refused_with_a_hint(tmp_path: Path):
 
 
 def test_limit_rate_holds_back_what_is_sent(tmp_path: Path):
-    """A megabyte and a half at three kilobytes a second takes eight minutes, which nobody here waits for."""
+    """A megabyte and a half at three kilobytes a second takes eight minutes, measured by a fake wait."""
     waited: list[float] = []
 
     class Patient(Event):
@@ -472,7 +472,7 @@ def test_two_pushes_into_one_folder_send_one_copy(cli: Cli):
 
 
 def test_two_that_put_the_same_do_not_write_into_one_file(tmp_path: Path):
-    """Their bytes may differ, since another zstd packs otherwise; a mixture of both would be right for nobody."""
+    """Their bytes may differ, since another zstd packs differently; a mixture of both would be wrong for every reader."""
     ours, theirs = some_bytes(3 * PIECE, 1), some_bytes(3 * PIECE, 2)
     path, begun, go_on = tmp_path / "deep/x", Event(), Event()
 
@@ -548,7 +548,9 @@ def test_a_bucket_is_filled_like_a_folder(cli: Cli, bucket: str, compress: bool)
         assert content(f"models/{name_of(WEIGHTS)}") == WEIGHTS
 
 
-def test_an_interrupted_push_into_a_bucket_goes_on_at_the_part(tmp_path: Path, moto: str, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_push_into_a_bucket_is_resumed_at_the_part(
+    tmp_path: Path, moto: str, monkeypatch: pytest.MonkeyPatch
+):
     """S3 keeps the parts of an upload that did not end."""
     use(monkeypatch, settings(moto))
     boto3.client("s3").create_bucket(Bucket="mirror")
@@ -566,7 +568,7 @@ def test_an_interrupted_push_into_a_bucket_goes_on_at_the_part(tmp_path: Path, m
 
 
 def test_a_push_into_a_server_that_cannot_list_parts_succeeds_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """rclone's knows little of unfinished uploads: then they are sent anew."""
+    """rclone's server cannot report unfinished uploads, so that they are sent again."""
     (tmp_path / "buckets/mirror").mkdir(parents=True)
     store, sizes = store_of(tmp_path, {"model.bin": WEIGHTS})
     with rclone(tmp_path / "buckets") as endpoint:
@@ -591,11 +593,11 @@ class Begun:
         return push_of(self.store, self.url, pay=pay).run(self.sizes)
 
     def uploads(self) -> list[dict[str, str]]:
-        """The uploads of the bucket that nobody ended."""
+        """The unfinished uploads of the bucket."""
         return list(boto3.client("s3").list_multipart_uploads(Bucket="mirror").get("Uploads", ()))
 
     def there(self) -> bytes:
-        """What stands in the bucket at the blob's place."""
+        """The object in the bucket at the blob's key."""
         return content(f"{self.url.removeprefix('s3://mirror/')}/{name_of(WEIGHTS)}")
 
 
@@ -611,7 +613,7 @@ def begun(tmp_path: Path, moto: str, monkeypatch: pytest.MonkeyPatch) -> Begun:
 
 
 def test_an_upload_that_another_push_ends_is_no_failure(begun: Begun):
-    """Both went on with the one that an earlier push left; the second finds it gone, and the blob there."""
+    """Both resumed an upload that an earlier push left; the second finds it gone, and the blob there."""
     ended = []
 
     def overtaken(count: int) -> None:
@@ -625,7 +627,7 @@ def test_an_upload_that_another_push_ends_is_no_failure(begun: Begun):
     assert not begun.uploads()
 
 
-def test_an_upload_that_was_aborted_meanwhile_is_begun_anew(begun: Begun):
+def test_an_upload_that_was_aborted_meanwhile_is_started_again(begun: Begun):
     """A bucket's own rules throw old uploads away."""
     aborted: list[object] = []
     mutex = Lock()
@@ -643,8 +645,8 @@ def test_an_upload_that_was_aborted_meanwhile_is_begun_anew(begun: Begun):
     assert not begun.uploads()
 
 
-def test_refused_credentials_are_told_with_exit_8(cli: Cli, tmp_path: Path):
-    """And no secret is in what is said."""
+def test_refused_credentials_are_reported_with_exit_8(cli: Cli, tmp_path: Path):
+    """The message holds no secret."""
     filled(cli, {"config.json": CONFIG})
     (tmp_path / "buckets/mirror").mkdir(parents=True)
     with rclone(tmp_path / "buckets") as endpoint:
@@ -655,7 +657,7 @@ def test_refused_credentials_are_told_with_exit_8(cli: Cli, tmp_path: Path):
     assert "AWS_SECRET_ACCESS_KEY" in ran.err
 
 
-def test_a_bucket_that_is_not_there_is_told(cli: Cli, moto: str):
+def test_a_missing_bucket_is_reported(cli: Cli, moto: str):
     """Exit 5: the target does not have it."""
     filled(cli, {"config.json": CONFIG})
 
@@ -665,7 +667,7 @@ def test_a_bucket_that_is_not_there_is_told(cli: Cli, moto: str):
 
 
 def test_a_blob_of_many_pieces_is_checked_piece_by_piece(tmp_path: Path):
-    """Each reading looks at its own pieces alone, or a large blob would take quadratic time."""
+    """Each read checks only its own pieces; otherwise a large blob would take quadratic time."""
     store, _ = store_of(tmp_path, {"model.bin": WEIGHTS})
     rot(store.layout.root, WEIGHTS)
 
@@ -726,7 +728,7 @@ def test_an_ensurer_pushes_what_selectors_hold(tmp_path: Path):
     assert len(done.sent) == len(FILES) and done.packed == 1
 
 
-def test_a_push_from_python_that_fails_raises_and_tells_what_was_sent(tmp_path: Path):
+def test_a_push_from_python_that_fails_raises_and_reports_what_was_sent(tmp_path: Path):
     """The damaged blob is named; the others are in the mirror, and counted."""
     models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FILES}}), memory(FILES))
     models.ensure("m")
@@ -740,7 +742,7 @@ def test_a_push_from_python_that_fails_raises_and_tells_what_was_sent(tmp_path: 
 
 
 def test_stopping_the_ensurer_ends_its_push(tmp_path: Path):
-    """However slow it was asked to be; and it says that the next one goes on there."""
+    """However low its rate limit; and the error says that the next push resumes there."""
     store_of(tmp_path)
     settings = Settings(root=tmp_path / "root", lockfile=tmp_path / "models.lock", limit_rate=1)
     models = ModelEnsurer.open(settings=settings)
@@ -753,8 +755,8 @@ def test_stopping_the_ensurer_ends_its_push(tmp_path: Path):
             running.result(PATIENCE_S)
 
 
-def test_a_push_of_what_nobody_locked_touches_nothing(tmp_path: Path):
-    """Not even a store is made for it."""
+def test_a_push_of_a_model_that_is_not_locked_touches_nothing(tmp_path: Path):
+    """Not even a store is created for it."""
     models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FILES}}))
 
     with pytest.raises(ModelNotFoundError):
@@ -764,7 +766,7 @@ def test_a_push_of_what_nobody_locked_touches_nothing(tmp_path: Path):
 
 
 def test_everything_can_be_pushed_at_once(cli: Cli):
-    """Every variant of the lockfile; and it is said what is missing where neither is named."""
+    """Every variant of the lockfile; and the error says what is missing where neither is named."""
     filled(cli)
 
     assert len(cli.ok("push", "--all", "mirror", "--json").json["sent"]) == len(FILES)

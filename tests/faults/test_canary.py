@@ -53,7 +53,7 @@ class World:
         return "--manifest", f"{name}.toml", "--lock", f"{name}.lock"
 
     def run(self, *args: str, expect: tuple[int, ...] = (0,), **environ: str) -> str:
-        """Run a command in both ways of talking, tracebacks included; what it said."""
+        """Run a command in both output modes, tracebacks included; all its output."""
         said = ""
         for way in (("--verbose",), ("--json",)):
             ran = self.cli.run(*args, *way, **{**self.environ, **environ})
@@ -63,7 +63,7 @@ class World:
         return said
 
     def left(self) -> Iterator[tuple[str, bytes]]:
-        """Everything that the commands said and wrote."""
+        """Everything that the commands printed and wrote."""
         yield "what was said", self.shown.encode()
         folder = self.cli.folder
         for path in [folder / "events.log", *folder.glob("good*.lock"), *folder.rglob("root/**/*")]:
@@ -110,7 +110,7 @@ def test_the_main_job_leaves_no_secret(world: World):
 
 
 def test_refusals_leave_no_secret(world: World):
-    """401, 403, 404, loops, forbidden targets, nobody there, rate limits: of the source and of where it redirects to."""
+    """401, 403, 404, loops, forbidden and refused targets, rate limits: of a source and of its redirect target."""
     good = world.manifest("good", f"{world.hub.url}/m")
     world.run("lock", *good)
     signed = f"?X-Amz-Signature={SIGNATURE}"

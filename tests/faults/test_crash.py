@@ -1,4 +1,4 @@
-"""Killed at a sample of its writing system calls, modelstow leaves nothing that lies, and running again finishes.
+"""Killed at a sample of its writing system calls, modelstow leaves nothing corrupt, and running again finishes.
 
 With strace the kill comes on entry of the N-th call of a thread, for N spread over all that a whole run makes; without
 it, after random delays. MODELSTOW_CRASH_POINTS sets the size of the sample.
@@ -81,7 +81,7 @@ def nothing_yet(cli: Cli) -> None:
     lock_with(cli, {"m@1": {"a": OLD, "b": OTHER}})
 
 
-def old_version_stands(cli: Cli) -> None:
+def old_version_in_place(cli: Cli) -> None:
     lock_with(cli, {"m@1": {"a": OLD}, "n@1": {"b": OTHER}})
     cli.ok("reconcile")
     (cli.root / "models/m@1/a/mine.txt").write_text("the user's")
@@ -111,7 +111,7 @@ STORIES = {
         nothing_yet, ("reconcile",), {"m@1/a": (OLD,), "m@1/b": (OTHER,)}, {"m@1/a": OLD, "m@1/b": OTHER}
     ),
     "an upgrade that removes a tree": Story(
-        old_version_stands,
+        old_version_in_place,
         ("reconcile",),
         {"m@1/a": (OLD | MINE, NEW | MINE, NEW), "n@1/b": (OTHER,)},
         {"m@1/a": NEW | MINE},
@@ -161,7 +161,7 @@ def kill_after(cli: Cli, command: tuple[str, ...], seconds: float) -> bool:
     return running.returncode != 0
 
 
-def assert_nothing_lies(cli: Cli, story: Story) -> None:
+def assert_nothing_corrupt(cli: Cli, story: Story) -> None:
     """Every visible blob equals its name; every visible tree is one of the whole ones."""
     for name, path in blobs_of(cli.root).items():
         from modelstow.cas import Digest
@@ -180,7 +180,7 @@ def assert_nothing_lies(cli: Cli, story: Story) -> None:
 
 
 @pytest.mark.parametrize("name", STORIES)
-def test_a_kill_leaves_nothing_that_lies_and_running_again_finishes(tmp_path: Path, name: str):
+def test_a_kill_leaves_nothing_corrupt_and_running_again_finishes(tmp_path: Path, name: str):
     """At each of a sample of points: blobs equal their names, trees are whole, and the next run reaches the end."""
     story = STORIES[name]
     template, world = tmp_path / "template", tmp_path / "world"
@@ -199,7 +199,7 @@ def test_a_kill_leaves_nothing_that_lies_and_running_again_finishes(tmp_path: Pa
         killed = kill_at(cli, story.command, call, int(point)) if STRACE else kill_after(cli, story.command, point)
 
         if killed and (cli.root / "modelstow.json").exists():
-            assert_nothing_lies(cli, story)
+            assert_nothing_corrupt(cli, story)
         cli.ok(*story.command)
         cli.ok("status", "--check")
 

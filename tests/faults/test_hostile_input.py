@@ -1,4 +1,4 @@
-"""Names, numbers and documents that somebody made up to do harm: refused whole, before anything is touched."""
+"""Crafted names, numbers and documents: refused whole, before anything is touched."""
 
 import json
 import unicodedata
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
+from builders import CalledCli
 from hub import Hub
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +70,12 @@ def test_the_table_is_as_long_as_was_promised():
     assert len(set(BAD_PATHS)) >= 300
 
 
+@pytest.fixture
+def cli(tmp_path: Path) -> CalledCli:
+    """The command line as a function, in an empty folder with an empty store."""
+    return CalledCli(tmp_path)
+
+
 def shown(path: object) -> str:
     return ascii(path)[:40]
 
@@ -91,7 +98,7 @@ def assert_no_miss(paths: Sequence[str], check: Callable[[str], None]) -> None:
 
 
 def lock_text(files: object, blobs: object = None, **more: object) -> bytes:
-    """A lockfile with these files, as somebody could write it by hand."""
+    """A lockfile with these files, as it could be written by hand."""
     blobs = {DIGEST: {"size": 1, "urls": []}} if blobs is None else blobs
     models = {"m@1": {"variants": {"v": {"files": files}}}}
     return json.dumps({"lock_version": 1, "manifest": "", "models": models, "blobs": blobs, **more}).encode()
@@ -171,7 +178,7 @@ def test_an_unusual_path_that_is_good_is_accepted(path):
 
 @pytest.mark.parametrize(("one", "other"), COLLISIONS, ids=shown)
 def test_two_paths_that_are_one_somewhere_are_refused(one, other):
-    """Equal after NFC and case folding, or file and folder; in both orders, told of both paths."""
+    """Equal after NFC and case folding, or file and folder; in both orders, with one of the two reported."""
     for first, second in ((one, other), (other, one)):
         if first == second:
             continue
@@ -182,7 +189,7 @@ def test_two_paths_that_are_one_somewhere_are_refused(one, other):
 
 
 def test_a_path_that_is_listed_twice_names_both_indices():
-    """A manifest's rows are told by their numbers."""
+    """A manifest's rows are reported by their numbers."""
     with pytest.raises(ManifestValidationError, match=r"files\[2\]\.path: .*files\[0\]\.path"):
         manifest.parse(manifest_text(row("a"), row("b"), row("a")), TOML)
 
@@ -288,7 +295,7 @@ def test_a_digest_that_is_no_text_is_refused(value):
 
 
 def test_a_digest_without_a_blob_is_refused():
-    """Nobody could know its size."""
+    """Its size would be unknown."""
     assert refused_lock(lock_text({"a": OTHER})) == ["models['m@1'].variants['v'].files['a']"]
 
 
@@ -302,12 +309,12 @@ def test_one_digest_with_two_sizes_is_refused():
             manifest.parse(manifest_text(row("a"), row("b", size="2")), TOML),
             None,
             registry=Registry(),
-            prefetcher=NoDepot(),
+            prefetcher=NoPrefetcher(),
         )
 
 
 def nested(depth: int, key: str = "x") -> bytes:
-    """A lockfile of so many brackets, one in the other."""
+    """A lockfile of *depth* nested brackets."""
     inner = "[" * (depth - 1) + "]" * (depth - 1)
     return f'{{"lock_version": 1, "models": {{}}, "blobs": {{}}, "{key}": {inner}}}'.encode()
 
@@ -399,7 +406,7 @@ SICK = {
 
 
 @pytest.mark.parametrize("name", SICK)
-def test_a_sick_lockfile_is_refused(name):
+def test_a_malformed_lockfile_is_refused(name):
     """Whatever is wrong with it, the answer is one error that says so and gives away no secret."""
     with pytest.raises(LockfileInvalidError) as refused:
         lockfile.parse(SICK[name])
@@ -415,7 +422,7 @@ def test_nesting_up_to_100_is_read(depth):
 
 @pytest.mark.parametrize("urls", [["src/a"], []])
 def test_a_blob_of_no_bytes_has_the_digest_of_no_bytes(urls, cli):
-    """A size of 0 beside another digest can never be proven: it is refused, or ends with an error, and never hangs."""
+    """A size of 0 with another digest can never be verified: it is refused, or ends with an error, and never hangs."""
     (cli.folder / "src").mkdir()
     (cli.folder / "src" / "a").write_bytes(b"")
     (cli.folder / "models.lock").write_bytes(lock_text({"a": DIGEST}, {DIGEST: {"size": 0, "urls": urls}}))
@@ -530,7 +537,7 @@ SICK_MANIFESTS = {
 
 
 @pytest.mark.parametrize("name", SICK_MANIFESTS)
-def test_a_sick_manifest_is_refused(name):
+def test_a_malformed_manifest_is_refused(name):
     """The same for the file that people write."""
     refused_manifest(SICK_MANIFESTS[name])
 
@@ -544,7 +551,7 @@ def test_a_schema_of_5000_hex_digits_is_refused():
 # ---- hostile listings
 
 
-class NoDepot:
+class NoPrefetcher:
     """Nothing may be pulled."""
 
     def pull(self, locator: str):
@@ -578,7 +585,7 @@ class Lister:
 def resolved(lister: Lister):
     text = HEAD.replace(b'"src"', b'"http://h.example/m"') + b'include = ["**", "/*", "*"]\n'
     registry = Registry({"http": lambda: lister})
-    return resolve(manifest.parse(text, TOML), None, registry=registry, prefetcher=NoDepot())
+    return resolve(manifest.parse(text, TOML), None, registry=registry, prefetcher=NoPrefetcher())
 
 
 def test_a_hostile_path_in_a_listing_never_gets_into_a_lockfile():
@@ -604,7 +611,7 @@ def test_a_listing_with_paths_that_are_one_somewhere_is_refused(one, other):
 
 @pytest.mark.parametrize("digest", ["", "x", HEX[:-1], HEX + "0", "../" * 21 + "x", "g" * 64])
 def test_a_digest_in_a_listing_that_is_none_never_gets_into_a_lockfile(digest):
-    """What a listing claims is refused before it becomes a lockfile that nobody can read."""
+    """What a listing claims is refused before it becomes a lockfile that no reader accepts."""
     with pytest.raises(ModelstowError):
         resolved(Lister("good", sha256=digest))
 
@@ -627,7 +634,7 @@ def test_no_hostile_name_that_a_hub_lists_gets_into_a_lockfile():
             row |= {"lfs": {"oid": HEX, "size": 1}} if number % 2 else {}
             hub.edit = lambda good, row=row: [*good, row]
             try:
-                lock = resolve(manifest.parse(text, TOML), None, registry=registry, prefetcher=NoDepot())
+                lock = resolve(manifest.parse(text, TOML), None, registry=registry, prefetcher=NoPrefetcher())
             except ManifestValidationError as error:
                 str(error).encode()
             else:
@@ -636,7 +643,7 @@ def test_no_hostile_name_that_a_hub_lists_gets_into_a_lockfile():
 
 
 @pytest.mark.parametrize("lfs", [{"oid": "x", "size": 1}, {"oid": HEX[:-1], "size": 1}, {"oid": HEX, "size": -1}])
-def test_a_digest_or_size_of_a_hub_that_is_none_is_told_with_its_file(lfs):
+def test_an_invalid_digest_or_size_of_a_hub_is_reported_with_its_file(lfs):
     """It is the model's table that has the problem; the hub's words are shown."""
     text = HEAD.replace(b'"src"', b'"hf://org/name"')
     with Hub() as hub:
@@ -644,7 +651,7 @@ def test_a_digest_or_size_of_a_hub_that_is_none_is_told_with_its_file(lfs):
         hub.edit = lambda good: [{"type": "file", "path": "a.bin", "size": 1, "oid": "0" * 40, "lfs": lfs}]
         registry = Registry({"hf": lambda: HubSource({"HF_ENDPOINT": hub.url})})
         with pytest.raises(ManifestValidationError, match=r"the source lists 'a\.bin' with"):
-            resolve(manifest.parse(text, TOML), None, registry=registry, prefetcher=NoDepot())
+            resolve(manifest.parse(text, TOML), None, registry=registry, prefetcher=NoPrefetcher())
 
 
 # ---- through the real command line
@@ -682,8 +689,8 @@ def test_the_command_line_refuses_a_hostile_lockfile_and_creates_nothing(name, c
     assert sorted(path.name for path in cli.folder.iterdir()) == ["models.lock"]
 
 
-def test_the_command_line_tells_all_problems_with_their_places(cli):
-    """One run tells everything that is wrong."""
+def test_the_command_line_reports_all_problems_with_their_places(cli):
+    """One run reports everything that is wrong."""
     files = {"../a": DIGEST, "b": "sha256:x", "c": DIGEST, "C": DIGEST}
     (cli.folder / "models.lock").write_bytes(lock_text(files, {DIGEST: {"size": 1}, OTHER: {"size": -1}}))
 
@@ -798,7 +805,7 @@ BAD_VALUES = [
 
 
 @pytest.mark.parametrize(("text", "place"), BAD_VALUES, ids=[f"{n}-{p}" for n, (_, p) in enumerate(BAD_VALUES)])
-def test_a_bad_value_in_a_manifest_is_told_with_its_place(text, place):
+def test_a_bad_value_in_a_manifest_is_reported_with_its_place(text, place):
     """Every key and every value of the contract has its own place in the message."""
     with pytest.raises(ManifestValidationError) as refused:
         manifest.parse(text.encode(), TOML)
@@ -818,7 +825,7 @@ def test_the_place_of_a_listed_file_is_written_as_the_contract_shows():
 
 @pytest.mark.parametrize("source", ["https://u:p@h/x", "https://h/x?Signature=abc"])
 def test_a_locator_with_a_secret_is_refused_with_a_hint(source, cli):
-    """What to do instead is said: through the command line, exit code 2."""
+    """The hint says what to do instead; the command line exits with 2."""
     (cli.folder / "models.toml").write_text(VARIANT.replace("src", source))
 
     ran = cli.run("lock", "--json")
@@ -830,7 +837,7 @@ def test_a_locator_with_a_secret_is_refused_with_a_hint(source, cli):
     assert not (cli.folder / "models.lock").exists() and not cli.root.exists()
 
 
-def test_all_problems_of_a_manifest_are_told_together(cli):
+def test_all_problems_of_a_manifest_are_reported_together(cli):
     """Exit code 2, each problem with its place, and nothing is written."""
     bad = (
         VARIANT + 'include = [""]\nincludes = 1\nfiles = [{ path = "..", size = true, sha256 = "x" }]\n[mirrors]\nurl = 1\n'
@@ -846,7 +853,7 @@ def test_all_problems_of_a_manifest_are_told_together(cli):
     assert sorted(path.name for path in cli.folder.iterdir()) == ["models.toml"]
 
 
-def test_every_problem_of_one_listed_file_is_told():
+def test_every_problem_of_one_listed_file_is_reported():
     """A bad size does not hide a bad path or a bad digest."""
     raw = manifest_text('{ path = "../a", size = true, sha256 = "x" }')
 

@@ -1,4 +1,4 @@
-"""Many at once: processes that want the same, and those that collect while others fetch."""
+"""Many at once: processes that want the same, and those that collect garbage while others fetch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_processes_with_overlapping_variants_share_the_fetch_of_what_is_common(c
 
 
 def test_collecting_while_others_fetch_and_evict_takes_nothing_that_lives(tmp_path: Path):
-    """Threads ensure, evict and collect at random; whatever is ensured stands, and every blob equals its name (C10)."""
+    """Threads ensure, evict and collect at random; every ensured tree is in place and every blob equals its name (C10)."""
     rng = random.Random(7)
     models = {"m@1": {"a": FILES, "b": SMALL}, "n@1": {"c": {"n.bin": some_bytes(300_000, 60)}}}
     lock, source = lock_of(models), memory(FILES | SMALL | models["n@1"]["c"])
@@ -101,7 +101,7 @@ def test_random_kills_of_processes_that_share_a_store_leave_it_sound(cli: Cli):
     assert leftovers(cli.root) == []
 
 
-def test_repair_and_ensure_in_both_orders_do_not_wait_for_each_other_for_ever(tmp_path: Path):
+def test_repair_and_ensure_in_both_orders_do_not_deadlock(tmp_path: Path):
     """One lock order: two threads that damage, repair and ensure the same blobs come to an end (D10)."""
     lock, source = lock_of({"m@1": {"a": FILES, "b": SMALL}}), memory(FILES | SMALL)
     first = ensurer_of(tmp_path, lock, source)

@@ -1,6 +1,6 @@
-"""What the commands say, to the letter: one story, its outputs beside this file. ``UPDATE_GOLDEN=1`` rewrites them.
+"""The exact output of the commands: one story, its outputs next to this file. ``UPDATE_GOLDEN=1`` rewrites them.
 
-Scripts rely on the JSON; its keys are held against the contract here too.
+Scripts rely on the JSON; its keys are checked against the contract here too.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import Cli, Ran, some_bytes
+from builders import CalledCli, Cli, Ran, some_bytes
 
 HERE = Path(__file__).parent
 CONFIG, FP32, FP16, NEWER = b'{"hidden": 384}\n', some_bytes(2_500_000, 1), some_bytes(900_000, 2), some_bytes(901_000, 3)
@@ -88,7 +88,7 @@ NAMES = (
 def story(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[str], Ran]]:
     """Every output of the story by its name, with the command that gave it."""
     folder = tmp_path_factory.mktemp("story")
-    cli, told = Cli(folder), {}
+    cli, told = CalledCli(folder), {}
     elsewhere = str(folder / "another-root")  # `lock` keeps what no listing names; the story wants to see it fetched
 
     def tell(name: str, *args: str, **environ: str) -> Ran:
@@ -158,7 +158,7 @@ def _upgrade(cli: Cli, tell: Callable[..., Ran], elsewhere: str) -> None:
 
 
 def _damage(cli: Cli, tell: Callable[..., Ran]) -> None:
-    """A file that somebody replaced, a blob that rotted, a source that is gone."""
+    """A file that the user replaced, a blob that rotted, a source that is gone."""
     tree = cli.root / "models" / "minilm@1.0.0" / "fp16"
     (tree / "config.json").unlink()
     (tree / "config.json").write_bytes(b"mine")
@@ -194,7 +194,7 @@ def normal(args: list[str], ran: Ran, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_command_says_what_it_said_before(name, story):
+def test_a_command_prints_what_it_printed_before(name, story):
     """Line by line and key by key, after what differs from run to run is taken out."""
     args, ran = story[name]
     folder = Path(story["lock-json"][1].json["lock"]).parent
@@ -206,11 +206,11 @@ def test_a_command_says_what_it_said_before(name, story):
 
 
 def test_every_golden_file_belongs_to_the_story():
-    """Nothing is left of a story that was told before."""
+    """No file is left of an earlier story."""
     assert sorted(path.stem for path in HERE.glob("*.txt")) == sorted(NAMES)
 
 
-def test_nothing_said_holds_a_traceback(story):
+def test_no_output_holds_a_traceback(story):
     """Whatever goes wrong."""
     assert not [name for name, (_, ran) in story.items() if "Traceback" in ran.out + ran.err]
 
@@ -328,7 +328,7 @@ def test_an_error_has_the_code_of_the_contract(name, code, exit_code, story):
 
 
 @pytest.mark.parametrize(("name", "exit_code"), [("plan-check", 3), ("lock-check", 0), ("lock-check-stale-json", 7)])
-def test_a_check_tells_by_its_exit_code(name, exit_code, story):
+def test_a_check_reports_by_its_exit_code(name, exit_code, story):
     """Work to do is no failure."""
     assert story[name][1].code == exit_code
 

@@ -43,7 +43,7 @@ def served(variants: Variants, base: str) -> dict[str, bytes]:
 
 
 def put(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files by hand, as somebody who knows nothing of the store."""
+    """Write files by hand, as a user who knows nothing of the store."""
     for path, data in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
@@ -65,7 +65,7 @@ def snapshot(root: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def opened() -> threading.Event:
-    """A gate that stands open."""
+    """A gate that is open."""
     gate = threading.Event()
     gate.set()
     return gate
@@ -102,7 +102,7 @@ class WatchedSource:
             return self._news.wait_for(lambda: self.asked.keys() >= set(locators), PATIENCE_S)
 
     def forget(self) -> None:
-        """Count anew."""
+        """Count from zero."""
         self.asked.clear()
         self.ranges.clear()
 
@@ -117,8 +117,8 @@ class WatchedSource:
 
 
 @dataclass
-class Ear:
-    """A sink that keeps every event and tells when somebody waits for another's work."""
+class EventLog:
+    """A sink that keeps every event and signals when one caller waits for another's work."""
 
     events: list[Event] = field(default_factory=list)
     waiting: threading.Event = field(default_factory=threading.Event)

@@ -1,4 +1,4 @@
-"""Several callers want the same model at the same moment: the bytes are fetched once, and everybody gets them."""
+"""Several callers want the same model at the same moment: the bytes are fetched once, and all callers get them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_two_variants_are_downloaded_side_by_side(tmp_path: Path):
 
 
 def test_two_variants_with_equal_files_are_two_folders_and_one_download(tmp_path: Path):
-    """Two variants of the same files stand in different folders, and their bytes are still fetched once (A2)."""
+    """Two variants of the same files are in different folders, and their bytes are still fetched once (A2)."""
     models, source = world(tmp_path, {"fp16": FP16, "bf16": FP16})
 
     with at_once(*[lambda v=v: models.ensure("test-model", v) for v in ("fp16", "bf16")]) as asked:
@@ -100,8 +100,8 @@ def test_two_variants_with_equal_files_are_two_folders_and_one_download(tmp_path
     assert source.asked == once("fp16/config.json", "fp16/model.bin")
 
 
-def test_a_model_that_stands_there_already_is_not_downloaded(tmp_path: Path):
-    """Two threads that ask for a model whose files stand there already get it without any download (A3)."""
+def test_a_model_that_is_in_place_already_is_not_downloaded(tmp_path: Path):
+    """Two threads that ask for a model whose files are in place already get it without any download (A3)."""
     models, source = world(tmp_path)
     put(models.local_path("test-model", "fp16"), FP16)
 

@@ -55,7 +55,7 @@ def over_http(cli: Cli, origin: Origin, files=FP16) -> None:
 
 
 def test_a_model_is_downloaded_from_nothing_to_complete(tmp_path: Path):
-    """A model of two files, one in a folder of its own, is brought home and COMPLETE (C1)."""
+    """A model of two files, one in a folder of its own, is fetched and COMPLETE (C1)."""
     models, hub = world(tmp_path)
 
     path = models.ensure(KEY, "fp16")
@@ -121,8 +121,8 @@ def test_the_hub_takes_over_from_a_bucket_that_fails(tmp_path: Path):
     assert "S3 connection failed" in models.failed_sources["s3://test-bucket"].what
 
 
-def test_a_full_disk_is_told_before_anything_is_downloaded(tmp_path: Path):
-    """With 1024 bytes free, ensure says NO_SPACE with the figures and names `modelstow gc`, asking nobody (C4)."""
+def test_a_full_disk_is_reported_before_anything_is_downloaded(tmp_path: Path):
+    """With 1024 bytes free, ensure says NO_SPACE with the figures and names `modelstow gc`, without a request (C4)."""
     models, hub = world(tmp_path, free_bytes=lambda: 1024)
 
     with pytest.raises(NoSpaceError) as caught:
@@ -151,7 +151,7 @@ def test_over_its_quota_ensure_evicts_what_was_used_least_recently(tmp_path: Pat
     assert hub.asked[f"{HF}/fp16/{UNET}"] == 1
 
 
-def test_wrong_bytes_are_downloaded_once_more_by_itself(tmp_path: Path):
+def test_wrong_bytes_are_downloaded_once_more_automatically(tmp_path: Path):
     """Bytes that arrive wrong the first time and right the second cost exactly two downloads of that file (C5)."""
     flipped: list[str] = []
 
@@ -172,7 +172,7 @@ def test_wrong_bytes_are_downloaded_once_more_by_itself(tmp_path: Path):
 
 
 def test_another_source_takes_over_from_one_that_sends_wrong_bytes(tmp_path: Path):
-    """Where another source has the file, it is asked at once, and the one that sent wrong bytes goes on record (C5)."""
+    """Where another source has the file, it is asked at once, and the corrupt sender goes on record (C5)."""
     wrong = served(VARIANTS, S3) | {f"{S3}/fp16/{UNET}": b"z" * (10 * MIB)}
     bucket, hub = WatchedSource(MemorySource(wrong)), WatchedSource(MemorySource(served(VARIANTS, HF)))
     models = ensurer_of(tmp_path, locked(KEY, VARIANTS, [S3, HF]), sources={"s3": bucket, "hf": hub})
@@ -215,8 +215,8 @@ def test_a_killed_download_is_continued_not_repeated(cli: Cli):
     assert_sound(cli.root)
 
 
-def test_health_is_looked_at_without_a_download(tmp_path: Path):
-    """The state of a model that is absent is told with the bytes it needs, asking nobody and writing nothing (C7)."""
+def test_health_is_checked_without_a_download(tmp_path: Path):
+    """The state of an absent model is reported with the bytes it needs, without a request and without a write (C7)."""
     models, hub = world(tmp_path)
 
     status = models.status(KEY)
@@ -227,7 +227,7 @@ def test_health_is_looked_at_without_a_download(tmp_path: Path):
 
 
 def test_health_lists_every_model(cli: Cli):
-    """The command line tells the state of every variant of every model, and reads no file to do so (C7)."""
+    """The command line reports the state of every variant of every model, and reads no file to do so (C7)."""
     with Origin() as origin:
         over_http(cli, origin)
         cli.ok("ensure", KEY)
@@ -270,7 +270,7 @@ def test_over_the_limit_the_older_model_is_collected(tmp_path: Path):
     assert_sound(tmp_path / "root")
 
 
-def test_a_dry_run_tells_what_would_go_and_removes_nothing(tmp_path: Path):
+def test_a_dry_run_reports_what_would_go_and_removes_nothing(tmp_path: Path):
     """A dry run names the same model and the same bytes, and leaves everything as it is (C8)."""
     models, old, new = old_and_new(tmp_path)
     before = snapshot(tmp_path / "root")
@@ -312,7 +312,7 @@ def test_a_pinned_model_is_not_collected(cli: Cli):
 
 
 def test_the_command_line_and_python_see_one_model(cli: Cli):
-    """What the command line brought home Python finds complete, and neither downloads it again (C9)."""
+    """What the command line fetched Python finds complete, and neither downloads it again (C9)."""
     with Origin() as origin:
         over_http(cli, origin)
 
@@ -331,8 +331,8 @@ def test_the_command_line_and_python_see_one_model(cli: Cli):
         assert (asked, len(origin.gets())) == (2, 2)
 
 
-def test_what_python_brought_the_command_line_finds_complete(cli: Cli):
-    """What Python brought home the command line finds complete, and downloads nothing (C9)."""
+def test_what_python_fetched_the_command_line_finds_complete(cli: Cli):
+    """What Python fetched the command line finds complete, and downloads nothing (C9)."""
     with Origin() as origin:
         over_http(cli, origin)
         path = ModelEnsurer.open(root=cli.root, lockfile=cli.folder / "models.lock").ensure(KEY)
@@ -410,7 +410,7 @@ def test_a_changed_lockfile_is_not_satisfied_by_the_old_model(tmp_path: Path):
 
 
 def test_a_model_without_its_optional_part_is_complete(tmp_path: Path):
-    """An optional component that nobody chose is neither fetched nor missed (C10)."""
+    """An optional component that was not chosen is neither fetched nor missed (C10)."""
     lock = locked(KEY, {"fp16": FP16}, [HF])
     model = lock.models[KEY]
     fp16 = replace(model.variants["fp16"], components={"unet": (UNET,)}, optional=("unet",))
@@ -465,7 +465,7 @@ def test_a_failed_download_is_counted_too(tmp_path: Path):
 
 
 def used_long_ago(root: Path, tree: str, seconds: float) -> None:
-    """Let a tree's last use be so many seconds ago."""
+    """Set a tree's last use *seconds* into the past."""
     record = root / "state/inventories" / inventory.tree_id(f"models/{tree}")
     then = record.stat().st_mtime - seconds
     os.utime(record, (then, then))

@@ -1,4 +1,4 @@
-"""What web servers and buckets answer, and what it means whoever asked."""
+"""What web servers and buckets answer, and what it means for every source."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEANINGS: list[Meaning] = [
 
 
 class Clock:
-    """Stands for the module ``time`` where deadlines are measured."""
+    """Replaces the module ``time`` where deadlines are measured."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -90,7 +90,7 @@ def test_sums_give_digests_and_sizes_without_a_byte_of_content():
 
 
 def test_a_folder_without_any_listing_says_to_list_the_files():
-    """The hint tells what to write."""
+    """The hint says what to write."""
     with Origin({"m/a": b"one"}, listing="none") as origin, pytest.raises(NotListable) as caught:
         HttpSource({}).listing(f"{origin.url}/m/")
 
@@ -114,7 +114,7 @@ def test_links_that_lead_out_of_the_folder_are_not_followed():
         assert [f.path for f in HttpSource({}).listing(f"{origin.url}/m").files] == ["a.bin"]
 
 
-def test_an_ignored_range_is_told_by_the_start(origin: Origin):
+def test_an_ignored_range_is_recognised_by_the_start(origin: Origin):
     """200 with everything begins at 0 (N4)."""
     origin.fail("m/ten", Fault(ignore_range=True))
 
@@ -145,8 +145,8 @@ def test_a_range_beyond_the_end_gives_the_whole_for_comparison(origin: Origin):
 
 
 @pytest.mark.parametrize("meaning", [*MEANINGS, (410, NotFound, False), (502, ConnectionFailed, True)], ids=status_of)
-def test_statuses_are_told_apart(origin: Origin, meaning: Meaning):
-    """Permanent or worth asking again; and the number is there for who must tell them apart more finely."""
+def test_statuses_are_distinguished(origin: Origin, meaning: Meaning):
+    """Permanent or worth retrying; and the number is part of the error."""
     error = refusal_of(HttpSource({}), f"{origin.url}/m/ten", origin, "m/ten", meaning)
 
     assert error.retry_after == (7.0 if error.transient else None)
@@ -226,7 +226,7 @@ def test_a_body_that_ends_early_simply_ends(origin: Origin):
 
 
 def test_an_encoded_body_is_refused(origin: Origin):
-    """Nobody asked for gzip, and a range of it would be no range (N13)."""
+    """gzip was not requested, and a range of it would be no range (N13)."""
     origin.fail("m/ten", Fault(encoding="gzip"))
 
     with pytest.raises(ProtocolError, match="gzip"):
@@ -282,7 +282,7 @@ def test_no_secret_of_a_locator_is_in_an_error():
     assert secret not in "".join(traceback.format_exception(caught.value)) + caught.value.locator
 
 
-def test_nobody_listening_is_transient():
+def test_a_refused_connection_is_transient():
     """Connection refused may be over in a moment (N25)."""
     with pytest.raises(ConnectionFailed):
         HttpSource({}).open("http://127.0.0.1:1/x")
@@ -298,7 +298,7 @@ def test_a_small_object_is_read_whole_or_refused(origin: Origin):
 
 
 def test_bodies_are_read_by_the_fast_way(origin: Origin):
-    """urllib3 still has the attribute beneath which http.client reads into our buffer; if not, this tells."""
+    """urllib3 still has the attribute below which http.client reads into our buffer; if not, this test fails."""
     with requests.get(f"{origin.url}/m/ten", stream=True, timeout=10) as response:
         assert callable(response.raw._fp.readinto)
 
@@ -320,7 +320,7 @@ def test_the_environment_names_proxies_by_host():
 
 
 def test_a_small_read_returns_with_what_has_come(origin: Origin):
-    """Else a server that drips would be noticed only when a buffer is full, hours later."""
+    """Otherwise a server that trickles would be noticed only when a buffer is full, hours later."""
     gate = gate_of(origin, "m/ten", after=4)
     body = HttpSource().open(f"{origin.url}/m/ten")
 
@@ -357,8 +357,8 @@ def test_the_connection_of_a_short_refusal_or_redirect_is_used_again(origin: Ori
 
 @pytest.mark.usefixtures("endless_reads")
 @pytest.mark.parametrize("rest", [b"", b"a part of it"])
-def test_a_refusal_whose_text_does_not_come_is_told_all_the_same(rest: bytes):
-    """Nobody waits for what is not read anyway; the connection is not used again."""
+def test_a_refusal_whose_text_does_not_come_is_reported_all_the_same(rest: bytes):
+    """The text is not waited for; the connection is not used again."""
 
     def answer(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 100\r\n\r\n" + rest)

@@ -1,4 +1,4 @@
-"""The head of an answer: dripped, endless, too large, contradicting itself."""
+"""The head of an answer: trickled, endless, too large, contradicting itself."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def asked(answer: Callable[[socket.socket], object], **options: float) -> Source
 
 
 @pytest.mark.parametrize("pieces", [b"X-Slow: ", b"HTTP/1.1 100 Continue\r\n\r\n"], ids=["header", "continue"])
-def test_a_dripped_head_ends_at_its_deadline(pieces: bytes):
+def test_a_trickled_head_ends_at_its_deadline(pieces: bytes):
     """Each byte comes long before a read would time out, and yet it is over (N12)."""
     stopped = threading.Event()
 
-    def drip(connection: socket.socket) -> None:
+    def trickle(connection: socket.socket) -> None:
         if pieces.startswith(b"X"):
             connection.sendall(OK)
         while not stopped.wait(0.01):
@@ -39,23 +39,23 @@ def test_a_dripped_head_ends_at_its_deadline(pieces: bytes):
                 connection.sendall(bytes([byte]))
 
     try:
-        error = asked(drip, head_timeout_s=0.2)
+        error = asked(trickle, head_timeout_s=0.2)
     finally:
         stopped.set()
 
     assert isinstance(error, TimedOut) and error.transient
 
 
-def test_a_proxy_that_drips_its_answer_to_connect_ends_at_the_deadline():
+def test_a_proxy_that_trickles_its_answer_to_connect_ends_at_the_deadline():
     """The way to the server has a head of its own."""
     stopped = threading.Event()
 
-    def drip(connection: socket.socket) -> None:
+    def trickle(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\n")
         while not stopped.wait(0.01):
             connection.sendall(b"X")
 
-    with RawServer(drip) as proxy, pytest.raises(TimedOut):
+    with RawServer(trickle) as proxy, pytest.raises(TimedOut):
         HttpSource({"https_proxy": proxy.url}, head_timeout_s=0.2).open("https://models.example/x")
     stopped.set()
 
@@ -124,7 +124,7 @@ def test_a_connection_that_breaks_or_is_no_http_is_unreachable(answer: bytes):
 
 
 def test_half_a_location_is_not_followed():
-    """A connection that breaks within the head tells nothing."""
+    """A connection that breaks within the head gives no redirect target."""
     head = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: /x?signa"
     with RawServer(lambda connection: connection.sendall(head)) as server, pytest.raises(ConnectionFailed):
         HttpSource({}).open(f"{server.url}/x")

@@ -108,8 +108,8 @@ def test_every_refusal_is_permanent_and_says_why(
 
 @pytest.mark.parametrize("who", ["unknown key", "wrong secret", "nothing", "list"])
 @pytest.mark.parametrize("command", ["lock", "reconcile"])
-def test_a_command_that_is_refused_exits_8_and_tells_no_secret(users: Users, cli: Cli, who: str, command: str):
-    """Whoever the refusal hits and whatever is asked to be said."""
+def test_a_command_that_is_refused_exits_8_and_prints_no_secret(users: Users, cli: Cli, who: str, command: str):
+    """Whichever command is refused and whatever output is chosen."""
     environ = users.settings(who)
     manifest = cli.folder / "models.toml"
     if command == "reconcile":

@@ -156,7 +156,7 @@ def test_a_certificate_for_another_name_or_time_is_refused(authority: Path, name
 
 
 def test_a_self_signed_certificate_is_refused(authority: Path):
-    """Whoever signs it, it is not somebody we trust (N20)."""
+    """A certificate signed by an unknown authority is not trusted (N20)."""
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-addext", f"subjectAltName={GOOD}")
     openssl(authority, "req", "-x509", *key, "-keyout", "self.key", "-out", "self.pem", "-subj", "/CN=localhost")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -197,7 +197,7 @@ def test_a_handshake_that_breaks_is_no_bad_certificate():
     assert caught.value.transient
 
 
-def test_a_missing_file_of_certificates_is_told(served: Origin, tmp_path: Path):
+def test_a_missing_file_of_certificates_is_reported(served: Origin, tmp_path: Path):
     """It is a setting that is wrong, not the network."""
     with pytest.raises(SourceError, match="certificates") as caught:
         HttpSource({"REQUESTS_CA_BUNDLE": str(tmp_path / "canary.pem")}).open(f"{served.url}/x")

@@ -74,8 +74,8 @@ def test_an_inventory_of_a_later_format_is_a_state_error(tmp_path: Path, text: b
         inventories.read(tmp_path / "later")
 
 
-def test_what_is_announced_stands_beside_what_is_until_it_is_settled(tmp_path: Path):
-    """Whoever finds ``.next`` knows what to finish; old and new are both roots."""
+def test_what_is_announced_exists_next_to_the_old_until_it_is_settled(tmp_path: Path):
+    """A process that finds ``.next`` knows what to finish; old and new are both roots."""
     inventories.settle(tmp_path, RECORD)
     change = Inventory(tree=RECORD.tree, staging=".v.1.modelstow", staging_ino=5)
 

@@ -77,7 +77,7 @@ class StoreAndTrees(RuleBasedStateMachine):
         return self.root / "models" / f"{name}@1" / "v"
 
     def stood(self, name: str, version: int) -> None:
-        """A tree was made to stand: its names and the blobs it needs are as the lock says."""
+        """A tree was published: its names and the blobs it needs are as the lock says."""
         self.stands[name] = VERSIONS[version][name]
         self.disturbed -= {path for path in self.disturbed if path.is_relative_to(self.tree(name))}
         blobs = self.blobs()
@@ -214,13 +214,13 @@ class StoreAndTrees(RuleBasedStateMachine):
     # ---- what holds at every moment
 
     @invariant()
-    def blobs_nobody_touched_are_their_names(self) -> None:
+    def untouched_blobs_are_their_names(self) -> None:
         for name, path in self.blobs().items():
             if path not in self.disturbed:
                 assert self.digest(path) == name
 
     @invariant()
-    def trees_nobody_touched_equal_the_lock(self) -> None:
+    def untouched_trees_equal_the_lock(self) -> None:
         for name, files in self.stands.items():
             for path, data in files.items():
                 there = self.tree(name) / path
