@@ -1,14 +1,20 @@
-"""Profiles and fixtures of all tests."""
+"""Profiles and fixtures of all tests.
+
+Tests sync thousands of small files: where there is a file system in memory, they run there, but for those of `original/`
+and of the README. ``--basetemp DIR`` puts all of them on the disk of that folder instead.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import Cli
+from builders import Cli, in_memory
 from hypothesis import HealthCheck, settings
 from s3servers import moto_without_auth
 
@@ -23,6 +29,17 @@ _RELAXED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthChe
 settings.register_profile("fast", derandomize=True, max_examples=60, deadline=None, suppress_health_check=_RELAXED)
 settings.register_profile("deep", max_examples=2_000, deadline=None, print_blob=True, suppress_health_check=_RELAXED)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty folder for one test."""
+    if request.config.option.basetemp or in_memory() is None:
+        yield tmp_path_factory.mktemp("test")
+        return
+    folder = Path(tempfile.mkdtemp(prefix="modelstow-", dir=in_memory()))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

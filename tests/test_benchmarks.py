@@ -15,6 +15,8 @@ pytest.importorskip("benchmarks", reason="benchmarks are not part of the wheel")
 from benchmarks import rate_capped_server, table
 from benchmarks.output_dirs import places
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parent.parent
 
 

@@ -29,6 +29,8 @@ from modelstow.reconcile.events.events import BlobFetched, Event, SourceFailed
 from modelstow.reconcile.transfer.compressed import CompressedBlob
 from modelstow.reconcile.transfer.retry import RetryPolicy, RetrySchedule
 
+pytestmark = pytest.mark.slow
+
 LARGE = weights(3 * PIECE + 1001, seed=3)
 PACK = name_of(LARGE, ".pzst")
 SAME_LENGTH = weights(len(LARGE), seed=8)
@@ -311,6 +313,7 @@ def test_a_mirror_that_holds_the_plain_blob_makes_no_noise(tmp_path: Path, refus
     with World(tmp_path, {name_of(LARGE): LARGE}) as world:
         world.mirror.fail(PACK, Fault(status=refusal, times=-1))
         models = world.ensurer({"model.bin": LARGE})
+        models.settings = replace(models.settings, connections=1)  # another would try the source, which has nothing
 
         models.ensure("m")
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from builders import Cli, Ran, lock_of, write_lock
+from builders import CalledCli, Cli, Ran, lock_of, write_lock
 
 EVENTS = ("--progress", "json")
 
@@ -90,7 +90,7 @@ def test_a_failed_check_of_the_doctor_is_a_failure(cli: Cli):
     assert "store" in ran.json["error"]["message"]
 
 
-def test_a_terminal_with_few_characters_shows_the_others_as_escapes(cli: Cli):
+def test_a_terminal_with_few_characters_shows_the_others_as_escapes(cli: CalledCli):
     """No path and no message ends in a traceback."""
     lock = lock_of({"m@1": {"v": {"x": b"y"}}}, sources=["src"])
     folder = cli.folder / "ünïcode"
@@ -99,9 +99,8 @@ def test_a_terminal_with_few_characters_shows_the_others_as_escapes(cli: Cli):
     (folder / "src").mkdir()
     (folder / "src/x").write_bytes(b"y")
 
-    ran = cli.run(
-        "ensure", "m", "--lock", str(folder / "models.lock"), "--root", str(folder / "root"), PYTHONIOENCODING="ascii"
-    )
+    places = ("--lock", folder / "models.lock", "--root", folder / "root")
+    ran = cli.in_a_process().run("ensure", "m", *places, PYTHONIOENCODING="ascii")
 
     assert ran.code == 0 and "\\xfcn" in ran.out
 

@@ -23,6 +23,8 @@ from modelstow.reconcile.transfer.lies import BadSources
 from modelstow.reconcile.transfer.prefetch import Prefetcher
 from modelstow.reconcile.transfer.source_health import FailureTable
 
+pytestmark = pytest.mark.slow
+
 DATA = some_bytes(6 << 20, 1)
 HALF = 3 << 20
 PATH = "m/weights.bin"

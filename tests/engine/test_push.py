@@ -30,6 +30,8 @@ from modelstow.reconcile.interop.push import Pushed, _Blob, _Damaged
 from modelstow.reconcile.settings import Settings
 from modelstow.reconcile.sources import toll
 
+pytestmark = pytest.mark.slow
+
 TABLES = {name_of(data, ".pieces") for data in (WEIGHTS, NOISE)}
 PLAIN = TABLES | {name_of(data) for data in FILES.values()}
 COMPRESSED_SUFFIX = PLAIN - {name_of(WEIGHTS)} | {name_of(WEIGHTS, ".pzst")}

@@ -24,6 +24,8 @@ from modelstow.backends.memory import MemorySource
 from modelstow.cas import BlobStore, Digest, NoSpaceError
 from modelstow.cas.scrub import Level
 
+pytestmark = pytest.mark.slow
+
 BIG = some_bytes(20_000_000, 1)
 HALF = some_bytes(9_000_000, 2)
 CONFIG = b'{"hidden": 384}'

@@ -12,8 +12,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from builders import Cli, manifest_of, some_bytes
+from builders import CalledCli, Cli, manifest_of, some_bytes
 from origin import Fault, Origin
+
+pytestmark = pytest.mark.slow
 
 LOGIN, TOKEN, AWS, PROXY, SIGNATURE, USERINFO, BUNDLE = (
     f"canary{name}{name}" for name in ("login", "token", "aws", "proxy", "signature", "userinfo", "bundle")
@@ -71,9 +73,9 @@ class World:
 
 
 @pytest.fixture
-def world(cli: Cli) -> Iterator[World]:
+def world(tmp_path: Path) -> Iterator[World]:
     with ExitStack() as stack:
-        yield World(cli, stack)
+        yield World(CalledCli(tmp_path), stack)
 
 
 def assert_no_canary(world: World) -> None:
@@ -92,6 +94,7 @@ def around(content: bytes, secret: str) -> str:
 
 def test_the_main_job_leaves_no_secret(world: World):
     """A login, and signed redirects: lock, plan, reconcile, ensure, verify; the secrets really were used."""
+    world.cli = Cli(world.cli.folder)  # in processes of their own, as they are installed
     good = world.manifest("good", f"{world.hub.url}/m")
     world.hub.fail("m/w.bin", Fault(redirect=f"{world.cdn.at('localhost')}/w.bin?X-Amz-Signature={SIGNATURE}", times=-1))
 

@@ -7,11 +7,14 @@ import signal
 import threading
 from pathlib import Path
 
+import pytest
 from builders import PATIENCE_S, Cli, assert_sound, ensurer_of, leftovers, lock_of, memory, some_bytes, tree_of, write_lock
 from origin import Origin
 
 from modelstow import ModelEnsurer
 from modelstow.reconcile.retention.collector import EvictionTargets
+
+pytestmark = pytest.mark.slow
 
 FILES = {f"part-{n}.bin": some_bytes(1_500_000, n) for n in range(4)} | {"config.json": b"{}", "vocab.txt": b"a b"}
 SMALL = {"config.json": b"{}", "part-0.bin": FILES["part-0.bin"], "adapter.bin": some_bytes(100_000, 50)}

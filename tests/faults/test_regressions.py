@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, memory, some_bytes, tree_of, write_lock
+from builders import CalledCli, Cli, assert_sound, ensurer_of, leftovers, lock_of, memory, some_bytes, tree_of, write_lock
 
 from modelstow import ModelState
 from modelstow.backends import Body
 from modelstow.backends.memory import MemorySource
 from modelstow.cas import Digest, LinkMode, tree
+
+pytestmark = pytest.mark.slow
 
 OLD = {"config.json": b"{}", "model.bin": b"old weights"}
 NEW = {"config.json": b"{}", "model.bin": b"new weights!"}
@@ -106,6 +108,12 @@ def test_opening_a_file_while_gc_asks_whether_it_is_used_ends_no_process(tmp_pat
     )
 
     assert done.returncode == 0
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> CalledCli:
+    """The command line as a function, in an empty folder with an empty store."""
+    return CalledCli(tmp_path)
 
 
 def test_a_restored_store_removes_a_tree_in_one_step_and_marks_no_source(cli: Cli):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from builders import PATIENCE_S, Cli, assert_sound, blobs_of, ensurer_of, leftovers, lock_of, memory, tree_of, write_lock
 from fixtures import (
-    Ear,
+    EventLog,
     WatchedSource,
     at_once,
     hear,
@@ -30,6 +30,8 @@ from modelstow.reconcile.events.events import BlobFailed, BlobFetched, FetchStar
 from modelstow.reconcile.events.recorder import Recorder
 from modelstow.reconcile.retention.collector import EvictionTargets
 from modelstow.reconcile.settings import Settings
+
+pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 KEY = "test-model@1.0.0"
@@ -93,12 +95,12 @@ def test_processes_that_want_one_model_at_once_download_it_once(cli: Cli):
 
 def test_threads_that_want_one_model_at_once_download_it_once(tmp_path: Path):
     """Two threads that want one model get the same path from exactly one download (C2)."""
-    ear, gate = Ear(), threading.Event()
-    models, hub = world(tmp_path, events=ear)
+    log, gate = EventLog(), threading.Event()
+    models, hub = world(tmp_path, events=log)
     hub.gate = gate
 
     with at_once(*[lambda: models.ensure(KEY, "fp16")] * 2, gate=gate) as asked:
-        assert hub.wait_for(f"{HF}/fp16/{UNET}") and ear.waiting.wait(PATIENCE_S)
+        assert hub.wait_for(f"{HF}/fp16/{UNET}") and log.waiting.wait(PATIENCE_S)
         gate.set()
         first, second = [future.result(PATIENCE_S) for future in asked]
 
@@ -428,15 +430,15 @@ def test_a_model_without_its_optional_part_is_complete(tmp_path: Path):
 def test_a_download_can_be_counted_and_timed(tmp_path: Path):
     """The events of a download fold into what was started and completed, its bytes and its duration (C11)."""
     moments = iter([100.0, 107.5])
-    ear = Ear()
-    recorder = Recorder(ear, clock=lambda: next(moments))
+    log = EventLog()
+    recorder = Recorder(log, clock=lambda: next(moments))
     models, _ = world(tmp_path, events=recorder)
 
     path = models.ensure(KEY, "fp16")
 
     assert tree_of(path) == FP16
-    started = [event for event in ear.events if isinstance(event, FetchStarted)]
-    completed = [event for event in ear.events if isinstance(event, BlobFetched)]
+    started = [event for event in log.events if isinstance(event, FetchStarted)]
+    completed = [event for event in log.events if isinstance(event, BlobFetched)]
     assert Counter(event.name for event in started) == {INDEX: 1, UNET: 1}
     assert sum(event.size for event in started) == TOTAL
     assert {event.digest for event in completed} == {Digest.of(data) for data in FP16.values()}
@@ -448,16 +450,16 @@ def test_a_download_can_be_counted_and_timed(tmp_path: Path):
 
 def test_a_failed_download_is_counted_too(tmp_path: Path):
     """A failed download shows as started and failed, not as completed, and each refusal names its source (C11)."""
-    ear = Ear()
-    models, hub = world(tmp_path, events=ear)
+    log = EventLog()
+    models, hub = world(tmp_path, events=log)
     hub.broken = "no route to host"
 
     outcome = models.ensure_all([f"{KEY}#fp16"])
 
-    counts = Counter(type(event) for event in ear.events)
+    counts = Counter(type(event) for event in log.events)
     assert outcome.error is not None and outcome.error.code == "SOURCE_UNAVAILABLE"
     assert (counts[FetchStarted], counts[BlobFailed], counts[BlobFetched]) == (2, 2, 0)
-    refusals = [event for event in ear.events if isinstance(event, SourceFailed)]
+    refusals = [event for event in log.events if isinstance(event, SourceFailed)]
     assert len(refusals) == hub.calls
     assert {event.locator for event in refusals} == set(hub.asked)
     assert (outcome.report.fetched_blobs, outcome.report.fetched_bytes) == (0, 0)

@@ -30,6 +30,8 @@ from modelstow.backends.conformance import TEN, SourceContract
 from modelstow.backends.s3 import client as module
 from modelstow.backends.s3.client import S3Source
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def credentials(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -16,6 +16,8 @@ from modelstow.backends.s3.client import S3Source
 from modelstow.cas.pieces import PIECE
 from modelstow.reconcile.transfer.retry import RetryPolicy, RetrySchedule
 
+pytestmark = pytest.mark.slow
+
 _FILES = {"config.json": b'{"layers": 2}', "model.bin": some_bytes(3 * PIECE + 1000)}
 
 

@@ -16,6 +16,8 @@ from modelstow.backends import AccessDenied
 from modelstow.backends.conformance import TEN
 from modelstow.backends.s3.client import S3Source
 
+pytestmark = pytest.mark.slow
+
 _FILES = (
     'files = [{ path = "ten", size = 10, sha256 = "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882" }]'
 )

@@ -24,6 +24,8 @@ from modelstow.cas.scrub import Level
 from modelstow.reconcile.retention import pins, roots
 from modelstow.reconcile.retention.collector import EvictionTargets, GcResult
 
+pytestmark = pytest.mark.slow
+
 DAY = 86_400
 KB = 1_000
 BIG = some_bytes(20_000_000, 5)

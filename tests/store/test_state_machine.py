@@ -5,11 +5,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from builders import ensurer_of, lock_of, some_bytes
+import pytest
+from builders import ensurer_of, in_memory, lock_of, some_bytes
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from store_fixtures import flip, in_memory
+from store_fixtures import flip
 
 from modelstow import EnsureOptions, ModelState
 from modelstow.backends.memory import MemorySource
@@ -17,6 +18,8 @@ from modelstow.cas import BlobStore, Digest, leases
 from modelstow.cas.pieces import piece_hash, piece_range
 from modelstow.cas.scrub import Level
 from modelstow.reconcile.retention.collector import EvictionTargets
+
+pytestmark = pytest.mark.slow
 
 OVER_A_TABLE = some_bytes((1 << 20) + 77, 21)
 OVER_A_PIECE = some_bytes((8 << 20) + 99, 22)
