@@ -12,6 +12,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import Cli, in_memory
@@ -31,10 +32,22 @@ settings.register_profile("deep", max_examples=2_000, deadline=None, print_blob=
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
+@pytest.hookimpl(optionalhook=True)  # of xdist
+def pytest_configure_node(node: Any) -> None:
+    """Tell each worker whether the user asked for a folder: xdist gives every worker one of its own."""
+    node.workerinput["on_disk"] = bool(node.config.option.basetemp)
+
+
+def on_disk(config: pytest.Config) -> bool:
+    """Whether the user chose the folder of temporary files, or there is none in memory."""
+    chosen = getattr(config, "workerinput", {"on_disk": config.option.basetemp})["on_disk"]
+    return bool(chosen) or in_memory() is None
+
+
 @pytest.fixture
 def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An empty folder for one test."""
-    if request.config.option.basetemp or in_memory() is None:
+    if on_disk(request.config):
         yield tmp_path_factory.mktemp("test")
         return
     folder = Path(tempfile.mkdtemp(prefix="modelstow-", dir=in_memory()))

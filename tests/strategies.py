@@ -105,7 +105,7 @@ def lockfiles(draw: st.DrawFn) -> Lockfile:
     )
 
 
-# ---- documents that somebody made up
+# ---- made-up documents
 
 _KEYS = ["lock_version", "manifest", "models", "blobs", "variants", "files", "default", "components", "optional", "pin"]
 _KEYS += ["size", "urls", "entry", "m@1", "m", "v", "a", "..", "", "\ud800", str(DIGESTS[0]), str(DIGESTS[1])]
@@ -200,8 +200,8 @@ class Sim:
     """A simulated source: what it does with its first requests (then it serves), and the pieces that it sends corrupt."""
 
     replies: tuple[Reply, ...] = ()
-    lies: frozenset[int] = frozenset()
-    lies_for: int = 1_000  # requests after which it tells the truth
+    corrupt: frozenset[int] = frozenset()
+    corrupt_for: int = 1_000  # requests after which it sends the right bytes
     late: bool = False
     piece_s: float = 0.01  # seconds that it takes for a piece; from 60 on it is as good as silent
 
@@ -211,11 +211,11 @@ endings = st.sampled_from(["cut", "throttle", "gone"])
 replies = st.builds(Reply, pieces=st.integers(0, 2), then=endings, retry_after=_retry_after, part=st.integers(0, 7))
 _speeds = st.sampled_from([0.001, 0.01, 1.0, 70.0])
 flaky = st.builds(Sim, replies=st.lists(replies, max_size=12).map(tuple), late=st.booleans(), piece_s=_speeds)
-liars = st.builds(
+corrupt_sources = st.builds(
     Sim,
     replies=st.lists(replies, max_size=4).map(tuple),
-    lies=st.frozensets(st.integers(0, 4), min_size=1),
-    lies_for=st.sampled_from([1, 2, 1_000]),
+    corrupt=st.frozensets(st.integers(0, 4), min_size=1),
+    corrupt_for=st.sampled_from([1, 2, 1_000]),
     late=st.booleans(),
     piece_s=_speeds,
 )
@@ -225,7 +225,7 @@ steady = st.builds(Sim, late=st.booleans(), piece_s=st.sampled_from([0.001, 0.01
 @st.composite
 def crowds(draw: st.DrawFn, *, with_steady: bool = False) -> Mapping[str, Sim]:
     """Up to four sources by locator, in any order; with at least one that is correct and never fails, if wanted."""
-    rows = draw(st.lists(st.one_of(flaky, liars, steady), min_size=0 if with_steady else 1, max_size=3))
+    rows = draw(st.lists(st.one_of(flaky, corrupt_sources, steady), min_size=0 if with_steady else 1, max_size=3))
     if with_steady:
         rows.insert(draw(st.integers(0, len(rows))), draw(steady))
     return {f"mem://{number}": row for number, row in enumerate(rows)}

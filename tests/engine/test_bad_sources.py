@@ -50,10 +50,10 @@ def test_a_noted_bad_source_is_found_by_the_next_run(run: Callable[[], BadSource
 
 def test_records_are_kept_by_source_and_digest(run: Callable[[], BadSources]):
     """A source that sent corrupt data for one blob may be right about another, and other sources about the first."""
-    lies = run()
-    lies.note(ONE, HERE)
-    lies.note(ONE, THERE)
-    lies.note(TWO, THERE)
+    records = run()
+    records.note(ONE, HERE)
+    records.note(ONE, THERE)
+    records.note(TWO, THERE)
 
     assert run().of(ONE) == {HERE, THERE}
     assert run().of(TWO) == {THERE}
@@ -63,13 +63,13 @@ def test_records_are_kept_by_source_and_digest(run: Callable[[], BadSources]):
 def test_no_secret_of_a_locator_is_written(run: Callable[[], BadSources], tmp_path: Path):
     """What is noted, found and cleared is the redacted one."""
     signed = "https://me:canary@here.example/x?signature=canary"
-    lies = run()
+    records = run()
 
-    lies.note(ONE, signed)
+    records.note(ONE, signed)
 
     assert run().of(ONE) == {HERE}
     assert b"canary" not in (tmp_path / ONE.hex).read_bytes()
-    lies.clear(ONE, frozenset({signed}))
+    records.clear(ONE, frozenset({signed}))
     assert run().of(ONE) == set()
 
 
@@ -154,24 +154,24 @@ def test_a_folder_that_cannot_be_written_is_no_failure(tmp_path: Path, clock: Cl
     """Nothing is remembered, and the transfer continues."""
     for place in (tmp_path / "nowhere", tmp_path / "file" / "below"):
         (tmp_path / "file").write_bytes(b"")
-        lies = BadSources(place, clock)
+        records = BadSources(place, clock)
 
-        lies.note(ONE, HERE)
-        lies.clear(ONE, frozenset({HERE}))
+        records.note(ONE, HERE)
+        records.clear(ONE, frozenset({HERE}))
 
-        assert lies.of(ONE) == set()
+        assert records.of(ONE) == set()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_threads_may_share_what_a_run_has(run: Callable[[], BadSources]):
     """Each thread notes bad sources of its own blobs while others read."""
-    digests, lies = [Digest.of(bytes([n])) for n in range(32)], run()
+    digests, records = [Digest.of(bytes([n])) for n in range(32)], run()
 
     def work(digest: Digest) -> frozenset[str]:
-        lies.note(digest, HERE)
-        lies.note(digest, THERE)
-        lies.clear(digest, frozenset({THERE}))
-        return lies.of(digest)
+        records.note(digest, HERE)
+        records.note(digest, THERE)
+        records.clear(digest, frozenset({THERE}))
+        return records.of(digest)
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(work, digests)) == {frozenset({HERE})}

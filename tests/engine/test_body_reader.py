@@ -29,19 +29,19 @@ VIEW = memoryview(bytearray(MOST_STEP))
 
 def test_a_server_that_trickles_ends_in_a_timeout():
     """100 bytes each 0.3 seconds are less than 1 KiB a second: it ends after the first minute (N11)."""
-    drip = SlowBody(100, 0.3)
-    intake = drip.intake()
+    body = SlowBody(100, 0.3)
+    intake = body.intake()
 
     with pytest.raises(TimedOut, match="1024 bytes a second"):
         while True:
             intake.read(VIEW)
-    assert 60 <= drip.now < 61
+    assert 60 <= body.now < 61
 
 
 def test_a_slow_server_above_the_floor_is_waited_for():
     """Two kilobytes a second are slow and not hostile."""
-    drip = SlowBody(2_000, 1.0)
-    intake = drip.intake()
+    body = SlowBody(2_000, 1.0)
+    intake = body.intake()
 
     assert sum(intake.read(VIEW) for _ in range(500)) == 1_000_000
 

@@ -180,9 +180,9 @@ def test_a_missing_mirror_is_reported_once(cli: Cli):
     cli.ok("lock")
     (cli.folder / "mirror").mkdir()
 
-    told = cli.ok("ensure", "m", "--force", MODELSTOW_MIRRORS="mirror mirro").err
+    shown = cli.ok("ensure", "m", "--force", MODELSTOW_MIRRORS="mirror mirro").err
 
-    assert told.count("there is no mirror at") == 1 and f"warning: there is no mirror at {cli.folder}/mirro\n" in told
+    assert shown.count("there is no mirror at") == 1 and f"warning: there is no mirror at {cli.folder}/mirro\n" in shown
 
 
 def test_a_source_that_sends_wrong_bytes_is_named_though_another_serves(cli: Cli):
@@ -195,7 +195,7 @@ def test_a_source_that_sends_wrong_bytes_is_named_though_another_serves(cli: Cli
     models = {"m@1": LockedModel(variants={"v": LockedVariant(files={"a.bin": digest})}, default="v")}
     write_lock(cli.folder, Lockfile(manifest="", models=models, blobs=blobs))
 
-    told = cli.ok("ensure", "m").err
+    reported = cli.ok("ensure", "m").err
 
-    assert "warning:" in told and "bad/a.bin sent wrong bytes" in told
+    assert "warning:" in reported and "bad/a.bin sent wrong bytes" in reported
     assert "bad/a.bin" not in cli.ok("ensure", "m", "--quiet", "--force").err

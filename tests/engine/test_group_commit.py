@@ -124,12 +124,12 @@ def test_no_more_than_a_mebibyte_waits_for_its_commit(world: World):
 
 def test_what_waits_is_committed_while_its_worker_is_at_something_that_takes_long(world: World):
     """A source that pauses delays only its own blob: the others are committed and their locks free."""
-    asked, go_on = threading.Event(), threading.Event()
+    asked, resume = threading.Event(), threading.Event()
 
     def slow(locator: str) -> None:
         if locator == locator_of(FILES[2]):
             asked.set()
-            go_on.wait(PATIENCE_S)
+            resume.wait(PATIENCE_S)
 
     world.source.on_open = slow
     done: dict[Digest, bool | Exception] = {}
@@ -144,7 +144,7 @@ def test_what_waits_is_committed_while_its_worker_is_at_something_that_takes_lon
     assert world.there() == FILES[:2]
     for data in FILES[:2]:
         world.store.lock_blob(Digest.of(data), doing="looking", timeout_s=0).close()
-    go_on.set()
+    resume.set()
     thread.join(PATIENCE_S)
     assert list(done.values()) == [False] * 3 and world.there() == FILES[:3]
 
@@ -243,7 +243,7 @@ def test_nothing_is_waited_for_behind_the_last_byte(world: World):
 
             def read_into(view: memoryview) -> int:
                 nonlocal left
-                assert left > 0, "somebody waits for ever"
+                assert left > 0, "a read waits forever"
                 count = body.read_into(view)
                 left -= count
                 return count
@@ -290,18 +290,18 @@ def test_a_worker_that_holds_locks_waits_for_none(world: World):
     held = world.store.lock_blob(busy.digest, doing=f"fetching {busy.digest.short}")
     done: dict[Digest, bool | Exception] = {}
     thread = threading.Thread(target=lambda: done.update(world.fetcher.obtain_all(map(wanted, FILES[:4]))))
-    told = threading.Event()
+    reported = threading.Event()
     sink = world.events.append
 
     def emit(event: Event) -> None:
         sink(event)
         if isinstance(event, Waiting):
-            told.set()
+            reported.set()
 
     object.__setattr__(world.engine, "emit", emit)
     thread.start()
 
-    assert told.wait(PATIENCE_S)
+    assert reported.wait(PATIENCE_S)
     assert world.there() == [FILES[0], *FILES[2:4]]
     for data in (FILES[0], *FILES[2:4]):
         world.store.lock_blob(Digest.of(data), doing="looking", timeout_s=0).close()
@@ -373,14 +373,14 @@ def test_a_lease_that_was_lost_forbids_every_commit(world: World):
 
 def test_a_wait_is_reported_with_its_reason_and_ended_by_a_stop(world: World):
     """The reason is shown to the user of a terminal that does not move."""
-    told: list[str] = []
+    reported: list[str] = []
 
     def busy(locator: str) -> None:
         raise Throttled("HTTP 503 Service Unavailable", locator=locator, retry_after=7.0)
 
     def emit(event: Event) -> None:
         if isinstance(event, Info):
-            told.append(event.text)
+            reported.append(event.text)
             world.engine.stop.set()
 
     world.source.on_open = busy
@@ -389,7 +389,7 @@ def test_a_wait_is_reported_with_its_reason_and_ended_by_a_stop(world: World):
         world.fetcher.obtain_all([wanted(FILES[0])])
 
     short = Digest.of(FILES[0]).short
-    assert told == [f"{short}: every source failed (HTTP 503 Service Unavailable); asking again in 7 s"]
+    assert reported == [f"{short}: every source failed (HTTP 503 Service Unavailable); asking again in 7 s"]
 
 
 def test_a_blob_whose_lock_cannot_be_written_to_stops_no_other(world: World, monkeypatch: pytest.MonkeyPatch):
@@ -429,12 +429,12 @@ def test_a_full_disk_during_a_transfer_is_reported_with_what_is_still_needed(wor
 
 def test_asking_whether_a_commit_is_due_does_not_wait_for_one(world: World, monkeypatch: pytest.MonkeyPatch):
     """A large blob's sync takes long, and the asking thread has signals to handle."""
-    begun, go_on = threading.Event(), threading.Event()
+    begun, resume = threading.Event(), threading.Event()
     commit_all = world.store.commit_all
 
     def slow(*about: Any, **options: Any) -> Any:
         begun.set()
-        go_on.wait(PATIENCE_S)
+        resume.wait(PATIENCE_S)
         return commit_all(*about, **options)
 
     monkeypatch.setattr(world.store, "commit_all", slow)
@@ -446,6 +446,6 @@ def test_asking_whether_a_commit_is_due_does_not_wait_for_one(world: World, monk
     world.fetcher.commit_due()
 
     assert thread.is_alive() and world.there() == []
-    go_on.set()
+    resume.set()
     thread.join(PATIENCE_S)
     assert world.there() == FILES[:2]

@@ -140,23 +140,23 @@ def test_a_compressed_mirror_is_read_over_several_connections(tmp_path: Path):
         asked = world.mirror.gets(name_of(data, ".pzst"))
         assert len({seen.client for seen in asked}) > 1
         assert world.fetched.fetched_bytes <= len(data) + 2 * PIECE
-    assert world.failed in ([], [f"{world.source.url}/model.bin"])  # the mirror has nothing to be told of
+    assert world.failed in ([], [f"{world.source.url}/model.bin"])  # the mirror has nothing to be reported of
 
 
 def test_progress_is_reported_while_a_frame_arrives(tmp_path: Path):
     """In plain bytes: a slow mirror is not taken for a silent one for the time of eight megabytes."""
-    told: list[int] = []
+    reported: list[int] = []
     with World(tmp_path, {PACK: packed(LARGE)[1]}) as world:
         gate = gate_of(world.mirror, PACK, after=packed(LARGE)[0].frame(0)[1] - 1000)
 
         def progress(done: int, total: int) -> None:
-            told.append(done)
+            reported.append(done)
             if done > 2 << 20:
                 gate.set()
 
         world.ensurer({"model.bin": LARGE}).ensure("m", progress_callback=progress)
 
-    assert told == sorted(told) and told[-1] == len(LARGE) and any(0 < done < PIECE for done in told)
+    assert reported == sorted(reported) and reported[-1] == len(LARGE) and any(0 < done < PIECE for done in reported)
 
 
 def test_a_killed_fetch_from_a_compressed_mirror_is_resumed(cli: Cli):

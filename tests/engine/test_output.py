@@ -43,8 +43,8 @@ def test_a_failure_ends_the_events_with_what_went_wrong(stale: Cli):
     heard = events(ran)
     assert ran.code == 5
     assert {"Warning", "FetchesPlanned", "SourceFailed", "Failed"} <= {row["event"] for row in heard}
-    told = ran.json["error"]
-    assert heard[-1] == {"event": "Failed"} | {key: told[key] for key in ("code", "message", "hint")}
+    reported = ran.json["error"]
+    assert heard[-1] == {"event": "Failed"} | {key: reported[key] for key in ("code", "message", "hint")}
 
 
 def test_displaced_files_are_reported_once(stale: Cli):
@@ -117,8 +117,8 @@ def test_du_reports_what_is_in_quarantine(cli: Cli):
     path.write_bytes(b"edited by me")
     cli.ok("ensure", "m")
 
-    told = cli.ok("du")
-    assert "12 B of it in quarantine, which `modelstow gc --quarantine` empties" in told.out
+    reported = cli.ok("du")
+    assert "12 B of it in quarantine, which `modelstow gc --quarantine` empties" in reported.out
     assert cli.ok("du", "--json").json["totals"]["quarantine"] == 12
     cli.ok("gc", "--quarantine")
     assert "quarantine" not in cli.ok("du").out

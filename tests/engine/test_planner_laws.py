@@ -59,7 +59,7 @@ def ideal_apply(desired: Desired, actual: Actual, work: Plan) -> Actual:
     blobs = dict(actual.blobs)
     fetched = {action.digest for action in work.actions if isinstance(action, Fetch)}
     seen = {key: (dict(tree.placed), dict(tree.foreign), set(tree.extra)) for key, tree in actual.trees.items()}
-    for tree in desired.trees:  # a file at hand that may be the blob is adopted, not fetched
+    for tree in desired.trees:  # a local file that could match the blob is adopted, not fetched
         placed, others, _ = seen[tree.key]
         for path, digest in tree.files.items():
             at_hand = placed.get(path) == digest or (path in others and others[path].could_match(SIZE))

@@ -136,8 +136,8 @@ def test_a_local_file_that_did_not_change_is_read_once(cli: Cli):
     (cli.folder / "models.toml").write_text(manifest_of("src"))
     cli.ok("lock")
 
-    told = cli.ok("lock", "--upgrade", "--progress", "json").err
-    assert "TaskBegan" not in told
+    reported = cli.ok("lock", "--upgrade", "--progress", "json").err
+    assert "TaskBegan" not in reported
 
     (source / "weights.bin").write_bytes(DATA[::-1])
     cli.ok("lock", "--upgrade")

@@ -191,6 +191,6 @@ def test_evicting_says_what_keeps_the_blobs(cli: Cli):
     two_variants(cli)
     cli.ok("reconcile")
 
-    told = cli.ok("evict", "m#b").err
+    reported = cli.ok("evict", "m#b").err
 
-    assert "a reconciled lockfile keeps its blobs" in told and "gc --max-size" in told
+    assert "a reconciled lockfile keeps its blobs" in reported and "gc --max-size" in reported

@@ -149,14 +149,14 @@ def test_a_long_task_reports_how_far_it_is(cli: Cli, command: tuple[str, ...]):
         cli.ok("lock")
         cli.ok("ensure", "m")
         ran = cli.ok(*command, "--progress", "json")
-    told = [json.loads(line) for line in ran.err.splitlines()]
-    told = [row for row in told if row["event"].startswith("Task")]
+    reported = [json.loads(line) for line in ran.err.splitlines()]
+    reported = [row for row in reported if row["event"].startswith("Task")]
 
-    [what] = {row["what"] for row in told}
+    [what] = {row["what"] for row in reported}
     assert "weights.bin" in what or what in ("verifying", "on_send 1 blob")
-    assert told[0] == {"event": "TaskBegan", "what": what, "bytes": len(data)}
-    assert sum(row.get("count", 0) for row in told) == len(data)
-    assert told[-1] == {"event": "TaskEnded", "what": what}
+    assert reported[0] == {"event": "TaskBegan", "what": what, "bytes": len(data)}
+    assert sum(row.get("count", 0) for row in reported) == len(data)
+    assert reported[-1] == {"event": "TaskEnded", "what": what}
 
 
 def test_other_events_are_reported_in_words():

@@ -44,13 +44,13 @@ class Broken(Exception):
 
 def breaking(after: int) -> Callable[[int], None]:
     """Raises when more than *at* bytes are about to be sent."""
-    told, mutex = 0, Lock()
+    reported, mutex = 0, Lock()
 
     def pay(count: int) -> None:
-        nonlocal told
+        nonlocal reported
         with mutex:
-            told += count
-            if told > after:
+            reported += count
+            if reported > after:
                 raise Broken
 
     return pay
@@ -159,12 +159,12 @@ def test_a_dry_run_sends_nothing_and_says_what_would_be_sent(cli: Cli):
     filled(cli)
 
     done = cli.ok("push", "m", "mirror", "--dry-run", "--json").json
-    told = cli.ok("push", "m", "mirror", "--dry-run")
+    reported = cli.ok("push", "m", "mirror", "--dry-run")
 
     assert not (cli.folder / "mirror").exists()
     assert (done["changed"], len(done["sent"]), done["sent_bytes"]) == (False, 3, 0)
     assert done["bytes"] == sum(map(len, FILES.values()))
-    assert told.out.startswith("would send 3 blobs of ")
+    assert reported.out.startswith("would send 3 blobs of ")
 
 
 # ---- interrupted
@@ -205,9 +205,9 @@ def test_a_push_of_compressed_pieces_is_resumed_too(tmp_path: Path):
 def test_garbage_in_an_unfinished_file_is_written_over(tmp_path: Path):
     """It may be a crash's: as long as it likes, with zeros where bytes were lost."""
     store, sizes = store_of(tmp_path, {"model.bin": WEIGHTS})
-    beside = tmp_path / "mirror" / name_of(WEIGHTS, ".unfinished")
-    beside.parent.mkdir(parents=True)
-    beside.write_bytes(WEIGHTS[:PIECE] + bytes(3 * PIECE))
+    partial = tmp_path / "mirror" / name_of(WEIGHTS, ".unfinished")
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(WEIGHTS[:PIECE] + bytes(3 * PIECE))
 
     done = push_of(store, tmp_path / "mirror").run(sizes)
 
@@ -218,11 +218,11 @@ def test_garbage_in_an_unfinished_file_is_written_over(tmp_path: Path):
 def test_a_killed_push_is_resumed(cli: Cli):
     """kill -9 while the second piece is waited with."""
     filled(cli, {"model.bin": WEIGHTS})
-    beside = cli.folder / "mirror" / name_of(WEIGHTS, ".unfinished")
+    partial = cli.folder / "mirror" / name_of(WEIGHTS, ".unfinished")
     with cli.start("push", "m", "mirror", "--limit-rate", "8MB") as process:
-        wait_until(lambda: beside.exists() and beside.stat().st_size >= PIECE, running=lambda: process.poll() is None)
+        wait_until(lambda: partial.exists() and partial.stat().st_size >= PIECE, running=lambda: process.poll() is None)
         process.kill()
-    held = beside.stat().st_size
+    held = partial.stat().st_size
 
     done = cli.ok("push", "m", "mirror", "--json").json
 
@@ -476,12 +476,12 @@ def test_two_pushes_into_one_folder_send_one_copy(cli: Cli):
 def test_two_that_put_the_same_do_not_write_into_one_file(tmp_path: Path):
     """Their bytes may differ, since another zstd packs differently; a mixture of both would be wrong for every reader."""
     ours, theirs = some_bytes(3 * PIECE, 1), some_bytes(3 * PIECE, 2)
-    path, begun, go_on = tmp_path / "deep/x", Event(), Event()
+    path, begun, resume = tmp_path / "deep/x", Event(), Event()
 
     def slow(start: int, stop: int) -> bytes:
         if start == PIECE:
             begun.set()
-            assert go_on.wait(PATIENCE_S)
+            assert resume.wait(PATIENCE_S)
         return ours[start:stop]
 
     waited = Event()
@@ -495,7 +495,7 @@ def test_two_that_put_the_same_do_not_write_into_one_file(tmp_path: Path):
         assert begun.wait(PATIENCE_S)
         second = pool.submit(FileSource().put, str(path), len(theirs), lambda start, stop: theirs[start:stop], on_send)
         assert waited.wait(PATIENCE_S)
-        go_on.set()
+        resume.set()
 
         assert (first.result(PATIENCE_S), second.result(PATIENCE_S)) == (len(ours), 0)
     assert path.read_bytes() == ours and list(path.parent.iterdir()) == [path]

@@ -94,7 +94,7 @@ def test_an_edit_through_a_hardlink_is_found_and_only_its_piece_is_fetched(tmp_p
     assert outcome.report.repaired_bytes == 8 << 20
     assert outcome.report.repairs[0].pieces == (1,)
     assert tree_of(path) == FP32
-    assert (models.local_path("n") / "weights").read_bytes() == BIG, "the tree that was not asked for heals too"
+    assert (models.local_path("n") / "weights").read_bytes() == BIG, "the tree that was not asked for is repaired too"
     assert models.status("n").state is ModelState.COMPLETE
     assert_sound(tmp_path / "root")
     assert len(list((tmp_path / "root/quarantine").iterdir())) == 1
@@ -408,9 +408,9 @@ def test_mirrors_are_asked_first_and_trusted_never(cli: Cli):
     (cli.root / "blobs").rename(cli.folder / "mirror")
     for path in (cli.folder / "src").iterdir():
         path.unlink()
-    lies = next(path for path in (cli.folder / "mirror").rglob(Digest.of(CONFIG).hex))
-    lies.chmod(0o644)
-    lies.write_bytes(b"x" * len(CONFIG))
+    damaged = next(path for path in (cli.folder / "mirror").rglob(Digest.of(CONFIG).hex))
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"x" * len(CONFIG))
     (cli.folder / "src/config.json").write_bytes(CONFIG)
     import shutil
 

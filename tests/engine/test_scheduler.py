@@ -26,9 +26,9 @@ def transfer(*locators: str, size: int = THREE, late=(), spent=(), jitter: float
     return Transfer(size, locators, RetryPolicy(**policy), frozenset(late), frozenset(spent), jitter=lambda: jitter)
 
 
-def send(t: Transfer, sender: str, *pieces: int, lie: bool = False) -> None:
+def send(t: Transfer, sender: str, *pieces: int, corrupt: bool = False) -> None:
     for piece in pieces:
-        t.hold(piece, sender, right(piece) if not lie else f"{sender} lies".encode())
+        t.hold(piece, sender, right(piece) if not corrupt else f"{sender} corrupts".encode())
 
 
 def right(piece: int) -> bytes:
@@ -237,7 +237,7 @@ def test_a_permanent_failure_ends_the_source_for_this_blob():
 def test_one_sender_of_wrong_bytes_is_marked_corrupt_and_another_takes_over():
     """Everything it sent is struck off."""
     t = transfer(A, B)
-    send(t, A, 0, 1, 2, lie=True)
+    send(t, A, 0, 1, 2, corrupt=True)
 
     assert t.wrong(WRONG) == ((0, 1, 2), (A,))
     assert span(t, 0) == (B, 0, THREE)
@@ -247,11 +247,11 @@ def test_where_no_other_can_take_over_the_corrupt_sender_is_asked_once_more():
     """Once: a proxy may have been wrong. Then it is given up with the reason."""
     t = transfer(B, A)
     fail(t, B, GONE, 0)
-    send(t, A, 0, 1, 2, lie=True)
+    send(t, A, 0, 1, 2, corrupt=True)
     t.wrong(WRONG)
 
     assert asked(t) == A
-    send(t, A, 0, 1, 2, lie=True)
+    send(t, A, 0, 1, 2, corrupt=True)
     t.wrong(WRONG)
 
     assert t.next(0) == Fail({A: WRONG, B: GONE})
@@ -260,7 +260,7 @@ def test_where_no_other_can_take_over_the_corrupt_sender_is_asked_once_more():
 def test_of_two_senders_the_reference_source_replaces_the_pieces_of_the_other():
     """The source that sent most is kept; if the whole is right then, the other one had sent corrupt data."""
     t = transfer(A, B)
-    send(t, A, 0, lie=True)
+    send(t, A, 0, corrupt=True)
     fail(t, A, CUT, 0)
     send(t, B, 1, 2)
 
@@ -274,13 +274,13 @@ def test_of_two_senders_the_reference_source_replaces_the_pieces_of_the_other():
 def test_a_corrupt_reference_source_is_marked_and_the_correct_one_is_not():
     """The correct source then serves the whole blob and is not marked corrupt."""
     t = transfer(A, B)
-    send(t, A, 0, 1, lie=True)
+    send(t, A, 0, 1, corrupt=True)
     fail(t, A, CUT, 0)
     send(t, B, 2)
 
     assert t.wrong(WRONG) == ((2,), ())
-    assert asked(t, 1000.0) == A, "while purifying only the reference is asked"
-    send(t, A, 2, lie=True)
+    assert asked(t, 1000.0) == A, "while a reference source is used only that is asked"
+    send(t, A, 2, corrupt=True)
 
     assert t.wrong(WRONG) == ((0, 1, 2), (A,))
     assert span(t, 0) == (B, 0, THREE)
@@ -291,12 +291,12 @@ def test_a_corrupt_reference_source_is_marked_and_the_correct_one_is_not():
 def test_wrong_pieces_of_an_earlier_run_cost_only_themselves():
     """No current source is marked corrupt for pieces that were there before."""
     t = transfer(A)
-    send(t, EARLIER, 0, lie=True)
+    send(t, EARLIER, 0, corrupt=True)
     send(t, A, 1, 2)
 
-    struck, convicted = t.wrong(WRONG)
+    struck, marked = t.wrong(WRONG)
 
-    assert (struck, convicted) == ((0,), ())
+    assert (struck, marked) == ((0,), ())
     send(t, A, 0)
     assert t.proven() == (EARLIER,)
 
@@ -304,7 +304,7 @@ def test_wrong_pieces_of_an_earlier_run_cost_only_themselves():
 def test_a_reference_source_that_fails_for_good_makes_room_for_the_others():
     """What it could not replace, another may."""
     t = transfer(A, B, C)
-    send(t, A, 0, 1, lie=True)
+    send(t, A, 0, 1, corrupt=True)
     fail(t, A, CUT, 0)
     send(t, B, 2)
     t.wrong(WRONG)
@@ -316,7 +316,7 @@ def test_a_reference_source_that_fails_for_good_makes_room_for_the_others():
 def test_a_reference_source_with_an_impossible_piece_makes_room_for_the_others():
     """A piece that cannot be right marks it corrupt; a correct source is still there and is asked."""
     t = transfer(A, B)
-    send(t, A, 0, 1, lie=True)
+    send(t, A, 0, 1, corrupt=True)
     fail(t, A, CUT, 0)
     send(t, B, 2)
     t.wrong(WRONG)
@@ -337,14 +337,14 @@ def test_a_piece_that_cannot_be_right_marks_its_sender_corrupt_at_once():
 def test_where_all_senders_are_over_none_is_blamed_for_what_another_may_have_done():
     """The corrupt sender is unknown; the pieces are invalidated and a third source serves the whole."""
     t = transfer(A, B, C, late=[C])
-    send(t, A, 0, lie=True)
+    send(t, A, 0, corrupt=True)
     fail(t, A, GONE, 0)
     fail(t, B, GONE, 0)
     send(t, B, 1, 2)
 
-    struck, convicted = t.wrong(WRONG)
+    struck, marked = t.wrong(WRONG)
 
-    assert convicted == ()
+    assert marked == ()
     assert 0 in struck and asked(t) == C
 
 
@@ -404,9 +404,9 @@ def test_a_slow_range_keeps_its_share_when_a_connection_is_free():
         assert t.may_write(slow.claim, piece)
         t.kept(slow.claim, piece, right(piece), 2.0 * (piece + 1))
 
-    thief = begin(t, A, 4.0, allowed=2)
+    taker = begin(t, A, 4.0, allowed=2)
 
-    assert (thief.start, thief.stop) == (3 * PIECE, 4 * PIECE)
+    assert (taker.start, taker.stop) == (3 * PIECE, 4 * PIECE)
     assert [piece for piece in range(8) if t.takes(slow.claim, piece)] == [2]
 
 
@@ -542,7 +542,7 @@ class World:
     sims: Mapping[str, Sim]
     pieces: int
     policy: RetryPolicy
-    earlier: Mapping[int, str] = field(default_factory=dict)  # piece -> who sent it, right unless it lies about it
+    earlier: Mapping[int, str] = field(default_factory=dict)  # piece -> who sent it, right unless it corrupts it
     jumps: tuple[float, ...] = (0.0,)
     allowed: int = 1  # connections at once
     now: float = 1_000.0
@@ -550,9 +550,9 @@ class World:
     waits: list[float] = field(default_factory=list)
     held: dict[int, bytes] = field(default_factory=dict)
     begun: int = 0  # pieces that a source began to send
-    taken_over: int = 0  # pieces that another brought while they were on their way
+    taken_over: int = 0  # pieces that another sent while they were on their way
     corrupt: set[str] = field(default_factory=set)  # who ever sent a wrong piece
-    convicted: set[str] = field(default_factory=set)  # by ``wrong``
+    marked: set[str] = field(default_factory=set)  # by ``wrong``
     blamed: tuple[str, ...] = ()  # by ``proven``
     requests: dict[str, int] = field(default_factory=dict)
     locator_prefixes: dict[int, tuple[str, int]] = field(default_factory=dict)  # of pieces: who sent it, up to where
@@ -595,12 +595,12 @@ class World:
                     if all(self.held.get(piece) == right(piece) for piece in range(self.pieces)):
                         self.blamed = t.proven()
                         return step
-                    struck, convicted = t.wrong(WRONG)
+                    struck, marked = t.wrong(WRONG)
                     assert struck, "nothing changed"
                     for piece in struck:
                         del self.held[piece]
                         self.farthest.pop(piece, None)
-                    self.convicted |= set(convicted)
+                    self.marked |= set(marked)
                 case Fail():
                     return step
 
@@ -613,8 +613,8 @@ class World:
 
     def _sent(self, piece: int, sender: str) -> bytes:
         sim = self.sims.get(sender, Sim())
-        lies = piece in sim.lies and self.requests.get(sender, 0) <= sim.lies_for
-        hash_ = f"{sender} lies about {piece}".encode() if lies or sender == "mem://liar of old" else right(piece)
+        wrong = piece in sim.corrupt and self.requests.get(sender, 0) <= sim.corrupt_for
+        hash_ = f"{sender} corrupts {piece}".encode() if wrong or sender == "mem://corrupt of old" else right(piece)
         if hash_ != right(piece):
             self.corrupt.add(sender)
         self.held[piece] = hash_
@@ -703,7 +703,7 @@ class World:
         return locator in self.gone or plain >= attempts or throttled >= self.policy.rate_limit.attempts
 
     def correct_sources(self) -> set[str]:
-        return {locator for locator, sim in self.sims.items() if not sim.lies}
+        return {locator for locator, sim in self.sims.items() if not sim.corrupt}
 
 
 policies = st.builds(
@@ -724,7 +724,7 @@ jumps = st.lists(st.sampled_from([0.0, 0.001, 1.0, 1e6]), min_size=1, max_size=3
 def worlds(draw: st.DrawFn, *, with_steady: bool = False) -> World:
     sims = draw(crowds(with_steady=with_steady))
     pieces = draw(st.integers(1, 9))
-    senders = st.sampled_from([*sims, EARLIER, "mem://liar of old"])
+    senders = st.sampled_from([*sims, EARLIER, "mem://corrupt of old"])
     earlier = draw(st.dictionaries(st.integers(0, pieces - 1), senders))
     allowed = draw(st.integers(1, 5))
     return World(sims, pieces, draw(policies), earlier=earlier, jumps=draw(jumps), allowed=allowed)
@@ -750,7 +750,7 @@ def test_it_never_gives_up_while_a_correct_source_could_still_serve(world):
 
 @given(worlds(with_steady=True))
 @settings(max_examples=300)
-@example(World({A: Sim(lies=frozenset([0])), B: Sim()}, 1, RetryPolicy()))
+@example(World({A: Sim(corrupt=frozenset([0])), B: Sim()}, 1, RetryPolicy()))
 @example(World({A: Sim((Reply(1, "gone"),), frozenset([0])), B: Sim()}, 2, RetryPolicy()))
 @example(World({A: Sim((Reply(2, "cut"),), frozenset([0])), B: Sim((Reply(1, "cut"),)), C: Sim()}, 4, RetryPolicy()))
 def test_it_ends_with_the_right_bytes_where_a_correct_source_can_be_reached(world):
@@ -768,7 +768,7 @@ def test_no_correct_source_is_marked_corrupt(world):
     world.run()
 
     assert set(world.blamed) <= world.corrupt
-    assert world.convicted - {EARLIER, "mem://liar of old"} <= world.corrupt
+    assert world.marked - {EARLIER, "mem://corrupt of old"} <= world.corrupt
 
 
 @given(worlds())

@@ -32,7 +32,7 @@ class World:
         self.cdn = stack.enter_context(Origin(dict(FILES)))
         self.proxy = stack.enter_context(Origin({}))
         with Origin({}) as gone:
-            self.nobody = gone.url
+            self.refusing = gone.url
         (cli.folder / "netrc").write_text(f"machine 127.0.0.1 login me password {LOGIN}\n")
         (cli.folder / "netrc").chmod(0o600)
         self.environ = {
@@ -140,10 +140,10 @@ def test_refusals_leave_no_secret(world: World):
         world.hub.fail("m/w.bin", Fault(redirect=target, times=-1))
         world.run(*force, expect=(5,))
 
-    world.run("lock", *world.manifest("gone", f"{world.nobody}/m"), expect=(5,))
-    # What is asked for a listing is asked once, so nobody there costs no waiting here.
+    world.run("lock", *world.manifest("gone", f"{world.refusing}/m"), expect=(5,))
+    # What is asked for a listing is asked once, so a refused connection costs no waiting here.
     for name, fault in (
-        ("nobody", Fault(redirect=f"{world.nobody}/{signed}", times=-1)),
+        ("refused", Fault(redirect=f"{world.refusing}/{signed}", times=-1)),
         ("busy", Fault(status=429, times=-1)),
     ):
         world.hub.behave()
@@ -172,7 +172,7 @@ def test_proxies_certificates_and_keys_leave_no_secret(world: World):
 
     world.hub.fail("bucket", Fault(status=403, times=-1))
     world.run("lock", *world.manifest("keys", "s3://bucket/m"), expect=(5, 8))
-    elsewhere = {"AWS_ENDPOINT_URL_S3": world.nobody}
+    elsewhere = {"AWS_ENDPOINT_URL_S3": world.refusing}
     world.run("lock", *world.manifest("keys", "s3://bucket/m"), expect=(5, 8), **elsewhere)
     world.run(
         "lock", *world.manifest("keys", "s3://bucket/m"), expect=(5, 8), AWS_ENDPOINT_URL_S3=f"http://me:{USERINFO}@x y/"

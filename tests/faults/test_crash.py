@@ -174,7 +174,7 @@ def assert_nothing_corrupt(cli: Cli, story: Story) -> None:
     for tree, allowed in story.trees.items():
         path = cli.root / "models" / tree
         if path.is_dir():
-            # One that is mended file by file may hold the next file under a name that no path of a lockfile can have.
+            # A tree that is repaired file by file may hold the next file under a name that no path of a lockfile can have.
             seen = {
                 name: data for name, data in tree_of(path).items() if not name.rpartition("/")[2].startswith(".modelstow-")
             }

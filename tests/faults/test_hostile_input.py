@@ -124,7 +124,7 @@ def refused_lock(raw: bytes) -> list[str]:
     with pytest.raises(LockfileInvalidError) as refused:
         lockfile.parse(raw)
     assert refused.value.details["problems"]
-    str(refused.value).encode()  # what is told can be printed
+    str(refused.value).encode()  # what is reported can be printed
     return [problem["place"] for problem in refused.value.details["problems"]]
 
 
@@ -320,7 +320,7 @@ def nested(depth: int, key: str = "x") -> bytes:
 
 
 GOOD = lock_text({"a": DIGEST})
-SICK = {
+MALFORMED = {
     "empty": b"",
     "spaces": b"  \n",
     "cut": GOOD[:-10],
@@ -358,7 +358,7 @@ SICK = {
     "the same path twice": lock_text({"a": DIGEST}).replace(b'"a": ', f'"a": "{DIGEST}", "a": '.encode()),
     "the same path twice, escaped": lock_text({"a": DIGEST}).replace(b'"a": ', f'"\\u0061": "{DIGEST}", "a": '.encode()),
     "the same model twice": lock_text({}).replace(b'"m@1": ', b'"m@1": {}, "m@1": '),
-    "a key twice where nobody looks": GOOD.replace(b"{", b'{"new": [{"k": 1, "k": 1}], ', 1),
+    "a key twice in an unknown table": GOOD.replace(b"{", b'{"new": [{"k": 1, "k": 1}], ', 1),
     "nested 101": nested(101),
     "nested 102": nested(102),
     "nested 500": nested(500),
@@ -405,11 +405,11 @@ SICK = {
 }
 
 
-@pytest.mark.parametrize("name", SICK)
+@pytest.mark.parametrize("name", MALFORMED)
 def test_a_malformed_lockfile_is_refused(name):
     """Whatever is wrong with it, the answer is one error that says so and gives away no secret."""
     with pytest.raises(LockfileInvalidError) as refused:
-        lockfile.parse(SICK[name])
+        lockfile.parse(MALFORMED[name])
 
     assert refused.value.details["problems"] and "canary" not in str(refused.value) + str(refused.value.details)
 
@@ -508,7 +508,7 @@ def manifest_or_error(raw: bytes) -> None:
 
 
 HEAD = b'schema = 1\n[models."m"]\nversion = "1"\nsources = ["src"]\n[models."m".variants.v]\n'
-SICK_MANIFESTS = {
+MALFORMED_MANIFESTS = {
     "invalid UTF-8": b"schema = 1 # \xff\n",
     "raw surrogate": b'schema = 1\na = "\xed\xa0\x80"\n',
     "UTF-8 BOM": b"\xef\xbb\xbfschema = 1\n",
@@ -536,10 +536,10 @@ SICK_MANIFESTS = {
 }
 
 
-@pytest.mark.parametrize("name", SICK_MANIFESTS)
+@pytest.mark.parametrize("name", MALFORMED_MANIFESTS)
 def test_a_malformed_manifest_is_refused(name):
     """The same for the file that people write."""
-    refused_manifest(SICK_MANIFESTS[name])
+    refused_manifest(MALFORMED_MANIFESTS[name])
 
 
 def test_a_schema_of_5000_hex_digits_is_refused():
@@ -662,7 +662,7 @@ SAMPLE = [
     "a url with a password", "a signed url",
 ]  # fmt: skip
 THROUGH = {
-    **{name: SICK[name] for name in SAMPLE},
+    **{name: MALFORMED[name] for name in SAMPLE},
     "up and out": lock_text({"../../outside": DIGEST}),
     "absolute": lock_text({"/outside": DIGEST}),
     "a surrogate": lock_text({"a\ud800": DIGEST}),

@@ -93,7 +93,7 @@ class WatchedSource:
         if self.broken:
             raise ConnectionFailed(self.broken, locator=locator)
         if not self.gate.wait(PATIENCE_S):
-            raise TimedOut("nobody opened the gate", locator=locator)
+            raise TimedOut("the gate was not opened", locator=locator)
         return self._inner.open(locator, start=start, stop=stop)
 
     def wait_for(self, *locators: str) -> bool:

@@ -517,13 +517,13 @@ def test_a_lock_that_is_not_had_in_time_is_an_error_that_names_its_holder(tmp_pa
 
 def test_progress_rises_to_the_size_of_all_files(tmp_path: Path):
     """Progress never falls and ends with all bytes done of all bytes (B21)."""
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     models, _ = world(tmp_path)
 
-    models.ensure("test-model", "fp16", progress_callback=lambda done, total: told.append((done, total)))
+    models.ensure("test-model", "fp16", progress_callback=lambda done, total: reported.append((done, total)))
 
-    assert told[-1] == (1100, 1100)
-    assert told == sorted(told) and {total for _, total in told} == {1100}
+    assert reported[-1] == (1100, 1100)
+    assert reported == sorted(reported) and {total for _, total in reported} == {1100}
 
 
 def test_success_leaves_nothing_of_its_work(tmp_path: Path):

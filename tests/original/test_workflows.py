@@ -318,13 +318,13 @@ def test_the_command_line_and_python_see_one_model(cli: Cli):
     with Origin() as origin:
         over_http(cli, origin)
 
-        brought = cli.ok("ensure", KEY)
+        fetched = cli.ok("ensure", KEY)
         asked = len(origin.gets())
         models = ModelEnsurer.open(root=cli.root, lockfile=cli.folder / "models.lock")
         status = models.status(KEY)
         again = cli.ok("ensure", f"{KEY}#fp16", "--json")
 
-        path = Path(brought.out.strip())
+        path = Path(fetched.out.strip())
         assert path.is_dir() and tree_of(path) == FP16
         assert (status.state, status.local_path) == (ModelState.COMPLETE, path)
         assert models.ensure(KEY, "fp16") == path

@@ -84,11 +84,11 @@ def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     folder, who = tmp_path / "closed", os.geteuid()
     folder.mkdir(mode=0o000)
     tmp_path.chmod(0o755)
-    monkeypatch.chdir(tmp_path)  # nobody else may enter the folders above
+    monkeypatch.chdir(tmp_path)  # other users may not enter the folders above
     try:
         os.seteuid(_NOBODY if who == 0 else who)
     except OSError:
-        pytest.skip("this root can be nobody else")
+        pytest.skip("this root cannot become another user")
     yield "closed"
     os.seteuid(who)
     folder.chmod(0o700)

@@ -200,7 +200,7 @@ def test_a_listing_that_continues_elsewhere_is_refused(hub: Hub, link: str):
 def test_a_listing_without_end_is_given_up(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     """Neither pages nor bytes are read without bound."""
     hub.add("org/name", {"a": b"a", "b": b"b"})
-    hub.page, hub.next_link = 1, "?cursor=0"  # for ever the first page
+    hub.page, hub.next_link = 1, "?cursor=0"  # the first page forever
     monkeypatch.setattr(hub_source, "_PAGES", 5)
     with pytest.raises(NotListable, match="more than 5 pages"):
         source_of(hub).listing("hf://org/name")
@@ -651,12 +651,12 @@ def test_the_hub_of_these_tests_is_one_for_huggingface_hub(cli: Cli, hub: Hub):
     done = subprocess.run([sys.executable, "-c", CLIENT], env=environ, capture_output=True, text=True, timeout=120)
 
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    reported = json.loads(done.stdout)
     ours = source_of(hub).listing("hf://org/name")
-    assert told["tree"] == {listed.path: listed.sha256 for listed in ours.files}
-    assert told["folder"] == {"vae/model.bin": hashlib.sha256(FILES["vae/model.bin"]).hexdigest()}
-    assert told["dataset"] == {"a.bin": hashlib.sha256(b"a").hexdigest()}
-    assert told["sha"] == repository.branches["main"] == ours.locator.partition("@")[2]
-    assert tree_of(Path(told["path"])) == tree_of(Path(told["old"])) == FILES
-    assert told["refused"] == [True] * 5
+    assert reported["tree"] == {listed.path: listed.sha256 for listed in ours.files}
+    assert reported["folder"] == {"vae/model.bin": hashlib.sha256(FILES["vae/model.bin"]).hexdigest()}
+    assert reported["dataset"] == {"a.bin": hashlib.sha256(b"a").hexdigest()}
+    assert reported["sha"] == repository.branches["main"] == ours.locator.partition("@")[2]
+    assert tree_of(Path(reported["path"])) == tree_of(Path(reported["old"])) == FILES
+    assert reported["refused"] == [True] * 5
     assert not [seen for seen in hub.cdn.requests if authorization(seen)]

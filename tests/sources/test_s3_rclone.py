@@ -109,7 +109,7 @@ def test_a_cut_download_is_resumed(private: str, cli: Cli, monkeypatch: pytest.M
     """The pieces that arrived before the cut are not asked for again."""
     use(monkeypatch, settings(private))
     lock = lock_of({"m@1": {"all": {"model.bin": _FILES["model.bin"]}}}, ["s3://models/v1"])
-    monkeypatch.setenv("MODELSTOW_CONCURRENCY", "1")  # another connection would go on
+    monkeypatch.setenv("MODELSTOW_CONCURRENCY", "1")  # another connection would resume it
     once = RetryPolicy(transient=RetrySchedule(attempts=1))
     faulty = FaultySource(S3Source(), cuts=[PIECE + 5])
     with pytest.raises(Exception, match="connection dropped"):

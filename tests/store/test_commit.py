@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_synced_fails_all_that_went_into_it(tmp_path: Pa
         failed = store.commit_all(partials)
 
     assert set(failed) == digests and len(digests) > 1 and asked.count(broken) == 1
-    assert intact(store) == DATA, "the names are there, though nobody promised that they stay"
+    assert intact(store) == DATA, "the names are there, though it is not guaranteed that they stay"
 
 
 def test_wrong_bytes_among_right_ones_stay_a_partial(tmp_path: Path):

@@ -205,7 +205,7 @@ except ValueError:
 # ---- crafted indexes
 
 RAW = packed(DATA)[0].encode()
-LENGTHS = 52  # where they stand in the body
+LENGTHS = 52  # their offsets in the body
 
 
 @pytest.mark.parametrize(
@@ -268,8 +268,8 @@ def test_an_index_with_false_lengths_accepts_no_wrong_bytes():
     """Its lengths are possible ones, so its frames are asked for, and refused."""
     index, file = packed(DATA)
     raw = resealed(RAW, LENGTHS, struct.pack("<I", index.frame(0)[1] - index.frame(0)[0] - 1))
-    liar = CompressedIndex.decode(raw, DIGEST, SIZE)
+    false = CompressedIndex.decode(raw, DIGEST, SIZE)
 
     for piece in range(2):
         with pytest.raises(ValueError, match="frame"):
-            decompress(file[slice(*liar.frame(piece))], piece, SIZE)
+            decompress(file[slice(*false.frame(piece))], piece, SIZE)

@@ -173,11 +173,11 @@ def test_a_waiter_gets_the_lock_of_a_holder_that_worked_longer_than_the_time_out
 
 def test_a_waiter_is_told_once_whose_work_it_waits_for(tmp_path: Path):
     """For progress displays."""
-    told: list[locks.Holder | None] = []
+    reported: list[locks.Holder | None] = []
     with locks.acquire(tmp_path / "lock", doing="fetching abc"), pytest.raises(LockTimeoutError):
-        locks.acquire(tmp_path / "lock", doing="waiting", timeout_s=0.05, on_wait=told.append)
+        locks.acquire(tmp_path / "lock", doing="waiting", timeout_s=0.05, on_wait=reported.append)
 
-    assert len(told) == 1 and "fetching abc" in str(told[0]) and str(os.getpid()) in str(told[0])
+    assert len(reported) == 1 and "fetching abc" in str(reported[0]) and str(os.getpid()) in str(reported[0])
 
 
 def test_a_stop_flag_ends_waiting(tmp_path: Path):

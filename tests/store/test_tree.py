@@ -336,7 +336,7 @@ def test_a_scan_goes_as_deep_as_folders_do(tmp_path: Path):
             os.chdir("x")
         found = tree.scan(tmp_path)
     finally:
-        for _ in range(depth):  # whoever clears the test's folder would recurse
+        for _ in range(depth):  # clearing the test's folder would recurse
             os.chdir("..")
             os.rmdir("x")
         os.chdir(here)
