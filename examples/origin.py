@@ -30,6 +30,9 @@ class Origin:
     def __init__(self, folder: Path) -> None:
         self.folder, self.rate = folder, 0.0  # 0: as fast as it goes
         self.requests: list[Request] = []
+        self.answering = 0  # bodies that are being sent
+        self.changed = threading.Condition()
+        self._hold_at: int | None = None
         handler = type("Handler", (_Handler,), {"origin": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -56,6 +59,29 @@ class Origin:
     def forget(self) -> None:
         """Count from zero."""
         self.requests = []
+
+    def sent_in_all(self) -> int:
+        """Bytes of body sent so far, once every answer has ended: a client may have its last byte before we count it."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.answering == 0)
+        return self.sent
+
+    def hold(self, at: int | None) -> None:
+        """Send no more once so many bytes were sent; None: go on."""
+        with self.changed:
+            self._hold_at = at
+            self.changed.notify_all()
+
+    @property
+    def holds(self) -> bool:
+        """Whether so many bytes were sent that no more are."""
+        return self._hold_at is not None and self.sent >= self._hold_at
+
+    def wait_while_held(self) -> None:
+        """Called before each part of an answer."""
+        if self._hold_at is not None:
+            with self.changed:
+                self.changed.wait_for(lambda: not self.holds)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -106,16 +132,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self, file: Path, start: int, stop: int, request: Request) -> None:
         began = time.monotonic()
+        self._count_answer(1)
         with open(file, "rb") as body:
             body.seek(start)
             try:
                 while chunk := body.read(min(_STEP, stop - body.tell())):
+                    self.origin.wait_while_held()
                     self.wfile.write(chunk)
                     request.sent += len(chunk)
                     if rate := self.origin.rate:
                         time.sleep(max(0.0, began + request.sent / rate - time.monotonic()))
             except ConnectionError:  # the other side was killed
                 self.close_connection = True
+            finally:
+                self._count_answer(-1)
+
+    def _count_answer(self, change: int) -> None:
+        with self.origin.changed:
+            self.origin.answering += change
+            self.origin.changed.notify_all()
 
     def _head(self, status: int, length: int, content_range: str = "") -> None:
         self.send_response(status)

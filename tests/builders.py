@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from modelstow import ModelEnsurer
 from modelstow.backends import Source
 from modelstow.backends.memory import MemorySource
 from modelstow.cas import Digest
+from modelstow.reconcile.cli.main import main
 from modelstow.reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile
 from modelstow.reconcile.transfer.retry import RetryPolicy, RetrySchedule
 
 IMPATIENT = RetryPolicy(transient=RetrySchedule(attempts=3), rate_limit=RetrySchedule(attempts=3), retry_after_cap_s=0.0)
 """Retries without a pause, so that no test sleeps."""
+PATIENCE_S = 120.0
+"""How long a test waits for an event that is certain to come: only a hang takes longer, however busy the machine is."""
+_ENDLESS_READS = (
+    "import modelstow.backends.http.client as client\n"
+    "client.READ_TIMEOUT_S = 3600.0\n"
+    "from modelstow.reconcile.cli.main import console\n"
+    "console()\n"
+)
+
+
+def wait_until(holds: Callable[[], bool], *, running: Callable[[], bool] = lambda: True) -> None:
+    """Poll for what no event reports, such as a file that another process writes, while *running* is true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert running(), "the work ended before the condition held"
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.005)
+
+
+def in_memory() -> str | None:
+    """A folder of a file system in memory, where a sync costs nothing; None where there is none to write to."""
+    return "/dev/shm" if os.path.isdir("/dev/shm") and os.access("/dev/shm", os.W_OK) else None
 
 
 def some_bytes(size: int, seed: int = 0) -> bytes:
@@ -55,7 +82,7 @@ def objects_of(files: Mapping[str, bytes], source: str = "mem://origin/m") -> di
 
 
 def manifest_of(*sources: str, variant: str = "") -> str:
-    """A manifest of one model, ``m@1``, with one variant, ``v``; *variant* is what stands in that one's table."""
+    """A manifest of one model, ``m@1``, with one variant, ``v``; *variant* is the text of that variant's table."""
     listed = ", ".join(f'"{source}"' for source in sources)
     return f'schema = 1\n[models."m"]\nversion = "1"\nsources = [{listed}]\n[models."m".variants.v]\n{variant}\n'
 
@@ -140,10 +167,15 @@ class Cli:
     def argv(self, *args: str | Path) -> list[str]:
         return [sys.executable, "-m", "modelstow", *map(str, args)]
 
-    def run(self, *args: str | Path, timeout: float = 120, **environ: str) -> Ran:
+    def run(self, *args: str | Path, **environ: str) -> Ran:
         """Run a command to its end."""
         done = subprocess.run(
-            self.argv(*args), cwd=self.folder, env=self.environ(**environ), capture_output=True, text=True, timeout=timeout
+            self.argv(*args),
+            cwd=self.folder,
+            env=self.environ(**environ),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
         )
         return Ran(done.returncode, done.stdout, done.stderr)
 
@@ -153,16 +185,35 @@ class Cli:
         assert ran.code == 0, f"{args} ended with {ran.code}\n{ran.out}\n{ran.err}"
         return ran
 
-    def start(self, *args: str | Path, **environ: str) -> subprocess.Popen[str]:
-        """Start a command."""
+    def start(self, *args: str | Path, endless_reads: bool = False, **environ: str) -> subprocess.Popen[str]:
+        """Start a command. With *endless_reads* no read from a socket times out, so that a command which waits for a
+        silent server does not end by itself."""
+        argv = [sys.executable, "-c", _ENDLESS_READS, *map(str, args)] if endless_reads else self.argv(*args)
         return subprocess.Popen(
-            self.argv(*args),
+            argv,
             cwd=self.folder,
             env=self.environ(**environ),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+
+
+class CalledCli(Cli):
+    """The same commands, run by calling ``main``: most tests of what a command does need no process of its own, whose
+    start takes longer than all that they prove. ``start`` still starts one."""
+
+    def run(self, *args: str | Path, **environ: str) -> Ran:
+        """Run a command to its end, in this process."""
+        out, err, variables = io.StringIO(), io.StringIO(), self.environ(**environ)
+        with chdir(self.folder), patch.dict(os.environ, variables, clear=True):
+            with redirect_stdout(out), redirect_stderr(err):
+                code = main([*map(str, args)], variables)
+        return Ran(code, out.getvalue(), err.getvalue())
+
+    def in_a_process(self) -> Cli:
+        """The same folder and store, for commands that need a process of their own."""
+        return Cli(self.folder)
 
 
 def memory(files: Mapping[str, bytes], source: str = "mem://origin/m") -> MemorySource:

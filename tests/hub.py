@@ -45,7 +45,7 @@ class Repository:
 
 
 class Cdn(Origin):
-    """Serves LFS files by digest to who has a good signature, ``uses`` times for each; None: until ``expire``."""
+    """Serves LFS files by digest to requests with a valid signature, ``uses`` times for each; None: until ``expire``."""
 
     def __init__(self) -> None:
         super().__init__(listing="none")
@@ -137,7 +137,7 @@ class Hub(Origin):
         return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
 
     def _refusal(self, name: str, token: str, *, reading: bool) -> Answer | None:
-        """The hub does not tell strangers whether what they may not see is there."""
+        """The hub does not reveal to the unauthorised whether something private exists."""
         repository = self.repositories.get(name)
         if token and token not in self.tokens:
             return 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b""
@@ -185,7 +185,7 @@ def address_of(name: str, path: str, revision: str = "main") -> str:
 
 
 def authorization(seen: Seen) -> str | None:
-    """What a request brought as credentials, however it writes the header's name."""
+    """The credentials of a request, however it writes the header's name."""
     return next((value for name, value in seen.headers.items() if name.lower() == "authorization"), None)
 
 

@@ -1,4 +1,4 @@
-"""Mirrors in tests: weights that compress as bf16 does, a store that holds them, and what stands in a pushed folder."""
+"""Mirrors in tests: weights that compress as bf16 does, a store that holds them, and the content of a pushed folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def filled(cli: Cli, files: Mapping[str, bytes] = FILES, *, sources: Iterable[st
 
 
 def store_of(folder: Path, files: Mapping[str, bytes] = FILES) -> tuple[BlobStore, dict[Digest, int]]:
-    """A store that holds *files*, and what a push of them is told."""
+    """A store that holds *files*, and the sizes that a push of them takes."""
     ensurer_of(folder, lock_of({"m@1": {"v": files}}), memory(files)).ensure("m")
     return BlobStore.open(folder / "root"), {Digest.of(data): len(data) for data in files.values()}
 

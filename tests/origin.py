@@ -36,7 +36,7 @@ class Fault:
     range_status: int = 206  # some S3 servers say 200 with a Content-Range
     no_length: bool = False  # neither Content-Length nor chunks: the end is the end of the connection
     redirect: str | None = None  # Location
-    encoding: str | None = None  # a Content-Encoding nobody asked for
+    encoding: str | None = None  # a Content-Encoding that was not requested
     times: int = 1  # answers it applies to; -1: all
 
 
@@ -49,7 +49,7 @@ class Seen:
     range: str | None
     headers: Mapping[str, str]
     client: int = 0  # the port it came from: one for each connection
-    target: str = ""  # as it stood in the request, query and all
+    target: str = ""  # as it was in the request, query and all
     sent: int = 0  # bytes of body
 
 
@@ -74,7 +74,7 @@ class Origin:
         self.listing, self.rate, self.protect = listing, rate, dict(protect or {})
         self.requests: list[Seen] = []
         self.gates: dict[str, tuple[int, threading.Event]] = {}  # path -> offset in the object, and what to wait for there
-        self.reached = threading.Event()  # set when an answer stands at a gate
+        self.reached = threading.Event()  # set when an answer waits at a gate
         self._faults: dict[str, list[Fault]] = {}
         self._mutex = threading.Lock()
         origin = self
@@ -87,7 +87,7 @@ class Origin:
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._server.daemon_threads = True
-        self._server.handle_error = lambda *about: None  # type: ignore[method-assign]  # a client that hangs up is no news
+        self._server.handle_error = lambda *about: None  # type: ignore[method-assign]  # a client that hangs up is no error
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
     @classmethod
@@ -217,8 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._head(fault.status or 302, len(fault.extra), {**where, **fault.headers})
             self.wfile.write(fault.extra if body else b"")
             return None
-        if (told := self.served.answer(seen)) is not None:
-            status, headers, content = told
+        if (answered := self.served.answer(seen)) is not None:
+            status, headers, content = answered
             if status != 200:
                 return self._head(status, 0, headers)
             return self._object(content, fault, seen, body=body, headers=headers)
@@ -286,7 +286,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if gate is not None and at == offset:
                     self.wfile.flush()
                     self.served.reached.set()
-                    gate.wait(60)
+                    gate.wait()  # `stop` opens every gate
                     self.served.gates.pop(seen.path, None)
                 if count <= 0:
                     return self._drop(reset=fault.reset)
@@ -333,7 +333,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def gate_of(origin: Origin, path: str, *, after: int = 0) -> threading.Event:
-    """Hold the answer that comes to this byte of *path*; ``origin.reached`` tells when it stands there."""
+    """Hold the answer that comes to this byte of *path*; ``origin.reached`` is set when it waits there."""
     gate = threading.Event()
     origin.reached.clear()
     origin.gates[path] = (after, gate)
@@ -348,6 +348,7 @@ class RawServer:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.connections = 0
+        self.connected = threading.Event()  # set by the first connection
 
     def __enter__(self) -> RawServer:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -363,6 +364,7 @@ class RawServer:
             while True:
                 connection, _ = self._listener.accept()
                 self.connections += 1
+                self.connected.set()
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:

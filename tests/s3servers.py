@@ -39,7 +39,7 @@ def settings(endpoint: str, key: str = KEY, secret: str = SECRET) -> dict[str, s
 
 
 def use(monkeypatch: pytest.MonkeyPatch, variables: Mapping[str, str]) -> None:
-    """Make *variables* the only ones of AWS in this process, and let no proxy stand between."""
+    """Make *variables* the only ones of AWS in this process, and use no proxy."""
     for name in [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     for name, value in variables.items():
@@ -48,7 +48,7 @@ def use(monkeypatch: pytest.MonkeyPatch, variables: Mapping[str, str]) -> None:
 
 @contextmanager
 def moto_without_auth() -> Iterator[str]:
-    """moto in this process, which lets everybody in."""
+    """moto in this process, without authentication."""
     from moto.server import ThreadedMotoServer  # half a second, for those who need it
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -75,7 +75,7 @@ def moto_with_auth(free: int) -> Iterator[str]:
 
 @contextmanager
 def rclone(folder: Path, *, keys: str = f"{KEY},{SECRET}") -> Iterator[str]:
-    """rclone's S3 server over *folder*, whose folders are buckets; without *keys* anybody may ask."""
+    """rclone's S3 server over *folder*, whose folders are buckets; without *keys* every request is allowed."""
     found = Path(sys.executable).parent / "rclone"
     program = str(found) if found.exists() else shutil.which("rclone")
     if program is None:

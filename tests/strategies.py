@@ -14,10 +14,60 @@ from modelstow.reconcile.desired.lockfile import LockedBlob, LockedModel, Locked
 
 DIGESTS = tuple(Digest.of(bytes([n])) for n in range(5))
 PATHS = ("a", "B", "b.c", "d/e", "d/F", "d é/ü ~#%.bin", "été", "𝔘", "\uff5e", "_", ".hidden", "z" * 60)
-"""Good paths that stand together; their order by code point is not the order of UTF-16 or of any language."""
+"""Good paths that are good together; their order by code point is not the order of UTF-16 or of any language."""
 LOCATORS = ("mem://o/x", "https://h.example/a b", "../near by/x", "s3://b/é", "hf://o/n@main/x")
 
 digests = st.sampled_from(DIGESTS)
+
+# ---- paths
+
+_GOOD_SEGMENTS = (
+    "a",
+    "A",
+    "b",
+    "a b",
+    ".a",
+    "..a",
+    "~",
+    "é",
+    "e\u0301",
+    "É",
+    "ß",
+    "SS",
+    "ss",
+    "ﬁ",
+    "FI",
+    "K",
+    "\u212a",
+    "con_",
+)
+good_segments = st.sampled_from(_GOOD_SEGMENTS) | st.text("aAéK\u0301._-", max_size=4).map(lambda text: f"{text}x")
+good_paths = st.lists(good_segments, min_size=1, max_size=4).map("/".join)
+"""Paths that are good each by itself; many of them are one file where case or Unicode form does not count."""
+BAD_SEGMENTS = (
+    "",
+    ".",
+    "..",
+    "a.",
+    "a ",
+    " ",
+    "x" * 256,
+    "é" * 128,
+    "CON",
+    "nul.txt",
+    "Aux",
+    "com1.tar.gz",
+    "LPT³",
+    "conin$",
+)
+BAD_CHARACTERS = tuple('\\<>:"|?*\0\n\x1f\x7f\x85\u061c\u200e\u202e\u2028\u2029\u2066\ud800\udfff')
+path_texts = (
+    good_paths | st.lists(good_segments | st.sampled_from(BAD_SEGMENTS), max_size=5).map("/".join) | st.text(max_size=9)
+)
+"""Good and bad paths, and any text."""
+
+# ---- lockfile parts
+
 locked_blobs = st.builds(
     LockedBlob,
     size=st.sampled_from([0, 1, 612, 1 << 53]),
@@ -55,7 +105,7 @@ def lockfiles(draw: st.DrawFn) -> Lockfile:
     )
 
 
-# ---- documents that somebody made up
+# ---- made-up documents
 
 _KEYS = ["lock_version", "manifest", "models", "blobs", "variants", "files", "default", "components", "optional", "pin"]
 _KEYS += ["size", "urls", "entry", "m@1", "m", "v", "a", "..", "", "\ud800", str(DIGESTS[0]), str(DIGESTS[1])]
@@ -136,7 +186,7 @@ toml_texts = st.lists(st.sampled_from(TOML_LINES), max_size=12).map("\n".join)
 
 @dataclass(frozen=True)
 class Reply:
-    """What a simulated source does with one request: it sends so many whole pieces and *part* MiB of the next one, then
+    """What a simulated source does with one request: it sends *pieces* whole pieces and *part* MiB of the next one, then
     ends in one of these ways."""
 
     pieces: int = 99
@@ -147,11 +197,11 @@ class Reply:
 
 @dataclass(frozen=True)
 class Sim:
-    """A simulated source: what it does with its first requests (then it serves), and the pieces that it lies about."""
+    """A simulated source: what it does with its first requests (then it serves), and the pieces that it sends corrupt."""
 
     replies: tuple[Reply, ...] = ()
-    lies: frozenset[int] = frozenset()
-    lies_for: int = 1_000  # requests after which it tells the truth
+    corrupt: frozenset[int] = frozenset()
+    corrupt_for: int = 1_000  # requests after which it sends the right bytes
     late: bool = False
     piece_s: float = 0.01  # seconds that it takes for a piece; from 60 on it is as good as silent
 
@@ -161,11 +211,11 @@ endings = st.sampled_from(["cut", "throttle", "gone"])
 replies = st.builds(Reply, pieces=st.integers(0, 2), then=endings, retry_after=_retry_after, part=st.integers(0, 7))
 _speeds = st.sampled_from([0.001, 0.01, 1.0, 70.0])
 flaky = st.builds(Sim, replies=st.lists(replies, max_size=12).map(tuple), late=st.booleans(), piece_s=_speeds)
-liars = st.builds(
+corrupt_sources = st.builds(
     Sim,
     replies=st.lists(replies, max_size=4).map(tuple),
-    lies=st.frozensets(st.integers(0, 4), min_size=1),
-    lies_for=st.sampled_from([1, 2, 1_000]),
+    corrupt=st.frozensets(st.integers(0, 4), min_size=1),
+    corrupt_for=st.sampled_from([1, 2, 1_000]),
     late=st.booleans(),
     piece_s=_speeds,
 )
@@ -174,8 +224,8 @@ steady = st.builds(Sim, late=st.booleans(), piece_s=st.sampled_from([0.001, 0.01
 
 @st.composite
 def crowds(draw: st.DrawFn, *, with_steady: bool = False) -> Mapping[str, Sim]:
-    """Up to four sources by locator, in any order; with at least one that is honest and never fails, if wanted."""
-    rows = draw(st.lists(st.one_of(flaky, liars, steady), min_size=0 if with_steady else 1, max_size=3))
+    """Up to four sources by locator, in any order; with at least one that is correct and never fails, if wanted."""
+    rows = draw(st.lists(st.one_of(flaky, corrupt_sources, steady), min_size=0 if with_steady else 1, max_size=3))
     if with_steady:
         rows.insert(draw(st.integers(0, len(rows))), draw(steady))
     return {f"mem://{number}": row for number, row in enumerate(rows)}

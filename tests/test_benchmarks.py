@@ -1,4 +1,4 @@
-"""The benchmarks and `modelstow bench` run and tell what they promise; nothing here is about speed."""
+"""The benchmarks and `modelstow bench` run and report what they promise; nothing here is about speed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from builders import Cli
 pytest.importorskip("benchmarks", reason="benchmarks are not part of the wheel")
 from benchmarks import rate_capped_server, table
 from benchmarks.output_dirs import places
+
+pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -32,7 +34,7 @@ def asked(out: Path, *argv: str) -> dict[str, list[dict[str, object]]]:
     return found
 
 
-def test_verification_is_measured_at_every_level_beside_reading(tmp_path: Path) -> None:
+def test_verification_is_measured_at_every_level_next_to_reading(tmp_path: Path) -> None:
     """Every row has a positive figure, or says why it has none; the scratch folder is gone afterwards."""
     rows = asked(tmp_path / "results.json", "--only", "verification", "--size", "2MiB")["verification"]
 
@@ -65,7 +67,7 @@ def test_a_no_op_makes_one_stat_a_file_and_opens_no_content(tmp_path: Path) -> N
         ("small", {"modelstow reconcile": "modelstow reconcile"}, ["--files", "20"]),
     ],
 )
-def test_downloads_are_measured_beside_peers(tmp_path: Path, question: str, ours: dict[str, str], argv: list[str]) -> None:
+def test_downloads_are_measured_next_to_peers(tmp_path: Path, question: str, ours: dict[str, str], argv: list[str]) -> None:
     """Ours has a figure and what it is compared with; a peer has one too, or says why not; nothing is left in memory."""
     rows = asked(tmp_path / "results.json", "--only", question, *argv)[question]
 
@@ -123,7 +125,7 @@ def test_memory_without_room_is_no_place(tmp_path: Path) -> None:
 
 
 def test_the_table_goes_between_the_marks_and_makes_the_end_mark() -> None:
-    """Writing it twice gives the same text, and what stands around it stays."""
+    """Writing it twice gives the same text, and the text around it stays."""
     once = table.placed(f"before\n{table.BEGIN}\n\nafter\n", "| x |")
     twice = table.placed(once, "| y |")
 
@@ -133,7 +135,7 @@ def test_the_table_goes_between_the_marks_and_makes_the_end_mark() -> None:
         table.placed("no mark", "| x |")
 
 
-def test_bench_tells_throughput_and_leaves_nothing(cli: Cli) -> None:
+def test_bench_reports_throughput_and_leaves_nothing(cli: Cli) -> None:
     """Every level that reads has a rate and a share of plain reading; the store is not even made."""
     document = cli.ok("bench", "--size", "16MiB", "--repeats", "1", "--json").json
 

@@ -37,7 +37,7 @@ def run(tmp_path: Path, clock: Clock) -> Callable[[], BadSources]:
     return lambda: BadSources(tmp_path, clock)
 
 
-def test_a_noted_lie_is_found_by_the_next_run(run: Callable[[], BadSources]):
+def test_a_noted_bad_source_is_found_by_the_next_run(run: Callable[[], BadSources]):
     """And by the one that noted it."""
     first = run()
     assert first.of(ONE) == set()
@@ -47,12 +47,12 @@ def test_a_noted_lie_is_found_by_the_next_run(run: Callable[[], BadSources]):
     assert first.of(ONE) == {HERE} == run().of(ONE)
 
 
-def test_lies_are_kept_by_source_and_digest(run: Callable[[], BadSources]):
-    """Who lied about one blob may be right about another, and others may be right about the first."""
-    lies = run()
-    lies.note(ONE, HERE)
-    lies.note(ONE, THERE)
-    lies.note(TWO, THERE)
+def test_records_are_kept_by_source_and_digest(run: Callable[[], BadSources]):
+    """A source that sent corrupt data for one blob may be right about another, and other sources about the first."""
+    records = run()
+    records.note(ONE, HERE)
+    records.note(ONE, THERE)
+    records.note(TWO, THERE)
 
     assert run().of(ONE) == {HERE, THERE}
     assert run().of(TWO) == {THERE}
@@ -62,18 +62,18 @@ def test_lies_are_kept_by_source_and_digest(run: Callable[[], BadSources]):
 def test_no_secret_of_a_locator_is_written(run: Callable[[], BadSources], tmp_path: Path):
     """What is noted, found and cleared is the redacted one."""
     signed = "https://me:canary@here.example/x?signature=canary"
-    lies = run()
+    records = run()
 
-    lies.note(ONE, signed)
+    records.note(ONE, signed)
 
     assert run().of(ONE) == {HERE}
     assert b"canary" not in (tmp_path / ONE.hex).read_bytes()
-    lies.clear(ONE, frozenset({signed}))
+    records.clear(ONE, frozenset({signed}))
     assert run().of(ONE) == set()
 
 
-def test_a_source_that_sent_the_right_bytes_is_no_liar_any_more(run: Callable[[], BadSources], tmp_path: Path):
-    """The others stay; with the last the file goes."""
+def test_a_source_that_sent_the_right_bytes_is_cleared(run: Callable[[], BadSources], tmp_path: Path):
+    """The others stay; with the last one the file is removed."""
     run().note(ONE, HERE)
     run().note(ONE, THERE)
     run().note(TWO, HERE)
@@ -99,8 +99,8 @@ def test_clearing_what_was_never_noted_writes_nothing(run: Callable[[], BadSourc
 
 
 @pytest.mark.parametrize("passed", [WEEK_S, -WEEK_S], ids=["a week later", "a clock that was ahead"])
-def test_a_lie_counts_for_a_week(run: Callable[[], BadSources], clock: Clock, passed: float):
-    """The source may have been mended. A clock that was set back must not keep it out for years."""
+def test_a_record_counts_for_a_week(run: Callable[[], BadSources], clock: Clock, passed: float):
+    """The source may have been repaired since. A clock that was set back must not exclude it for years."""
     run().note(ONE, HERE)
 
     clock.now += 0.999 * passed
@@ -109,7 +109,7 @@ def test_a_lie_counts_for_a_week(run: Callable[[], BadSources], clock: Clock, pa
     assert run().of(ONE) == set()
 
 
-def test_a_lie_that_is_told_again_counts_from_then(run: Callable[[], BadSources], clock: Clock):
+def test_a_repeated_record_counts_from_the_last_time(run: Callable[[], BadSources], clock: Clock):
     """Others of the same digest keep their own time."""
     run().note(ONE, HERE)
     run().note(ONE, THERE)
@@ -141,8 +141,8 @@ GOOD = record({HERE: Clock.now})
     ],
     ids=["empty", "torn", "altered", "binary", "another kind", "a list", "no number", "null"],
 )
-def test_a_file_that_cannot_be_read_is_no_lie(run: Callable[[], BadSources], tmp_path: Path, raw: bytes):
-    """It costs a download at most, and the next lie writes over it."""
+def test_a_file_that_cannot_be_read_is_no_record(run: Callable[[], BadSources], tmp_path: Path, raw: bytes):
+    """It costs a download at most, and the next record overwrites it."""
     (tmp_path / ONE.hex).write_bytes(GOOD)
     assert run().of(ONE) == {HERE}
     (tmp_path / ONE.hex).write_bytes(raw)
@@ -154,27 +154,27 @@ def test_a_file_that_cannot_be_read_is_no_lie(run: Callable[[], BadSources], tmp
 
 
 def test_a_folder_that_cannot_be_written_is_no_failure(tmp_path: Path, clock: Clock):
-    """Nothing is remembered, and the transfer goes on."""
+    """Nothing is remembered, and the transfer continues."""
     for place in (tmp_path / "no" / "where", tmp_path / "file" / "below"):
         (tmp_path / "file").write_bytes(b"")
-        lies = BadSources(place, clock)
+        records = BadSources(place, clock)
 
-        lies.note(ONE, HERE)
-        lies.clear(ONE, frozenset({HERE}))
+        records.note(ONE, HERE)
+        records.clear(ONE, frozenset({HERE}))
 
-        assert lies.of(ONE) == set()
+        assert records.of(ONE) == set()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_threads_may_share_what_a_run_has(run: Callable[[], BadSources]):
-    """Each notes lies about blobs of its own, while others look."""
-    digests, lies = [Digest.of(bytes([n])) for n in range(32)], run()
+    """Each thread notes bad sources of its own blobs while others read."""
+    digests, records = [Digest.of(bytes([n])) for n in range(32)], run()
 
     def work(digest: Digest) -> frozenset[str]:
-        lies.note(digest, HERE)
-        lies.note(digest, THERE)
-        lies.clear(digest, frozenset({THERE}))
-        return lies.of(digest)
+        records.note(digest, HERE)
+        records.note(digest, THERE)
+        records.clear(digest, frozenset({THERE}))
+        return records.of(digest)
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(work, digests)) == {frozenset({HERE})}

@@ -7,8 +7,8 @@ from modelstow.reconcile.transfer.retry import RetryPolicy
 from modelstow.reconcile.transfer.worker import MOST_STEP, BodyReader
 
 
-class Drip:
-    """A body that gives what it is asked for, at most so many bytes in so many seconds of its clock."""
+class SlowBody:
+    """A body that returns at most *at_once* bytes per read, each read taking *seconds* of its clock."""
 
     def __init__(self, at_once: int, seconds: float) -> None:
         self.at_once, self.seconds, self.now = at_once, seconds, 0.0
@@ -27,28 +27,28 @@ class Drip:
 VIEW = memoryview(bytearray(MOST_STEP))
 
 
-def test_a_server_that_drips_ends_in_a_timeout():
+def test_a_server_that_trickles_ends_in_a_timeout():
     """100 bytes each 0.3 seconds are less than 1 KiB a second: it ends after the first minute (N11)."""
-    drip = Drip(100, 0.3)
-    intake = drip.intake()
+    body = SlowBody(100, 0.3)
+    intake = body.intake()
 
     with pytest.raises(TimedOut, match="1024 bytes a second"):
         while True:
             intake.read(VIEW)
-    assert 60 <= drip.now < 61
+    assert 60 <= body.now < 61
 
 
 def test_a_slow_server_above_the_floor_is_waited_for():
     """Two kilobytes a second are slow and not hostile."""
-    drip = Drip(2_000, 1.0)
-    intake = drip.intake()
+    body = SlowBody(2_000, 1.0)
+    intake = body.intake()
 
     assert sum(intake.read(VIEW) for _ in range(500)) == 1_000_000
 
 
 def test_steps_grow_where_bytes_come_quickly_and_shrink_where_they_do_not():
     """A large read returns only when it is full, so that much would be noticed late."""
-    quick = Drip(1 << 30, 0.001)
+    quick = SlowBody(1 << 30, 0.001)
     reading = quick.intake()
     for _ in range(8):
         reading.read(VIEW)

@@ -18,12 +18,12 @@ def drive(
     *,
     proof: float | None = None,
     limit: float | None = None,
-    lanes=lambda allowed: allowed,
+    running_of=lambda allowed: allowed,
 ) -> list[int]:
     """Let bytes arrive at ``rate_of(connections)`` a second; how many were allowed at each tenth of a second."""
     now, received, seen = 0.0, 1.0, []
     while now < seconds:
-        running = lanes(pace.allowed)
+        running = running_of(pace.allowed)
         seen.append(pace.look(now, int(received), running, proof, limit))
         received += rate_of(running) * 0.05
         now += 0.05
@@ -60,7 +60,7 @@ def test_it_does_not_grow_where_the_limit_is_reached():
 def test_it_does_not_judge_by_connections_that_never_ran():
     """Where no connection is free the step is taken back, and nothing is learnt from it."""
     pace = ConcurrencyController(8)
-    drive(pace, lambda running: 20 * MB * running, 3.0, lanes=lambda allowed: 1)
+    drive(pace, lambda running: 20 * MB * running, 3.0, running_of=lambda allowed: 1)
     pace.look(3.0, 1 << 40, 1, None)
 
     freed = [pace.look(3.0 + n / 20, (1 << 40) + n * 20 * MB * pace.allowed, pace.allowed, None) for n in range(12)]

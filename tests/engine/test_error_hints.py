@@ -1,4 +1,4 @@
-"""Errors say what next: a hint that fits what is wrong, whoever asked."""
+"""Errors say what to do next: a hint that fits what is wrong, whichever command failed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_link_that_leads_nowhere_is_named_with_what_to_do(tmp_path: Path):
 
 @pytest.mark.parametrize("sums", [b"not a sum\n", b"\xff\xfe"])
 def test_a_bad_list_of_sums_says_how_to_make_one(sums: bytes):
-    """And what to do for who cannot."""
+    """The hint also says what to do if the list cannot be corrected."""
     with Origin({"m/SHA256SUMS": sums}) as origin:
         with pytest.raises(NotListable, match="SHA256SUMS") as caught:
             HttpSource({}).listing(f"{origin.url}/m")
@@ -65,7 +65,7 @@ def test_a_bad_list_of_sums_says_how_to_make_one(sums: bytes):
 
 
 @pytest.mark.parametrize("answer", [b"<html>", b"{}", b"[]"])
-def test_an_address_that_is_no_hub_is_said_to_be_none(answer: bytes):
+def test_an_address_that_is_no_hub_is_reported_as_such(answer: bytes):
     """The page of some other server."""
     with Origin({"api/models/org/name/revision/main": answer}) as origin:
         with pytest.raises(ProtocolError, match="the hub's response") as caught:
@@ -151,7 +151,7 @@ def test_a_body_that_breaks_off_asks_for_another_try_not_for_another_lockfile(cl
     ids=" ".join,
 )
 def test_a_mistyped_command_line_says_what_was_probably_meant(argv: tuple[str, ...], words: str, cli: Cli):
-    """Of twenty commands nobody wants to read the list."""
+    """The hint names the likely command instead of listing all twenty."""
     ran = cli.run(*argv)
 
     assert ran.code == 2 and words in (ran.json["error"]["hint"] if ran.out else ran.err), ran
@@ -162,7 +162,7 @@ def test_a_bad_choice_of_an_option_is_not_taken_for_a_command(cli: Cli):
     assert "see `modelstow status --help`" in cli.run("status", "--progress", "jsn").err
 
 
-def test_a_wrong_address_is_told_from_a_server_that_lists_nothing(cli: Cli):
+def test_a_wrong_address_is_distinguished_from_a_server_without_a_listing(cli: Cli):
     """A typo in a path is the commonest mistake of all."""
     with Origin({"m/a.bin": b"a"}, listing="none") as origin:
         manifest(cli, f"{origin.url}/mm")
@@ -172,7 +172,7 @@ def test_a_wrong_address_is_told_from_a_server_that_lists_nothing(cli: Cli):
     assert "nothing is at this address (HTTP 404 Not Found)" in nowhere.err and "check the address" in nowhere.err
 
 
-def test_a_mirror_that_is_not_there_is_told_once(cli: Cli):
+def test_a_missing_mirror_is_reported_once(cli: Cli):
     """A mistyped folder would pass for one that holds nothing."""
     (cli.folder / "src").mkdir()
     (cli.folder / "src/a.bin").write_bytes(b"a")
@@ -180,13 +180,13 @@ def test_a_mirror_that_is_not_there_is_told_once(cli: Cli):
     cli.ok("lock")
     (cli.folder / "mirror").mkdir()
 
-    told = cli.ok("ensure", "m", "--force", MODELSTOW_MIRRORS="mirror mirro").err
+    shown = cli.ok("ensure", "m", "--force", MODELSTOW_MIRRORS="mirror mirro").err
 
-    assert told.count("there is no mirror at") == 1 and f"warning: there is no mirror at {cli.folder}/mirro\n" in told
+    assert shown.count("there is no mirror at") == 1 and f"warning: there is no mirror at {cli.folder}/mirro\n" in shown
 
 
 def test_a_source_that_sends_wrong_bytes_is_named_though_another_serves(cli: Cli):
-    """Nothing fails, and yet somebody has to know."""
+    """The fetch succeeds, and the corrupt source is still reported."""
     for folder, data in (("bad", b"wrong!!"), ("good", b"weights")):
         (cli.folder / folder).mkdir()
         (cli.folder / folder / "a.bin").write_bytes(data)
@@ -195,7 +195,7 @@ def test_a_source_that_sends_wrong_bytes_is_named_though_another_serves(cli: Cli
     models = {"m@1": LockedModel(variants={"v": LockedVariant(files={"a.bin": digest})}, default="v")}
     write_lock(cli.folder, Lockfile(manifest="", models=models, blobs=blobs))
 
-    told = cli.ok("ensure", "m").err
+    reported = cli.ok("ensure", "m").err
 
-    assert "warning:" in told and "bad/a.bin sent wrong bytes" in told
+    assert "warning:" in reported and "bad/a.bin sent wrong bytes" in reported
     assert "bad/a.bin" not in cli.ok("ensure", "m", "--quiet", "--force").err

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import some_bytes
+from builders import PATIENCE_S, some_bytes
 
 from modelstow.backends import Body, ConnectionFailed, Registry, Throttled
 from modelstow.backends.memory import MemorySource
@@ -124,19 +124,19 @@ def test_no_more_than_a_mebibyte_waits_for_its_commit(world: World):
 
 
 def test_what_waits_is_committed_while_its_worker_is_at_something_that_takes_long(world: World):
-    """A source that pauses holds up its own blob extra_blobs: the others are there, and their locks free."""
-    asked, go_on = threading.Event(), threading.Event()
+    """A source that pauses delays only its own blob: the others are committed and their locks free."""
+    asked, resume = threading.Event(), threading.Event()
 
     def slow(locator: str) -> None:
         if locator == locator_of(FILES[2]):
             asked.set()
-            go_on.wait(30)
+            resume.wait(PATIENCE_S)
 
     world.source.on_open = slow
     done: dict[Digest, bool | Exception] = {}
     thread = threading.Thread(target=lambda: done.update(world.fetcher.obtain_all(map(wanted, FILES[:3]))))
     thread.start()
-    assert asked.wait(30)
+    assert asked.wait(PATIENCE_S)
 
     world.fetcher.commit_due()
     assert world.there() == []
@@ -145,8 +145,8 @@ def test_what_waits_is_committed_while_its_worker_is_at_something_that_takes_lon
     assert world.there() == FILES[:2]
     for data in FILES[:2]:
         world.store.lock_blob(Digest.of(data), doing="looking", timeout_s=0).close()
-    go_on.set()
-    thread.join(30)
+    resume.set()
+    thread.join(PATIENCE_S)
     assert list(done.values()) == [False] * 3 and world.there() == FILES[:3]
 
 
@@ -160,7 +160,7 @@ def test_no_more_wait_than_a_process_may_have_open(world: World, monkeypatch: py
 
 
 def test_where_nothing_bounds_descriptors_nothing_else_is_bounded_by_them(world: World, monkeypatch: pytest.MonkeyPatch):
-    """Unlimited is told as minus one."""
+    """Unlimited is reported as minus one."""
     monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     world.fetcher.obtain_all(map(wanted, FILES))
@@ -197,7 +197,7 @@ def test_the_first_question_is_an_attempt_like_the_others(world: World):
     [(b"\0" * 1000, 2, ChecksumError), (b"\0" * 999, 1, SizeMismatchError), (b"\0" * 1001, 1, SizeMismatchError)],
     ids=["wrong", "short", "long"],
 )
-def test_what_is_wrong_with_a_small_blob_is_told_as_of_any(world: World, sent: bytes, asked: int, kind: type[Exception]):
+def test_a_failure_of_a_small_blob_is_reported_like_any_other(world: World, sent: bytes, asked: int, kind: type[Exception]):
     """The error is that of a large one, and its bytes are counted."""
     world.source.objects[locator_of(FILES[0])] = sent
 
@@ -210,8 +210,8 @@ def test_what_is_wrong_with_a_small_blob_is_told_as_of_any(world: World, sent: b
     assert world.there() == [] and list(world.store.layout.partials.iterdir()) == []
 
 
-def test_a_source_that_breaks_off_small_blobs_brings_them_all_the_same(world: World):
-    """Each answer brings something, and the next begins behind it: however often, that is no failure."""
+def test_a_source_that_breaks_off_small_blobs_delivers_them_all_the_same(world: World):
+    """Each answer delivers some bytes and the next starts after them: however often that happens, it is no failure."""
     data = some_bytes(60_000, seed=7)
     world.source.objects[locator_of(data)] = data
 
@@ -244,7 +244,7 @@ def test_nothing_is_waited_for_behind_the_last_byte(world: World):
 
             def read_into(view: memoryview) -> int:
                 nonlocal left
-                assert left > 0, "somebody waits for ever"
+                assert left > 0, "a read waits forever"
                 count = body.read_into(view)
                 left -= count
                 return count
@@ -266,7 +266,7 @@ def test_one_that_fails_takes_no_other_with_it(world: World):
     assert set(outcomes.values()) == {False} and world.there() == FILES[:2]
 
 
-def test_a_full_disk_at_the_commit_is_told_with_its_figures(world: World, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_at_the_commit_is_reported_with_its_figures(world: World, monkeypatch: pytest.MonkeyPatch):
     """As where it fills up earlier."""
     real = os.fsync
     broken = Digest.of(FILES[1])
@@ -285,34 +285,34 @@ def test_a_full_disk_at_the_commit_is_told_with_its_figures(world: World, monkey
     assert [event.digest for event in world.events if isinstance(event, BlobFailed)] == [broken]
 
 
-def test_who_holds_locks_waits_for_none(world: World):
-    """One that another fetches is left to the end, when the others are committed and their locks free."""
+def test_a_worker_that_holds_locks_waits_for_none(world: World):
+    """A blob that another process fetches is left to the end, when the others are committed and their locks free."""
     busy = wanted(FILES[1])
     held = world.store.lock_blob(busy.digest, doing=f"fetching {busy.digest.short}")
     done: dict[Digest, bool | Exception] = {}
     thread = threading.Thread(target=lambda: done.update(world.fetcher.obtain_all(map(wanted, FILES[:4]))))
-    told = threading.Event()
+    reported = threading.Event()
     sink = world.events.append
 
     def emit(event: Event) -> None:
         sink(event)
         if isinstance(event, Waiting):
-            told.set()
+            reported.set()
 
     object.__setattr__(world.engine, "emit", emit)
     thread.start()
 
-    assert told.wait(30)
+    assert reported.wait(PATIENCE_S)
     assert world.there() == [FILES[0], *FILES[2:4]]
     for data in (FILES[0], *FILES[2:4]):
         world.store.lock_blob(Digest.of(data), doing="looking", timeout_s=0).close()
     held.close()
-    thread.join(30)
+    thread.join(PATIENCE_S)
     assert set(done) == set(map(Digest.of, FILES[:4])) and set(done.values()) == {False}
 
 
-def test_a_neighbour_of_the_same_lock_is_no_news(world: World):
-    """Two blobs of one run that share a lock file wait for each other without a word."""
+def test_a_neighbour_of_the_same_lock_is_not_reported(world: World):
+    """Two blobs of one run that share a lock file wait for each other silently."""
     first, others = FILES[0], {}
     number = 0
     while not others:
@@ -334,9 +334,9 @@ def test_a_neighbour_of_the_same_lock_is_no_news(world: World):
     done: dict[Digest, bool | Exception] = {}
     thread = threading.Thread(target=lambda: done.update(world.fetcher.obtain_all(map(wanted, [*others.values()]))))
     thread.start()
-    assert looked.wait(30)
+    assert looked.wait(PATIENCE_S)
     held.close()
-    thread.join(30)
+    thread.join(PATIENCE_S)
 
     assert list(done.values()) == [False]
     assert not [event for event in world.events if isinstance(event, Waiting)]
@@ -372,16 +372,16 @@ def test_a_lease_that_was_lost_forbids_every_commit(world: World):
     assert list(world.store.layout.partials.iterdir()) == []
 
 
-def test_a_wait_is_told_with_its_reason_and_ended_by_a_stop(world: World):
-    """Who looks at a terminal that does not move learns why."""
-    told: list[str] = []
+def test_a_wait_is_reported_with_its_reason_and_ended_by_a_stop(world: World):
+    """The reason is shown to the user of a terminal that does not move."""
+    reported: list[str] = []
 
     def busy(locator: str) -> None:
         raise Throttled("HTTP 503 Service Unavailable", locator=locator, retry_after=7.0)
 
     def emit(event: Event) -> None:
         if isinstance(event, Info):
-            told.append(event.text)
+            reported.append(event.text)
             world.engine.token.cancel()
 
     world.source.on_open = busy
@@ -390,7 +390,7 @@ def test_a_wait_is_told_with_its_reason_and_ended_by_a_stop(world: World):
         world.fetcher.obtain_all([wanted(FILES[0])])
 
     short = Digest.of(FILES[0]).short
-    assert told == [f"{short}: every source failed (HTTP 503 Service Unavailable); asking again in 7 s"]
+    assert reported == [f"{short}: every source failed (HTTP 503 Service Unavailable); asking again in 7 s"]
 
 
 def test_a_blob_whose_lock_cannot_be_written_to_stops_no_other(world: World, monkeypatch: pytest.MonkeyPatch):
@@ -409,7 +409,7 @@ def test_a_blob_whose_lock_cannot_be_written_to_stops_no_other(world: World, mon
     assert set(outcomes.values()) == {False} and world.there() == FILES[:3]
 
 
-def test_a_full_disk_in_the_middle_is_told_with_what_is_still_needed(world: World, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_during_a_transfer_is_reported_with_what_is_still_needed(world: World, monkeypatch: pytest.MonkeyPatch):
     """What was fetched is kept, so that it is not needed once more."""
     data = some_bytes(3 * PIECE, seed=5)
     world.source.objects[locator_of(data)] = data
@@ -428,25 +428,25 @@ def test_a_full_disk_in_the_middle_is_told_with_what_is_still_needed(world: Worl
     assert world.store.held_in_partial(Digest.of(data), len(data)) == 2 * PIECE
 
 
-def test_who_looks_whether_a_commit_is_due_does_not_wait_for_one(world: World, monkeypatch: pytest.MonkeyPatch):
-    """A large blob's sync takes long, and who looks has signals to heed."""
-    begun, go_on = threading.Event(), threading.Event()
+def test_asking_whether_a_commit_is_due_does_not_wait_for_one(world: World, monkeypatch: pytest.MonkeyPatch):
+    """A large blob's sync takes long, and the asking thread has signals to handle."""
+    begun, resume = threading.Event(), threading.Event()
     commit_all = world.store.ingest.commit_all
 
     def slow(*about: Any, **options: Any) -> Any:
         begun.set()
-        go_on.wait(30)
+        resume.wait(PATIENCE_S)
         return commit_all(*about, **options)
 
     monkeypatch.setattr(world.store.ingest, "commit_all", slow)
     thread = threading.Thread(target=world.fetcher.obtain_all, args=(map(wanted, FILES[:2]),))
     thread.start()
-    assert begun.wait(30)
+    assert begun.wait(PATIENCE_S)
     world.time += 10.0
 
     world.fetcher.commit_due()
 
     assert thread.is_alive() and world.there() == []
-    go_on.set()
-    thread.join(30)
+    resume.set()
+    thread.join(PATIENCE_S)
     assert world.there() == FILES[:2]

@@ -57,7 +57,7 @@ def test_the_text_does_not_depend_on_the_order_of_mappings(lock, seed):
 
 
 @given(lockfiles())
-def test_keys_stand_in_the_order_that_the_contract_says(lock):
+def test_keys_are_in_the_order_of_the_format(lock):
     """Top-level keys as shown, all others by code point."""
     tables = []
     json.loads(lock.format(), object_pairs_hook=lambda pairs: tables.append([key for key, _ in pairs]) or dict(pairs))
@@ -198,7 +198,7 @@ def test_a_lockfile_is_read_once(tmp_path):
     assert found == lock and raw == lock.format().encode()
 
 
-def test_all_problems_are_told_together():
+def test_all_problems_are_reported_together():
     """Each with its place; the first does not hide the others."""
     digest, other = str(DIGESTS[0]), str(DIGESTS[1])
     document = {

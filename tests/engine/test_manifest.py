@@ -52,8 +52,8 @@ def test_from_says_where_a_file_is_at_the_source():
     assert (file.path, file.source_path, file.size, file.digest.hex) == ("a", "x/y", 1, HEX)
 
 
-def test_the_version_may_stand_in_the_key():
-    """Several versions of a model are several tables; the same version said twice is no contradiction."""
+def test_the_version_may_be_part_of_the_key():
+    """Several versions of a model are several tables; the same version given twice is no contradiction."""
     text = "".join(
         model(f'[models."{key}".variants.v]\nfiles = [{ROW}]', key=key, version=version)
         for key, version in (("m", 'version = "1.0.0"'), ("m@1.1.0", ""), ("m@2+cu12", 'version = "2+cu12"'))
@@ -73,7 +73,7 @@ def test_one_version_in_two_tables_is_refused():
 
 
 def test_the_only_variant_is_the_default():
-    """Of several none is, unless it is said."""
+    """With several variants there is no default unless it is given."""
     one, two = f"[models.m.variants.v]\nfiles = [{ROW}]\n", f"[models.m.variants.w]\nfiles = [{ROW}]\n"
 
     assert read(model(one)).models["m@1"].default == "v"
@@ -90,7 +90,7 @@ def test_extends_in_a_circle_is_refused():
 
 
 def test_the_meaning_does_not_change_with_comments_order_or_spelling():
-    """A lockfile is not stale because somebody normalize the manifest up."""
+    """A lockfile does not become stale when the manifest is only reformatted."""
     one = 'pin = true\nsources = ["s/"]\n[models."m".variants.v]\nexclude = ["x"]\ninclude = ["*"]\n'
     other = '# tidy\nsources = ["s"] # here\npin = true\n[models.m.variants]\nv = { include = ["*"], exclude = ["x"] }\n'
 
@@ -321,7 +321,7 @@ def test_remove_of_what_is_not_there_lists_what_is(cli):
 
 
 def test_the_manifest_is_found_in_a_folder_above(cli):
-    """As git finds its own; the lockfile is written beside it."""
+    """It is found as git finds its own; the lockfile is written next to it."""
     project(cli).write_text(COMMENTED)
     below = Cli(cli.folder / "src" / "a")
 
@@ -404,8 +404,8 @@ def test_a_bad_mirror_in_the_environment_is_refused_by_its_variable(mirror: str,
     assert ran.json["error"]["hint"] and "canary" not in ran.out + ran.err
 
 
-def test_a_manifest_that_cannot_be_read_is_a_warning_to_who_has_a_lockfile(cli: Cli):
-    """The lockfile is enough; but it is said what the manifest would have told. `lock` needs it, and so does --locked."""
+def test_a_manifest_that_cannot_be_read_is_a_warning_if_there_is_a_lockfile(cli: Cli):
+    """The lockfile is enough, and the warning says what the manifest adds. `lock` and --locked need the manifest."""
     path = project(cli)
     path.write_text(COMMENTED)
     cli.ok("lock")
@@ -442,7 +442,7 @@ def test_add_of_a_known_model_adds_a_variant_too(cli):
     ],
 )
 def test_add_takes_name_and_version_from_the_locator(cli, locator: str, model: str):
-    """As the recipes lay folders out; what is said with options wins."""
+    """Name and version follow the folder layout of the recipes; options override them."""
     cli.ok("init")
 
     assert cli.ok("add", locator, "--json").json["model"] == model

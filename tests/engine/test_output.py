@@ -1,4 +1,4 @@
-"""What goes to standard error: talk for people, or events for programs, never a mixture."""
+"""What goes to standard error: messages for people, or events for programs, never a mixture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from builders import Cli, Ran, lock_of, write_lock
+from builders import CalledCli, Cli, Ran, lock_of, write_lock
 
 EVENTS = ("--progress", "json")
 
@@ -18,7 +18,7 @@ def events(ran: Ran) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def stale(cli: Cli) -> Cli:
-    """A lockfile beside a manifest that it was not made from, with a source where a file is missing."""
+    """A lockfile next to a manifest that it was not made from, with a source where a file is missing."""
     write_lock(cli.folder, lock_of({"m@1": {"v": {"a": b"aaa", "b": b"b"}}}, sources=["src"]))
     text = 'schema = 1\n[models.m]\nversion = "1"\nsources = ["src"]\n[models.m.variants.v]\n'
     (cli.folder / "models.toml").write_text(text)
@@ -29,7 +29,7 @@ def stale(cli: Cli) -> Cli:
 
 @pytest.mark.parametrize("command", ["plan", "status", "gc", "verify", "du"])
 def test_a_warning_is_an_event_where_events_are_asked_for(command: str, stale: Cli):
-    """Whoever reads the stream reads every line in one way."""
+    """Every line of the stream can be read in the same way."""
     heard = events(stale.run(command, *EVENTS))
 
     warned = [row for row in heard if row["event"] == "Warning"]
@@ -43,12 +43,12 @@ def test_a_failure_ends_the_events_with_what_went_wrong(stale: Cli):
     heard = events(ran)
     assert ran.code == 5
     assert {"Warning", "FetchesPlanned", "SourceFailed", "Failed"} <= {row["event"] for row in heard}
-    told = ran.json["error"]
-    assert heard[-1] == {"event": "Failed"} | {key: told[key] for key in ("code", "message", "hint")}
+    reported = ran.json["error"]
+    assert heard[-1] == {"event": "Failed"} | {key: reported[key] for key in ("code", "message", "hint")}
 
 
-def test_displaced_files_are_told_once(stale: Cli):
-    """As the event that they are, not again in words."""
+def test_displaced_files_are_reported_once(stale: Cli):
+    """They are reported as an event, not again in words."""
     (stale.folder / "src" / "b").write_bytes(b"b")
     stale.ok("ensure", "m")
     path = stale.root / "models/m@1/v/b"
@@ -90,7 +90,7 @@ def test_a_failed_check_of_the_doctor_is_a_failure(cli: Cli):
     assert "store" in ran.json["error"]["message"]
 
 
-def test_a_terminal_that_knows_few_characters_is_told_the_others_in_escapes(cli: Cli):
+def test_a_terminal_with_few_characters_shows_the_others_as_escapes(cli: CalledCli):
     """No path and no message ends in a traceback."""
     lock = lock_of({"m@1": {"v": {"x": b"y"}}}, sources=["src"])
     folder = cli.folder / "ünïcode"
@@ -99,15 +99,14 @@ def test_a_terminal_that_knows_few_characters_is_told_the_others_in_escapes(cli:
     (folder / "src").mkdir()
     (folder / "src/x").write_bytes(b"y")
 
-    ran = cli.run(
-        "ensure", "m", "--lock", str(folder / "models.lock"), "--root", str(folder / "root"), PYTHONIOENCODING="ascii"
-    )
+    places = ("--lock", folder / "models.lock", "--root", folder / "root")
+    ran = cli.in_a_process().run("ensure", "m", *places, PYTHONIOENCODING="ascii")
 
     assert ran.code == 0 and "\\xfcn" in ran.out
 
 
-def test_what_is_in_quarantine_is_told_by_du(cli: Cli):
-    """It takes room, and nothing else would ever say so."""
+def test_du_reports_what_is_in_quarantine(cli: Cli):
+    """It takes room, and no other command reports it."""
     lock = lock_of({"m@1": {"v": {"x": b"y"}}}, sources=["src"])
     write_lock(cli.folder, lock)
     (cli.folder / "src").mkdir()
@@ -118,8 +117,8 @@ def test_what_is_in_quarantine_is_told_by_du(cli: Cli):
     path.write_bytes(b"edited by me")
     cli.ok("ensure", "m")
 
-    told = cli.ok("du")
-    assert "12 B of it in quarantine, which `modelstow gc --quarantine` empties" in told.out
+    reported = cli.ok("du")
+    assert "12 B of it in quarantine, which `modelstow gc --quarantine` empties" in reported.out
     assert cli.ok("du", "--json").json["totals"]["quarantine"] == 12
     cli.ok("gc", "--quarantine")
     assert "quarantine" not in cli.ok("du").out

@@ -55,11 +55,11 @@ def worlds(draw: st.DrawFn) -> tuple[Desired, Actual]:
 
 
 def ideal_apply(desired: Desired, actual: Actual, work: Plan) -> Actual:
-    """The world after a perfect executor: what is fetched or at hand becomes a blob before anything is linked."""
+    """The world after a perfect executor: what is fetched or locally available becomes a blob before anything is linked."""
     blobs = dict(actual.blobs)
     fetched = {action.digest for action in work.actions if isinstance(action, Fetch)}
     seen = {key: (dict(tree.placed), dict(tree.foreign), set(tree.extra)) for key, tree in actual.trees.items()}
-    for tree in desired.trees:  # a file at hand that may be the blob is adopted, not fetched
+    for tree in desired.trees:  # a local file that could match the blob is adopted, not fetched
         placed, others, _ = seen[tree.key]
         for path, digest in tree.files.items():
             at_hand = placed.get(path) == digest or (path in others and others[path].could_match(SIZE))
@@ -131,7 +131,7 @@ def test_a_plan_does_not_depend_on_the_order_of_its_inputs(world: tuple[Desired,
 
 @given(worlds())
 def test_what_is_there_is_never_fetched(world: tuple[Desired, Actual]):
-    """Neither an intact blob nor a file at hand that may be it."""
+    """Neither an intact blob nor a local file that could match it."""
     desired, actual = world
 
     for action in plan(desired, actual).actions:

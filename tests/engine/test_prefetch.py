@@ -1,4 +1,4 @@
-"""Files that no listing names are fetched once, also where `lock` is stopped, killed or asked to list anew."""
+"""Files that no listing names by digest are fetched once, even if `lock` is stopped, killed or asked to list again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Timer
+from threading import Timer
 
 import pytest
-from builders import Cli, manifest_of, some_bytes
+from builders import PATIENCE_S, Cli, manifest_of, some_bytes, wait_until
 from origin import Fault, Origin, gate_of
 
 from modelstow.cas import BlobStore, CancellationToken, Cancelled, Digest, locks
@@ -22,6 +22,8 @@ from modelstow.reconcile.transfer.context import TransferContext
 from modelstow.reconcile.transfer.prefetch import Prefetcher
 from modelstow.reconcile.transfer.source_health import BadSources, FailureTable
 
+pytestmark = pytest.mark.slow
+
 DATA = some_bytes(6 << 20, 1)
 HALF = 3 << 20
 PATH = "m/weights.bin"
@@ -29,7 +31,7 @@ PATH = "m/weights.bin"
 
 @contextmanager
 def served(cli: Cli, version: str = '"1"', data: bytes = DATA) -> Iterator[Origin]:
-    """A server that lists the weights without a digest, and tells their version."""
+    """A server that lists the weights without a digest, and reports their version."""
     with Origin({PATH: data}) as origin:
         versioned(origin, version)
         (cli.folder / "models.toml").write_text(manifest_of(f"{origin.url}/m"))
@@ -44,14 +46,11 @@ def versioned(origin: Origin, version: str) -> None:
 def broken_off(cli: Cli, origin: Origin, how: signal.Signals = signal.SIGKILL) -> int:
     """Start `lock` and end it when half of the weights are there; its exit code."""
     gate = gate_of(origin, PATH, after=HALF)
-    process = cli.start("lock")
-    assert origin.reached.wait(30)
-    for _ in range(3000):
-        if any(spool.stat().st_size > HALF - (1 << 20) for spool in incoming(cli)):
-            break
-        Event().wait(0.01)  # for the reader, which is a process of its own
+    process = cli.start("lock", endless_reads=True)
+    assert origin.reached.wait(PATIENCE_S)
+    wait_until(lambda: any(spool.stat().st_size > HALF - (1 << 20) for spool in incoming(cli)))
     process.send_signal(how)
-    process.communicate(timeout=10)
+    process.communicate(timeout=PATIENCE_S)  # the gate is still shut and no read times out
     gate.set()
     del origin.gates[PATH]
     return process.returncode
@@ -63,7 +62,7 @@ def incoming(cli: Cli) -> list[Path]:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_what_a_lock_that_ended_early_had_fetched_is_not_fetched_again(cli: Cli, how: signal.Signals):
-    """However it ended, and at once: the next one asks for the rest, and what it names is right."""
+    """However it ended, the next run requests the rest, and the digest it locks is right."""
     with served(cli) as origin:
         assert broken_off(cli, origin, how) == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(how, -how)
         origin.forget()
@@ -77,7 +76,7 @@ def test_what_a_lock_that_ended_early_had_fetched_is_not_fetched_again(cli: Cli,
 
 @pytest.mark.parametrize("version", ['"2"', 'W/"1"', ""], ids=["another", "a weak one", "none"])
 def test_what_changed_meanwhile_is_fetched_whole(cli: Cli, version: str):
-    """What was there belongs to another version, for all that anybody knows."""
+    """What was fetched may belong to another version."""
     after = some_bytes(6 << 20, 2)
     with served(cli) as origin:
         broken_off(cli, origin)
@@ -102,7 +101,7 @@ def test_what_changes_between_two_questions_is_fetched_whole(cli: Cli):
     assert str(Digest.of(after)) in (cli.folder / "models.lock").read_text()
 
 
-def test_listing_anew_fetches_only_what_changed(cli: Cli):
+def test_listing_again_fetches_only_what_changed(cli: Cli):
     """`lock --upgrade` asks each file for its version, and reads nothing more of one that is the same."""
     with served(cli) as origin:
         cli.ok("lock")
@@ -136,8 +135,8 @@ def test_a_local_file_that_did_not_change_is_read_once(cli: Cli):
     (cli.folder / "models.toml").write_text(manifest_of("src"))
     cli.ok("lock")
 
-    told = cli.ok("lock", "--upgrade", "--progress", "json").err
-    assert "TaskBegan" not in told
+    reported = cli.ok("lock", "--upgrade", "--progress", "json").err
+    assert "TaskBegan" not in reported
 
     (source / "weights.bin").write_bytes(DATA[::-1])
     cli.ok("lock", "--upgrade")
@@ -160,8 +159,8 @@ def prefetcher_of(folder: Path, token: CancellationToken | None = None) -> Prefe
     return Prefetcher(store=lambda: BlobStore.open(settings.root), engine=engine)
 
 
-def test_after_a_power_cut_what_was_begun_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Pages may be lost of a file whose size is right; and here no digest could tell."""
+def test_after_a_power_cut_the_fetch_starts_from_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pages may be lost of a file whose size is right, and no digest is known that could show it."""
     with Origin({PATH: DATA}) as origin:
         url = f"{origin.url}/{PATH}"
         origin.fail(PATH, Fault(headers={"ETag": '"1"'}, cut_after=HALF, reset=False))
@@ -186,21 +185,27 @@ def test_two_that_name_the_same_do_not_write_into_one_file(tmp_path: Path):
         first = prefetcher_of(tmp_path)
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(first.prefetch_all, [url])
-            assert origin.reached.wait(30)
+            assert origin.reached.wait(PATIENCE_S)
             del origin.gates[PATH]
             assert prefetcher_of(tmp_path).prefetch_all([url])[url] == (Digest.of(DATA), len(DATA))
             gate.set()
-            assert waiting.result(30)[url] == (Digest.of(DATA), len(DATA))
+            assert waiting.result(PATIENCE_S)[url] == (Digest.of(DATA), len(DATA))
     assert list((tmp_path / "root/partial").iterdir()) == []
 
 
+@pytest.mark.usefixtures("endless_reads")
 def test_a_stop_ends_pulls_and_keeps_what_came(tmp_path: Path):
-    """Whoever embeds this sets an event, and waits for no server."""
+    """An embedding program sets an event and does not wait for the server."""
     token = CancellationToken()
     with Origin({PATH: DATA}) as origin:
         versioned(origin, '"1"')
         gate = gate_of(origin, PATH, after=HALF)
-        Timer(0, lambda: (origin.reached.wait(30), token.cancel())).start()
+
+        def cancel() -> None:
+            wait_until(lambda: any(path.stat().st_size for path in (tmp_path / "root/partial").glob("incoming-*")))
+            token.cancel()
+
+        Timer(0, cancel).start()
         with pytest.raises(Cancelled):
             prefetcher_of(tmp_path, token).prefetch_all([f"{origin.url}/{PATH}"])
         gate.set()

@@ -1,4 +1,4 @@
-"""Room before the first byte: what is shared costs nothing, what is copied counts where the copy stands."""
+"""Room before the first byte: what is shared costs nothing, what is copied counts on the disk that holds the copy."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_full_disk_can_be_relieved(cli: Cli, tmp_path: Path, command: tuple[st
         assert not os.path.exists(disk / "store/models/m@1/a")
 
 
-def test_a_quota_that_cannot_be_met_costs_nobody_a_tree(cli: Cli):
+def test_a_quota_that_cannot_be_met_evicts_no_tree(cli: Cli):
     """Nothing is evicted for what does not fit in any case (B24)."""
     two_variants(cli)
     cli.ok("ensure", "m#b")
@@ -146,7 +146,7 @@ def test_a_quota_that_cannot_be_met_costs_nobody_a_tree(cli: Cli):
     assert states(cli) == {"a": "NOT_PRESENT", "b": "COMPLETE"}
 
 
-def test_a_margin_that_eviction_cannot_make_costs_nobody_a_tree(cli: Cli):
+def test_a_margin_that_eviction_cannot_make_evicts_no_tree(cli: Cli):
     """There is less on the whole disk than is asked to stay free."""
     two_variants(cli)
     cli.ok("ensure", "m#b")
@@ -156,8 +156,8 @@ def test_a_margin_that_eviction_cannot_make_costs_nobody_a_tree(cli: Cli):
     assert done.code == 6 and states(cli) == {"a": "NOT_PRESENT", "b": "COMPLETE"}
 
 
-def test_what_a_quota_evicts_is_told(cli: Cli):
-    """Whoever's tree it was can read why it is gone."""
+def test_what_a_quota_evicts_is_reported(cli: Cli):
+    """The user can read why the tree is gone."""
     two_variants(cli)
     cli.ok("ensure", "m#b")
 
@@ -168,7 +168,7 @@ def test_what_a_quota_evicts_is_told(cli: Cli):
 
 
 def test_a_pin_of_the_manifest_holds_from_the_first_ensure_on(cli: Cli):
-    """No reconcile is needed, and a tree that stood before it was pinned is pinned by the next ensure."""
+    """No reconcile is needed, and a tree that existed before it was pinned is pinned by the next ensure."""
     two_variants(cli)
     cli.ok("ensure", "m#b")
     two_variants(cli, pin="pin = true")
@@ -187,10 +187,10 @@ def test_a_pin_of_the_manifest_holds_from_the_first_ensure_on(cli: Cli):
 
 
 def test_evicting_says_what_keeps_the_blobs(cli: Cli):
-    """A reconciled lockfile does, and a newcomer would wait for ever for gc to free them."""
+    """A reconciled lockfile does, and a newcomer would wait in vain for gc to free them."""
     two_variants(cli)
     cli.ok("reconcile")
 
-    told = cli.ok("evict", "m#b").err
+    reported = cli.ok("evict", "m#b").err
 
-    assert "a reconciled lockfile keeps its blobs" in told and "gc --max-size" in told
+    assert "a reconciled lockfile keeps its blobs" in reported and "gc --max-size" in reported

@@ -49,7 +49,7 @@ class Screen:
 
     @property
     def rows(self) -> list[tuple[str, int, int]]:
-        """The bars from above: what stands before each, how far it is, and its end."""
+        """The bars from the top: each one's label, how far it is, and its end."""
         return [(task.description, int(task.completed), int(task.total or 0)) for task in self.progress.tasks]
 
     def plan(self, blobs: int, size: int, held: int = 0) -> None:
@@ -80,7 +80,7 @@ def opened() -> Iterator[Screen]:
             yield Screen(terminal, progress, tell)
 
 
-def test_the_total_stands_first_and_knows_everything_from_the_start():
+def test_the_total_is_first_and_complete_from_the_start():
     """It does not grow as blobs begin; what an earlier run left is done, and is called resumed."""
     with opened() as screen:
         screen.plan(2, 5_000_000, held=1_000_000)
@@ -104,7 +104,7 @@ def test_a_finished_blob_gives_way_and_one_alone_stays():
 
 
 def test_small_blobs_count_in_the_total_alone():
-    """Their bars would be gone before anybody reads them."""
+    """Their bars would be gone before anyone could read them."""
     with opened() as screen:
         screen.plan(2, 20)
         screen.start(ONE, 10, "x")
@@ -126,7 +126,7 @@ def test_bytes_that_came_twice_are_no_progress():
 
 
 def test_a_task_has_a_bar_while_it_lasts():
-    """Of what is no fetch too; one whose size nobody knows moves, and a small one is not drawn."""
+    """Also for tasks other than a fetch; one of unknown size pulses, and a small one is not drawn."""
     with opened() as screen:
         screen.tell(TaskBegan(what="verifying", bytes=5 << 20))
         screen.tell(TaskBegan(what="http://host/x", bytes=None))
@@ -141,7 +141,7 @@ def test_a_task_has_a_bar_while_it_lasts():
 
 
 @pytest.mark.parametrize("command", [("lock", "--upgrade"), ("verify", "--full"), ("push", "m", "mirror", "--compress")])
-def test_what_takes_long_tells_how_far_it_is(cli: Cli, command: tuple[str, ...]):
+def test_a_long_task_reports_how_far_it_is(cli: Cli, command: tuple[str, ...]):
     """Naming a file, reading and on_send: each begins with its bytes, advances by all of them and ends."""
     data = some_bytes(3 << 20)
     with Origin({"m/weights.bin": data}) as origin:
@@ -149,17 +149,17 @@ def test_what_takes_long_tells_how_far_it_is(cli: Cli, command: tuple[str, ...])
         cli.ok("lock")
         cli.ok("ensure", "m")
         ran = cli.ok(*command, "--progress", "json")
-    told = [json.loads(line) for line in ran.err.splitlines()]
-    told = [row for row in told if row["event"].startswith("Task")]
+    reported = [json.loads(line) for line in ran.err.splitlines()]
+    reported = [row for row in reported if row["event"].startswith("Task")]
 
-    [what] = {row["what"] for row in told}
+    [what] = {row["what"] for row in reported}
     assert "weights.bin" in what or what in ("verifying", "sending 1 blob")
-    assert told[0] == {"event": "TaskBegan", "what": what, "bytes": len(data)}
-    assert sum(row.get("count", 0) for row in told) == len(data)
-    assert told[-1] == {"event": "TaskEnded", "what": what}
+    assert reported[0] == {"event": "TaskBegan", "what": what, "bytes": len(data)}
+    assert sum(row.get("count", 0) for row in reported) == len(data)
+    assert reported[-1] == {"event": "TaskEnded", "what": what}
 
 
-def test_other_events_are_told_in_words():
+def test_other_events_are_reported_in_words():
     """Notes go past the bars."""
     with opened() as screen:
         screen.plan(2, 20)

@@ -24,6 +24,8 @@ from modelstow.backends.memory import MemorySource
 from modelstow.cas import BlobStore, Digest, NoSpaceError
 from modelstow.cas.scrub import Level
 
+pytestmark = pytest.mark.slow
+
 BIG = some_bytes(20_000_000, 1)
 HALF = some_bytes(9_000_000, 2)
 CONFIG = b'{"hidden": 384}'
@@ -43,7 +45,7 @@ def two_variants():
     return replace(lock, blobs=blobs), MemorySource(objects | {"mem://origin/m/model.fp16.bin": HALF})
 
 
-def test_reconcile_brings_both_variants_and_shares_their_bytes(tmp_path: Path):
+def test_reconcile_fetches_both_variants_and_shares_their_bytes(tmp_path: Path):
     """Equal files of two variants are one inode; each blob is fetched once."""
     lock, source = two_variants()
     models = ensurer_of(tmp_path, lock, source)
@@ -92,7 +94,7 @@ def test_an_edit_through_a_hardlink_is_found_and_only_its_piece_is_fetched(tmp_p
     assert outcome.report.repaired_bytes == 8 << 20
     assert outcome.report.repairs[0].pieces == (1,)
     assert tree_of(path) == FP32
-    assert (models.local_path("n") / "weights").read_bytes() == BIG, "the tree that was not asked for heals too"
+    assert (models.local_path("n") / "weights").read_bytes() == BIG, "the tree that was not asked for is repaired too"
     assert models.status("n").state is ModelState.COMPLETE
     assert_sound(tmp_path / "root")
     assert len(list((tmp_path / "root/quarantine").iterdir())) == 1
@@ -134,7 +136,7 @@ def test_a_restored_backup_of_a_whole_store_is_proved_again_not_fetched(tmp_path
 
 
 def test_a_file_of_unknown_origin_is_adopted_if_it_is_right(tmp_path: Path):
-    """No request is made for bytes that stand there already; status does not call them complete before."""
+    """No request is made for bytes that are there already; until then status does not report them as complete."""
     models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP32}}), MemorySource({}))
     for path, data in FP32.items():
         (models.local_path("m") / path).parent.mkdir(parents=True, exist_ok=True)
@@ -148,8 +150,8 @@ def test_a_file_of_unknown_origin_is_adopted_if_it_is_right(tmp_path: Path):
     assert_sound(tmp_path / "root")
 
 
-def test_a_wrong_file_at_a_locked_path_is_moved_to_quarantine_and_said(tmp_path: Path):
-    """What stood there may be the only copy of somebody's work."""
+def test_a_wrong_file_at_a_locked_path_is_moved_to_quarantine_and_reported(tmp_path: Path):
+    """The file may be the only copy of the user's work."""
     models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP16}}), memory(FP16))
     models.local_path("m").mkdir(parents=True)
     (models.local_path("m") / "config.json").write_text("mine")
@@ -182,7 +184,7 @@ def test_the_users_files_stay_through_upgrade_prune_excepted(tmp_path: Path):
 
 
 def test_an_upgrade_switches_the_name_in_one_step_and_keeps_the_old_links_for_readers(tmp_path: Path):
-    """Who holds the old folder open can go on reading it for an hour."""
+    """A process that holds the old folder open can read it for another hour."""
     models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP16}}), memory(FP16))
     path = models.ensure("m")
     inside = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -249,7 +251,7 @@ def test_two_lockfiles_share_a_root_and_keep_their_own(tmp_path: Path):
 
 
 def test_into_makes_a_folder_the_tree_of_one_variant(tmp_path: Path):
-    """Files that stood there stay and are the user's; gc keeps what it holds until the folder is gone."""
+    """Files that were there stay and are the user's; gc keeps what the folder holds until it is gone."""
     models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP16}}), memory(FP16))
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("x")
@@ -290,8 +292,8 @@ def test_optional_components_are_there_when_asked_for_and_remembered(tmp_path: P
 
 
 @pytest.mark.parametrize("mode", ["hardlink", "symlink", "copy", "reflink", "auto"])
-def test_every_link_mode_gives_a_tree_that_stands_and_heals(cli: Cli, mode: str):
-    """What cannot be had falls back and is counted; a second run has nothing to do; a damaged file is healed."""
+def test_every_link_mode_gives_a_valid_tree_that_can_be_repaired(cli: Cli, mode: str):
+    """An unavailable mode falls back and is counted; a second run has nothing to do; a damaged file is repaired."""
     source = cli.folder / "src"
     for path, data in FP32.items():
         (source / path).parent.mkdir(parents=True, exist_ok=True)
@@ -382,7 +384,7 @@ def test_progress_never_falls_and_ends_with_the_two_equal(tmp_path: Path):
     assert seen[-1] == (sum(map(len, FP32.values())),) * 2
 
 
-def test_force_fetches_every_blob_anew_without_taking_the_good_tree_away(tmp_path: Path):
+def test_force_fetches_every_blob_again_without_removing_the_good_tree(tmp_path: Path):
     """The tree's inodes stay where they are when the bytes turn out the same."""
     source = memory(FP16)
     models = ensurer_of(tmp_path, lock_of({"m@1": {"v": FP16}}), source)
@@ -406,9 +408,9 @@ def test_mirrors_are_asked_first_and_trusted_never(cli: Cli):
     (cli.root / "blobs").rename(cli.folder / "mirror")
     for path in (cli.folder / "src").iterdir():
         path.unlink()
-    lies = next(path for path in (cli.folder / "mirror").rglob(Digest.of(CONFIG).hex))
-    lies.chmod(0o644)
-    lies.write_bytes(b"x" * len(CONFIG))
+    damaged = next(path for path in (cli.folder / "mirror").rglob(Digest.of(CONFIG).hex))
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"x" * len(CONFIG))
     (cli.folder / "src/config.json").write_bytes(CONFIG)
     import shutil
 
@@ -421,7 +423,7 @@ def test_mirrors_are_asked_first_and_trusted_never(cli: Cli):
 
 
 def test_verify_of_what_is_only_missing_or_drifted_is_no_failure(cli: Cli):
-    """Exit 3, changes needed, as for --check: faults are listed, and `ok` is false only beside an error."""
+    """Exit 3, changes needed, as for --check: faults are listed, and `ok` is false only next to an error."""
     write_lock(cli.folder, lock_of({"m@1": {"v": {"a": b"a", "b": b"bb"}}}, sources=["src"]))
     (cli.folder / "src").mkdir()
     for path, data in (("a", b"a"), ("b", b"bb")):
@@ -438,8 +440,8 @@ def test_verify_of_what_is_only_missing_or_drifted_is_no_failure(cli: Cli):
     assert {fault["kind"] for fault in ran.json["faults"]} <= {"missing", "drift"} and len(ran.json["faults"]) == 2
 
 
-def test_a_plan_that_fetches_anew_is_carried_out_as_it_says(tmp_path: Path):
-    """What `apply` does is what `plan` told, forced or not."""
+def test_a_plan_that_refetches_is_carried_out_as_planned(tmp_path: Path):
+    """What `apply` does is what `plan` reported, forced or not."""
     lock, source = two_variants()
     models = ensurer_of(tmp_path, lock, source)
     models.ensure("m", "fp16")
@@ -472,7 +474,7 @@ def test_the_repair_of_a_blob_without_a_tree_makes_sure_of_room(tmp_path: Path):
 
 
 @pytest.mark.parametrize("command", [("push", "m", "mirror"), ("lock", "--upgrade"), ("gc",), ("ensure", "m")])
-def test_no_command_waits_longer_for_a_lock_than_it_was_told(cli: Cli, command: tuple[str, ...]):
+def test_no_command_waits_longer_for_a_lock_than_its_time_out(cli: Cli, command: tuple[str, ...]):
     """--lock-timeout holds for every lock of every command, that of the store too (exit 10)."""
     (cli.folder / "src").mkdir()
     (cli.folder / "src/model.bin").write_bytes(b"weights")
@@ -485,13 +487,13 @@ def test_no_command_waits_longer_for_a_lock_than_it_was_told(cli: Cli, command: 
     store = BlobStore.open(cli.root)
 
     with store.lock("gate", doing="a test"):
-        refused = cli.run(*command, "--lock-timeout", "0", timeout=20)
+        refused = cli.run(*command, "--lock-timeout", "0")
 
     assert refused.code == 10, refused
 
 
 def test_the_environment_names_the_manifest_for_python_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Relative locators are relative to it, whoever asks."""
+    """Relative locators are relative to it, in Python as in the command line."""
     (tmp_path / "a/src").mkdir(parents=True)
     (tmp_path / "a/src/w").write_bytes(CONFIG)
     (tmp_path / "b").mkdir()

@@ -142,7 +142,7 @@ def test_a_rename_onto_another_file_or_of_none_is_refused(cli, rename):
 
 
 def test_index_takes_only_the_shards_that_it_names(cli):
-    """What lies beside from another save is left; other files are not touched by it."""
+    """Files next to them from another save are left out; other files are not affected by the index."""
     shards = {f"model-0000{n}-of-00002.safetensors": some_bytes(1000, n) for n in (1, 2)}
     index = json.dumps({"weight_map": {f"layer{n}": name for n, name in enumerate(shards)}}).encode()
     old = {"model-00001-of-00003.safetensors": b"old", "model.safetensors": b"old too"}
@@ -212,7 +212,7 @@ def test_components_name_paths_of_the_tree(cli):
 
 
 def test_pin_default_and_version_reach_the_lockfile(cli):
-    """The version may stand in the key; the only variant is the default."""
+    """The version may be part of the key; the only variant is the default."""
     put(cli, FILES)
     write(cli, table(more="pin = true"), '[models."m@2"]\nsources = ["src"]\n[models."m@2".variants.w]\n')
 
@@ -320,7 +320,7 @@ def test_links_out_of_the_folder_are_not_followed(cli):
 
 
 def test_a_server_without_a_listing_is_exit_5_with_a_hint_to_list_files(cli):
-    """What to do is said."""
+    """The hint says what to write."""
     with Origin(served(), listing="none") as origin:
         write(cli, table(sources=f'"{origin.url}/m"'))
 
@@ -333,7 +333,7 @@ def test_a_server_without_a_listing_is_exit_5_with_a_hint_to_list_files(cli):
 
 
 def test_files_listed_outright_need_no_network(cli):
-    """Neither the first lock nor the second asks anybody, even offline."""
+    """Neither the first lock nor the second makes a request, even offline."""
     rows = ", ".join(
         f'{{ path = "{path}", size = {len(data)}, sha256 = "{hashlib.sha256(data).hexdigest()}" }}'
         for path, data in FILES.items()
@@ -350,7 +350,7 @@ def test_files_listed_outright_need_no_network(cli):
 
 
 def test_offline_forbids_to_list_a_network_source(cli):
-    """Exit code 5, and nobody was asked."""
+    """Exit code 5, and no request was made."""
     with Origin(served()) as origin:
         write(cli, table(sources=f'"{origin.url}/m"'))
         assert cli.run("lock", "--offline").code == 5
@@ -415,7 +415,7 @@ def test_an_unchanged_model_keeps_its_pins_while_another_changes(cli):
         assert locked(cli)["models"]["a@1"]["variants"]["v"]["files"] == {"x": name_of(b"one")}
 
 
-def test_upgrade_lists_anew(cli):
+def test_upgrade_lists_again(cli):
     """One model by its name, or all."""
     with Origin(served("a/", {"x": b"one"}), listing="sums") as a, Origin(served("b/", {"x": b"1"}), listing="sums") as b:
         write(cli, table(sources=f'"{a.url}/a"', name="a"), table(sources=f'"{b.url}/b"', name="b"))
@@ -466,7 +466,7 @@ def test_a_removed_model_leaves_nothing_in_the_lock(cli):
 
 
 def test_check_is_7_where_stale_and_0_where_fresh(cli):
-    """It writes nothing and asks nobody."""
+    """It writes nothing and makes no request."""
     put(cli, FILES)
     write(cli, table())
     assert cli.run("lock", "--check").code == 7 and not (cli.folder / "models.lock").exists()
@@ -521,8 +521,8 @@ def test_without_a_lockfile_it_is_exit_2_with_a_hint(cli, command):
     assert "modelstow lock" in ran.json["error"]["hint"] and not cli.root.exists()
 
 
-def test_the_hint_is_the_same_beside_a_manifest(cli):
-    """The most usual case: nobody has locked yet."""
+def test_the_hint_is_the_same_next_to_a_manifest(cli):
+    """The most common case: nothing was locked yet."""
     put(cli, FILES)
     write(cli, table())
 
@@ -542,7 +542,7 @@ def test_a_listing_that_fails_for_a_moment_is_asked_for_again(cli: Cli):
 
 
 def test_another_source_is_listed_before_one_that_failed_for_a_moment_is_asked_again(cli: Cli):
-    """Nobody waits while there is somebody else to ask."""
+    """There is no wait while another source is left."""
     with Origin({"m/a.bin": b"a"}, listing="sums") as broken, Origin({"m/a.bin": b"a"}, listing="sums") as good:
         (cli.folder / "models.toml").write_text(manifest_of(f"{broken.url}/m", f"{good.url}/m"))
         broken.fail("*", Fault(status=502, times=-1))

@@ -1,4 +1,4 @@
-"""Connections that break inside a piece: their source goes on where they ended."""
+"""Connections that break inside a piece: their source resumes where they ended."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_a_source_that_cuts_every_connection_early_serves_all_the_same(tmp_path:
 
 
 def test_a_wrong_beginning_costs_the_blob_once_more(tmp_path: Path, origin: Origin):
-    """Who is convicted of it is asked force_refetch, from the start, where nobody else can be."""
+    """The corrupt sender is requested again from the start if no other source is left."""
     origin.fail("m/model.bin", Fault(cut_after=3 << 20, reset=False, flip=1000))
 
     path = ensurer_of(tmp_path, lock(f"{origin.url}/m")).ensure("m")
@@ -49,7 +49,7 @@ def test_a_wrong_beginning_costs_the_blob_once_more(tmp_path: Path, origin: Orig
     assert starts(origin) == [0, 3 << 20, 0]
 
 
-def test_a_source_that_forgets_ranges_after_a_break_begins_anew(tmp_path: Path, origin: Origin):
+def test_a_source_that_forgets_ranges_after_a_break_starts_from_scratch(tmp_path: Path, origin: Origin):
     """What was there of the piece is written over."""
     origin.fail("m/model.bin", Fault(cut_after=3 << 20, reset=False))
     origin.fail("m/model.bin", Fault(ignore_range=True, times=-1))

@@ -1,4 +1,4 @@
-"""The machine that decides a transfer: its rules by example, and its laws under sources that fail, lie and throttle."""
+"""The state machine that schedules a transfer: its rules by example, and its laws under failing and corrupt sources."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -26,9 +26,9 @@ def transfer(*locators: str, size: int = THREE, late=(), spent=(), jitter: float
     return Transfer(size, locators, RetryPolicy(**policy), frozenset(late), frozenset(spent), jitter=lambda: jitter)
 
 
-def send(t: Transfer, sender: str, *pieces: int, lie: bool = False) -> None:
+def send(t: Transfer, sender: str, *pieces: int, corrupt: bool = False) -> None:
     for piece in pieces:
-        t.hold(piece, sender, right(piece) if not lie else f"{sender} lies".encode())
+        t.hold(piece, sender, right(piece) if not corrupt else f"{sender} corrupts".encode())
 
 
 def right(piece: int) -> bytes:
@@ -43,7 +43,7 @@ def begin(t: Transfer, locator: str = "", now: float = 0.0, allowed: int = 1) ->
     return step
 
 
-def bring(t: Transfer, ask: Request, now: float, *, pieces: int = 99) -> None:
+def deliver(t: Transfer, ask: Request, now: float, *, pieces: int = 99) -> None:
     """Some pieces of a range arrive, and are right; with the last the range is over."""
     wanted = range(ask.start // PIECE, piece_count(ask.stop))
     for piece in wanted[:pieces]:
@@ -54,21 +54,21 @@ def bring(t: Transfer, ask: Request, now: float, *, pieces: int = 99) -> None:
 
 
 def asked(t: Transfer, now: float = 0.0) -> str:
-    """Who would be asked."""
+    """The source that would be requested."""
     return span(t, now)[0]
 
 
 def span(t: Transfer, now: float = 0.0) -> tuple[str, int, int]:
-    """Who would be asked for which bytes."""
+    """The source that would be requested, and the bytes."""
     step = begin(t, now=now)
     t.ended(step.claim)
     return step.locator, step.start, step.stop
 
 
 def fail(t: Transfer, locator: str, fact: Failure, now: float, *, after: int = 0) -> None:
-    """The next range is asked of this source, which sends so many pieces and fails."""
+    """The next range is requested of this source, which sends *pieces* pieces and fails."""
     step = begin(t, locator, now)
-    bring(t, step, now, pieces=after) if after else None
+    deliver(t, step, now, pieces=after) if after else None
     assert t.failed(step.claim, fact, now)
 
 
@@ -81,7 +81,7 @@ def test_the_first_source_is_asked_for_everything():
 
 
 def test_a_source_named_twice_is_one_source():
-    """Its failure is told once."""
+    """Its failure is reported once."""
     t = transfer(A, A)
     fail(t, A, GONE, 0)
 
@@ -108,12 +108,12 @@ def test_a_full_blob_is_to_be_proven():
 
 
 def test_without_a_source_it_gives_up():
-    """No locator, no failure to tell."""
+    """No locator, no failure to report."""
     assert transfer().next(0) == Fail({})
 
 
 def test_a_source_that_failed_lately_is_asked_last_and_not_never():
-    """Late sources stand behind the others, in their order."""
+    """Recently failed sources come after the others, in their order."""
     t = transfer(A, B, C, late=[A, B])
 
     assert asked(t) == C
@@ -124,7 +124,7 @@ def test_a_source_that_failed_lately_is_asked_last_and_not_never():
 
 
 def test_where_all_failed_lately_the_first_is_asked_at_once():
-    """No other is left, so nobody waits."""
+    """No other source is left, so there is no wait."""
     assert asked(transfer(A, late=[A])) == A
 
 
@@ -147,7 +147,7 @@ def test_a_source_that_another_blob_still_asks_again_has_all_its_attempts():
 
 
 def test_while_one_source_pauses_another_is_asked():
-    """A transient failure costs its source a pause, and nobody else."""
+    """A transient failure pauses only the source that failed."""
     t = transfer(A, B)
     fail(t, A, CUT, 0)
 
@@ -157,7 +157,7 @@ def test_while_one_source_pauses_another_is_asked():
     assert asked(t, 1.0) == A
 
 
-def test_pauses_double_to_the_longest_and_progress_starts_them_anew():
+def test_pauses_double_to_the_longest_and_progress_resets_them():
     """1, 2, 4, 8 seconds; a new piece gives the source its patience back."""
     t = transfer(A)
     pauses, now = [], 0.0
@@ -175,7 +175,7 @@ def test_pauses_double_to_the_longest_and_progress_starts_them_anew():
 
 
 def test_attempts_in_a_row_end_a_source():
-    """Five failures without a new piece, then it is over, and its reason is told."""
+    """Five failures without a new piece end it, and its reason is reported."""
     t = transfer(A)
     for turn in range(5):
         fail(t, A, CUT, 100.0 * turn)
@@ -196,7 +196,7 @@ def test_a_throttled_source_has_its_own_patience_and_pauses():
 
 
 def test_a_refusal_is_tried_once_more_at_once_and_no_more():
-    """A signed address may have run out; waiting mends no credential."""
+    """A signed address may have expired; waiting repairs no credential."""
     t = transfer(A)
     fail(t, A, DENIED, 0)
     fail(t, A, DENIED, 0)
@@ -234,33 +234,33 @@ def test_a_permanent_failure_ends_the_source_for_this_blob():
     assert t.next(0) == Fail({A: GONE, B: GONE})
 
 
-def test_one_sender_of_wrong_bytes_is_convicted_and_another_takes_over():
+def test_one_sender_of_wrong_bytes_is_marked_corrupt_and_another_takes_over():
     """Everything it sent is struck off."""
     t = transfer(A, B)
-    send(t, A, 0, 1, 2, lie=True)
+    send(t, A, 0, 1, 2, corrupt=True)
 
     assert t.wrong(WRONG) == ((0, 1, 2), (A,))
     assert span(t, 0) == (B, 0, THREE)
 
 
-def test_where_none_can_take_over_the_convicted_is_asked_once_more():
+def test_where_no_other_can_take_over_the_corrupt_sender_is_asked_once_more():
     """Once: a proxy may have been wrong. Then it is given up with the reason."""
     t = transfer(B, A)
     fail(t, B, GONE, 0)
-    send(t, A, 0, 1, 2, lie=True)
+    send(t, A, 0, 1, 2, corrupt=True)
     t.wrong(WRONG)
 
     assert asked(t) == A
-    send(t, A, 0, 1, 2, lie=True)
+    send(t, A, 0, 1, 2, corrupt=True)
     t.wrong(WRONG)
 
     assert t.next(0) == Fail({A: WRONG, B: GONE})
 
 
-def test_of_two_senders_the_purifier_replaces_the_pieces_of_the_other():
-    """Who sent most is kept; when the whole is right then, the other is proven a liar."""
+def test_of_two_senders_the_reference_source_replaces_the_pieces_of_the_other():
+    """The source that sent most is kept; if the whole is right then, the other one had sent corrupt data."""
     t = transfer(A, B)
-    send(t, A, 0, lie=True)
+    send(t, A, 0, corrupt=True)
     fail(t, A, CUT, 0)
     send(t, B, 1, 2)
 
@@ -271,16 +271,16 @@ def test_of_two_senders_the_purifier_replaces_the_pieces_of_the_other():
     assert t.next(0) == Verify() and t.proven() == (A,)
 
 
-def test_a_purifier_that_lied_is_convicted_and_the_honest_one_is_not():
-    """The honest one then serves the whole, and nobody says it lied."""
+def test_a_corrupt_reference_source_is_marked_and_the_correct_one_is_not():
+    """The correct source then serves the whole blob and is not marked corrupt."""
     t = transfer(A, B)
-    send(t, A, 0, 1, lie=True)
+    send(t, A, 0, 1, corrupt=True)
     fail(t, A, CUT, 0)
     send(t, B, 2)
 
     assert t.wrong(WRONG) == ((2,), ())
-    assert asked(t, 1000.0) == A, "while purifying only the reference is asked"
-    send(t, A, 2, lie=True)
+    assert asked(t, 1000.0) == A, "while a reference source is used only that is asked"
+    send(t, A, 2, corrupt=True)
 
     assert t.wrong(WRONG) == ((0, 1, 2), (A,))
     assert span(t, 0) == (B, 0, THREE)
@@ -289,22 +289,22 @@ def test_a_purifier_that_lied_is_convicted_and_the_honest_one_is_not():
 
 
 def test_wrong_pieces_of_an_earlier_run_cost_only_themselves():
-    """Nobody of today is convicted for what stood there before."""
+    """No current source is marked corrupt for pieces that were there before."""
     t = transfer(A)
-    send(t, EARLIER, 0, lie=True)
+    send(t, EARLIER, 0, corrupt=True)
     send(t, A, 1, 2)
 
-    struck, convicted = t.wrong(WRONG)
+    struck, marked = t.wrong(WRONG)
 
-    assert (struck, convicted) == ((0,), ())
+    assert (struck, marked) == ((0,), ())
     send(t, A, 0)
     assert t.proven() == (EARLIER,)
 
 
-def test_a_purifier_that_fails_for_good_makes_room_for_the_others():
+def test_a_reference_source_that_fails_for_good_makes_room_for_the_others():
     """What it could not replace, another may."""
     t = transfer(A, B, C)
-    send(t, A, 0, 1, lie=True)
+    send(t, A, 0, 1, corrupt=True)
     fail(t, A, CUT, 0)
     send(t, B, 2)
     t.wrong(WRONG)
@@ -313,10 +313,10 @@ def test_a_purifier_that_fails_for_good_makes_room_for_the_others():
     assert asked(t) in (B, C)
 
 
-def test_a_purifier_caught_by_a_piece_makes_room_for_the_others():
-    """A piece that cannot be right convicts it; an honest source is still there and is asked."""
+def test_a_reference_source_with_an_impossible_piece_makes_room_for_the_others():
+    """A piece that cannot be right marks it corrupt; a correct source is still there and is asked."""
     t = transfer(A, B)
-    send(t, A, 0, 1, lie=True)
+    send(t, A, 0, 1, corrupt=True)
     fail(t, A, CUT, 0)
     send(t, B, 2)
     t.wrong(WRONG)
@@ -325,7 +325,7 @@ def test_a_purifier_caught_by_a_piece_makes_room_for_the_others():
     assert asked(t) == B
 
 
-def test_a_piece_that_cannot_be_right_convicts_at_once():
+def test_a_piece_that_cannot_be_right_marks_its_sender_corrupt_at_once():
     """The next source is asked for that piece; where there is none, the same once more."""
     t = transfer(A, B)
     for locator in (A, B, A, B):
@@ -334,23 +334,23 @@ def test_a_piece_that_cannot_be_right_convicts_at_once():
     assert t.next(0) == Fail({A: WRONG, B: WRONG})
 
 
-def test_where_all_senders_are_over_none_is_convicted_of_what_another_may_have_done():
-    """Who lied is not known; the pieces are struck off and a third serves the whole."""
+def test_where_all_senders_are_over_none_is_blamed_for_what_another_may_have_done():
+    """The corrupt sender is unknown; the pieces are invalidated and a third source serves the whole."""
     t = transfer(A, B, C, late=[C])
-    send(t, A, 0, lie=True)
+    send(t, A, 0, corrupt=True)
     fail(t, A, GONE, 0)
     fail(t, B, GONE, 0)
     send(t, B, 1, 2)
 
-    struck, convicted = t.wrong(WRONG)
+    struck, marked = t.wrong(WRONG)
 
-    assert convicted == ()
+    assert marked == ()
     assert 0 in struck and asked(t) == C
 
 
 @pytest.mark.parametrize("locators", [(A,), (A, B), ()])
 def test_a_blob_of_no_bytes_that_is_wrong_ends(locators):
-    """Nobody can make it right, so it is given up and not proven for ever."""
+    """No source can make it right, so the transfer fails instead of verifying forever."""
     t = transfer(*locators, size=0)
     steps = 0
     while isinstance(t.next(0), Verify) and steps < 20:
@@ -364,23 +364,23 @@ def test_a_blob_of_no_bytes_that_is_wrong_ends(locators):
 
 
 def test_further_connections_try_every_source_and_then_the_fastest():
-    """One piece of each that was not tried; after that whoever is fastest just now."""
+    """One piece of each source not tried yet; after that the source that is fastest just now."""
     t = transfer(A, B, size=64 * PIECE)
     first, second = begin(t, A), begin(t, B, allowed=8)
     assert second.stop - second.start == PIECE
-    bring(t, second, 0.1)
-    bring(t, first, 4.0, pieces=1)
+    deliver(t, second, 0.1)
+    deliver(t, first, 4.0, pieces=1)
     assert asked(t, 4.0) == B
     slower = begin(t, B, 4.0, allowed=8)
-    bring(t, slower, 44.0, pieces=1)
+    deliver(t, slower, 44.0, pieces=1)
 
     assert begin(t, now=44.0, allowed=8).locator == A, "what was fast may have become slow"
 
 
 def test_a_rest_is_shared_by_connections_in_file_order():
-    """Whoever comes later takes what nobody brings, from the front, so that the proof can follow; nothing twice."""
+    """A later connection takes unclaimed pieces from the front, so that hashing can follow; none is sent twice."""
     t = transfer(A, size=64 * PIECE)
-    bring(t, begin(t, A), 1.0, pieces=1)
+    deliver(t, begin(t, A), 1.0, pieces=1)
     rows = [begin(t, A, 1.0, allowed=4) for _ in range(4)]
 
     owners = [sum(t.takes(claim, piece) for claim in range(1, 6)) for piece in range(1, 64)]
@@ -397,33 +397,33 @@ def test_what_is_asked_for_stays_near_the_first_gap():
 
 
 def test_a_slow_range_keeps_its_share_when_a_connection_is_free():
-    """The tail of a transfer is short: nobody waits for one connection while others are free."""
+    """The tail of a transfer is short: it does not wait for one connection while others are free."""
     t = transfer(A, size=8 * PIECE)
     slow = begin(t, A)
     for piece in (0, 1):
         assert t.may_write(slow.claim, piece)
         t.kept(slow.claim, piece, right(piece), 2.0 * (piece + 1))
 
-    thief = begin(t, A, 4.0, allowed=2)
+    taker = begin(t, A, 4.0, allowed=2)
 
-    assert (thief.start, thief.stop) == (3 * PIECE, 4 * PIECE)
+    assert (taker.start, taker.stop) == (3 * PIECE, 4 * PIECE)
     assert [piece for piece in range(8) if t.takes(slow.claim, piece)] == [2]
 
 
 def test_what_will_be_there_at_once_is_not_divided():
     """A new request costs more than it saves."""
     t = transfer(A, size=8 * PIECE)
-    bring(t, begin(t, A), 0.01, pieces=1)
+    deliver(t, begin(t, A), 0.01, pieces=1)
 
     assert t.next(0.01, 2) == Idle()
 
 
 def test_the_last_piece_of_a_slow_source_goes_to_a_fast_one_that_is_free():
-    """Once begun it is brought by the other; what the slow one sends of it is not written."""
+    """Once started it is fetched by the fast source; what the slow one sends of it is not written."""
     t = transfer(A, B, size=2 * PIECE)
     slow = begin(t, A)
     fast = begin(t, B, 0.0, allowed=2)
-    bring(t, fast, 0.1)
+    deliver(t, fast, 0.1)
     assert t.got(slow.claim, 1000, 10.0)
 
     taken = begin(t, B, 10.0, allowed=2)
@@ -478,7 +478,7 @@ def test_a_server_that_asks_to_slow_down_gets_fewer_connections():
     begin(t, A, later, allowed=4)
 
 
-def test_a_source_that_ignores_ranges_has_one_connection_and_brings_what_nobody_else_does():
+def test_a_source_that_ignores_ranges_has_one_connection_and_sends_what_no_other_does():
     """It sends everything from the start; a second connection would get the same again."""
     t = transfer(A, B, size=8 * PIECE)
     endless = begin(t, A)
@@ -489,10 +489,10 @@ def test_a_source_that_ignores_ranges_has_one_connection_and_brings_what_nobody_
     assert all(t.takes(endless.claim, piece) for piece in range(8))
 
 
-def test_a_source_that_ignores_ranges_is_not_asked_beside_one_that_has_them():
+def test_a_source_that_ignores_ranges_is_not_asked_next_to_one_that_has_them():
     """To get its last piece all before it would come too, and be thrown away."""
     t = transfer(A, B, size=64 * PIECE)
-    bring(t, begin(t, A), 1.0, pieces=2)
+    deliver(t, begin(t, A), 1.0, pieces=2)
     tried = begin(t, B, 1.0, allowed=8)
     t.ignores_ranges(tried.claim)
 
@@ -511,7 +511,7 @@ def test_where_fewer_connections_do_as_well_the_ones_that_got_least_are_given_up
 
 
 def test_a_local_file_may_be_taken_at_once_only_by_one_that_is_alone():
-    """Sharing extents replaces all that is there, so nobody else may be writing."""
+    """Sharing extents replaces the whole file, so no other connection may be writing."""
     t = transfer(A, B)
     one = begin(t, A)
     assert t.claim_rest(one.claim)
@@ -542,7 +542,7 @@ class World:
     sims: Mapping[str, Sim]
     pieces: int
     policy: RetryPolicy
-    earlier: Mapping[int, str] = field(default_factory=dict)  # piece -> who sent it, right unless it lies about it
+    earlier: Mapping[int, str] = field(default_factory=dict)  # piece -> who sent it, right unless it corrupts it
     jumps: tuple[float, ...] = (0.0,)
     allowed: int = 1  # connections at once
     now: float = 1_000.0
@@ -550,9 +550,9 @@ class World:
     waits: list[float] = field(default_factory=list)
     held: dict[int, bytes] = field(default_factory=dict)
     begun: int = 0  # pieces that a source began to send
-    taken_over: int = 0  # pieces that another brought while they were on their way
+    taken_over: int = 0  # pieces that another sent while they were on their way
     corrupt: set[str] = field(default_factory=set)  # who ever sent a wrong piece
-    convicted: set[str] = field(default_factory=set)  # by ``wrong``
+    marked: set[str] = field(default_factory=set)  # by ``wrong``
     blamed: tuple[str, ...] = ()  # by ``proven``
     requests: dict[str, int] = field(default_factory=dict)
     locator_prefixes: dict[int, tuple[str, int]] = field(default_factory=dict)  # of pieces: who sent it, up to where
@@ -595,17 +595,17 @@ class World:
                     if all(self.held.get(piece) == right(piece) for piece in range(self.pieces)):
                         self.blamed = t.proven()
                         return step
-                    struck, convicted = t.wrong(WRONG)
+                    struck, marked = t.wrong(WRONG)
                     assert struck, "nothing changed"
                     for piece in struck:
                         del self.held[piece]
                         self.farthest.pop(piece, None)
-                    self.convicted |= set(convicted)
+                    self.marked |= set(marked)
                 case Fail():
                     return step
 
     def most_steps(self) -> int:
-        """Each source is convicted twice at most and purifies as often; between two pieces all may lose their patience."""
+        """Each source is corrupt and the reference twice at most; between two pieces all may run out of attempts."""
         rounds = 4 * len(self.sims) + 4
         failures = 2 * len(self.sims) * (self.policy.transient.attempts + self.policy.rate_limit.attempts)
         locator_prefixes = PIECE // self.policy.progress  # each may count as a piece
@@ -613,8 +613,8 @@ class World:
 
     def _sent(self, piece: int, sender: str) -> bytes:
         sim = self.sims.get(sender, Sim())
-        lies = piece in sim.lies and self.requests.get(sender, 0) <= sim.lies_for
-        hash_ = f"{sender} lies about {piece}".encode() if lies or sender == "mem://liar of old" else right(piece)
+        wrong = piece in sim.corrupt and self.requests.get(sender, 0) <= sim.corrupt_for
+        hash_ = f"{sender} corrupts {piece}".encode() if wrong or sender == "mem://corrupt of old" else right(piece)
         if hash_ != right(piece):
             self.corrupt.add(sender)
         self.held[piece] = hash_
@@ -702,8 +702,8 @@ class World:
         attempts = 1 if locator in self.fresh else self.policy.transient.attempts
         return locator in self.gone or plain >= attempts or throttled >= self.policy.rate_limit.attempts
 
-    def honest(self) -> set[str]:
-        return {locator for locator, sim in self.sims.items() if not sim.lies}
+    def correct_sources(self) -> set[str]:
+        return {locator for locator, sim in self.sims.items() if not sim.corrupt}
 
 
 policies = st.builds(
@@ -724,7 +724,7 @@ jumps = st.lists(st.sampled_from([0.0, 0.001, 1.0, 1e6]), min_size=1, max_size=3
 def worlds(draw: st.DrawFn, *, with_steady: bool = False) -> World:
     sims = draw(crowds(with_steady=with_steady))
     pieces = draw(st.integers(1, 9))
-    senders = st.sampled_from([*sims, EARLIER, "mem://liar of old"])
+    senders = st.sampled_from([*sims, EARLIER, "mem://corrupt of old"])
     earlier = draw(st.dictionaries(st.integers(0, pieces - 1), senders))
     allowed = draw(st.integers(1, 5))
     return World(sims, pieces, draw(policies), earlier=earlier, jumps=draw(jumps), allowed=allowed)
@@ -739,22 +739,22 @@ def test_a_transfer_always_ends(world):
 
 @given(worlds())
 @settings(max_examples=300)
-def test_it_never_gives_up_while_an_honest_source_could_still_serve(world):
-    """Where it gives up, every honest source is over: for good, or out of patience."""
+def test_it_never_gives_up_while_a_correct_source_could_still_serve(world):
+    """Where it gives up, every correct source is over: permanently, or out of attempts."""
     end = world.run()
 
     if isinstance(end, Fail):
-        assert [locator for locator in world.honest() if not world.over(locator)] == []
+        assert [locator for locator in world.correct_sources() if not world.over(locator)] == []
         assert set(end.failures) == set(world.sims)
 
 
 @given(worlds(with_steady=True))
 @settings(max_examples=300)
-@example(World({A: Sim(lies=frozenset([0])), B: Sim()}, 1, RetryPolicy()))
+@example(World({A: Sim(corrupt=frozenset([0])), B: Sim()}, 1, RetryPolicy()))
 @example(World({A: Sim((Reply(1, "gone"),), frozenset([0])), B: Sim()}, 2, RetryPolicy()))
 @example(World({A: Sim((Reply(2, "cut"),), frozenset([0])), B: Sim((Reply(1, "cut"),)), C: Sim()}, 4, RetryPolicy()))
-def test_it_ends_with_the_right_bytes_where_an_honest_source_can_be_reached(world):
-    """One honest source that serves is enough, however many others lie, stall or break off."""
+def test_it_ends_with_the_right_bytes_where_a_correct_source_can_be_reached(world):
+    """One correct source that serves is enough, however many others send corrupt data, stall or break off."""
     end = world.run()
 
     assert end == Verify()
@@ -763,18 +763,18 @@ def test_it_ends_with_the_right_bytes_where_an_honest_source_can_be_reached(worl
 
 @given(worlds())
 @settings(max_examples=150)
-def test_nobody_is_said_to_have_lied_who_did_not(world):
+def test_no_correct_source_is_marked_corrupt(world):
     """Neither when the whole is wrong nor when it is right at last."""
     world.run()
 
     assert set(world.blamed) <= world.corrupt
-    assert world.convicted - {EARLIER, "mem://liar of old"} <= world.corrupt
+    assert world.marked - {EARLIER, "mem://corrupt of old"} <= world.corrupt
 
 
 @given(worlds())
 @settings(max_examples=150)
 def test_pauses_are_bounded_by_the_policy(world):
-    """No source, no clock and no Retry-After makes anybody wait longer."""
+    """No source, clock or Retry-After makes a transfer wait longer."""
     world.run()
 
     p = world.policy
@@ -784,7 +784,7 @@ def test_pauses_are_bounded_by_the_policy(world):
 
 @given(st.lists(st.sampled_from([0.001, 0.1, 1.0, 20.0]), min_size=1, max_size=4), st.integers(1, 40), st.integers(1, 8))
 @settings(max_examples=200)
-def test_honest_sources_send_no_more_than_the_blob_and_what_was_taken_over(speeds, pieces, allowed):
+def test_correct_sources_send_no_more_than_the_blob_and_what_was_taken_over(speeds, pieces, allowed):
     """Each piece is written once; beyond the size only pieces that a slow source had begun are sent twice, if ever."""
     world = World({f"mem://{n}": Sim(piece_s=s) for n, s in enumerate(speeds)}, pieces, RetryPolicy(), allowed=allowed)
 
@@ -796,7 +796,7 @@ def test_honest_sources_send_no_more_than_the_blob_and_what_was_taken_over(speed
 
 @given(st.integers(8, 40), st.integers(2, 8))
 def test_a_slow_source_does_not_hold_up_the_end(pieces, allowed):
-    """With a source a thousand times faster beside it, the whole takes far less than the slow one's share would."""
+    """Next to a source a thousand times faster, the whole takes far less than the slow one's share would."""
     world = World({A: Sim(piece_s=100.0), B: Sim(piece_s=0.1)}, pieces, RetryPolicy(), allowed=allowed)
     began = world.now
 
@@ -805,8 +805,8 @@ def test_a_slow_source_does_not_hold_up_the_end(pieces, allowed):
 
 
 @given(worlds())
-def test_a_single_honest_world_makes_no_request_twice(world):
-    """A source that serves what it is asked is asked as often as there are gaps, and no more."""
+def test_a_single_correct_source_is_requested_once_for_each_gap(world):
+    """A source that serves what is requested gets one request for each gap, and no more."""
     for locator in world.sims:
         alone = World({locator: Sim()}, world.pieces, RetryPolicy(), earlier=dict.fromkeys(world.earlier, EARLIER))
         gaps = sum(1 for p in range(world.pieces) if p not in alone.earlier and (p == 0 or p - 1 in alone.earlier))
@@ -828,7 +828,7 @@ def test_ranges_that_break_together_are_one_failure():
     assert t.next(2.0) == Fail({A: CUT})
 
 
-def test_a_source_without_ranges_is_let_go_though_another_brings_the_beginning():
+def test_a_source_without_ranges_is_released_though_another_sends_the_beginning():
     """Whose claim piece 0 is decides: that of a fast source is no reason to wait for all that a slow one sends first."""
     t = transfer(A, B, size=20 * PIECE)
     begin(t, A, allowed=2)
@@ -838,15 +838,15 @@ def test_a_source_without_ranges_is_let_go_though_another_brings_the_beginning()
     assert not t.lives(slow.claim)
 
 
-def test_a_source_without_ranges_is_let_go_when_everything_is_there():
-    """Nobody waits for what it would still send of pieces that others brought."""
+def test_a_source_without_ranges_is_released_when_everything_is_there():
+    """The transfer does not wait for pieces that other sources have sent already."""
     t = transfer(A, B, size=3 * PIECE)
     send(t, EARLIER, 1)
     endless = begin(t, A, allowed=2)
     t.ignores_ranges(endless.claim)
     assert t.may_write(endless.claim, 0)
     t.kept(endless.claim, 0, right(0), 1.0)
-    bring(t, begin(t, B, now=1.0, allowed=2), 2.0)
+    deliver(t, begin(t, B, now=1.0, allowed=2), 2.0)
 
     assert t.next(2.0) == Verify()
     assert not t.lives(endless.claim)
@@ -855,7 +855,7 @@ def test_a_source_without_ranges_is_let_go_when_everything_is_there():
 # ---- pieces that were begun
 
 
-def test_a_piece_that_broke_off_is_gone_on_with_by_its_source():
+def test_a_piece_that_broke_off_is_resumed_by_its_source():
     """From the byte where it ended, to the end of the range."""
     t = transfer(A, size=3 * PIECE)
     step = begin(t, A)
@@ -866,7 +866,7 @@ def test_a_piece_that_broke_off_is_gone_on_with_by_its_source():
 
 
 def test_a_piece_that_one_source_began_another_fetches_whole():
-    """A piece has one sender, or nobody could be blamed for it; what the first had sent is written over."""
+    """A piece has one sender, or a fault could not be attributed; what the first had sent is overwritten."""
     t = transfer(A, B, size=PIECE)
     assert t.failed(begin(t, A).claim, CUT, 1.0, reached=5000)
 
@@ -909,8 +909,8 @@ def test_two_sources_that_undo_each_others_beginnings_are_given_up():
     assert isinstance(step, Fail) and asked >= 6
 
 
-def test_what_a_liar_began_is_not_gone_on_with():
-    """Convicted for one piece, it is asked again for the other from its start."""
+def test_what_a_corrupt_sender_began_is_not_resumed():
+    """Marked corrupt for one piece, it is requested again for the other from its start."""
     t = transfer(A, size=2 * PIECE)
     one, two = begin(t, A, allowed=2), begin(t, A, allowed=2)
     assert t.failed(two.claim, CUT, 0.0, reached=two.start + 5000)
@@ -930,8 +930,8 @@ def test_the_longest_wait_that_a_server_asks_for_is_kept():
     assert t.next(0.0) == Backoff(seconds=30.0)
 
 
-def test_who_brings_everything_at_once_writes_over_every_beginning():
-    """A piece has one sender: the first source does not go on behind what another has written there."""
+def test_a_source_that_sends_everything_overwrites_every_partial_piece():
+    """A piece has one sender: the first source does not resume after what another has written there."""
     t = transfer(A, B)
     one, two = begin(t, A, allowed=2), begin(t, B, allowed=2)
     for ask, stop in (two, two.start + 1000), (one, one.start + 1000):

@@ -19,7 +19,7 @@ def test_a_source_that_was_given_up_long_ago_has_all_its_attempts_again():
 
 
 def test_success_forgets_what_failed_before():
-    """Of the keys it is told, and no other."""
+    """Of the keys it is given, and no other."""
     table = FailureTable()
     table.note("one", "NETWORK_TIMEOUT", "late", given_up=True)
     table.note("two", "NETWORK_TIMEOUT", "late")

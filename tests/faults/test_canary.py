@@ -12,8 +12,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from builders import Cli, manifest_of, some_bytes
+from builders import CalledCli, Cli, manifest_of, some_bytes
 from origin import Fault, Origin
+
+pytestmark = pytest.mark.slow
 
 LOGIN, TOKEN, AWS, PROXY, SIGNATURE, USERINFO, BUNDLE = (
     f"canary{name}{name}" for name in ("login", "token", "aws", "proxy", "signature", "userinfo", "bundle")
@@ -30,7 +32,7 @@ class World:
         self.cdn = stack.enter_context(Origin(dict(FILES)))
         self.proxy = stack.enter_context(Origin({}))
         with Origin({}) as gone:
-            self.nobody = gone.url
+            self.refusing = gone.url
         (cli.folder / "netrc").write_text(f"machine 127.0.0.1 login me password {LOGIN}\n")
         (cli.folder / "netrc").chmod(0o600)
         self.environ = {
@@ -53,7 +55,7 @@ class World:
         return "--manifest", f"{name}.toml", "--lock", f"{name}.lock"
 
     def run(self, *args: str, expect: tuple[int, ...] = (0,), **environ: str) -> str:
-        """Run a command in both ways of talking, tracebacks included; what it said."""
+        """Run a command in both output modes, tracebacks included; all its output."""
         said = ""
         for way in (("--verbose",), ("--json",)):
             ran = self.cli.run(*args, *way, **{**self.environ, **environ})
@@ -63,7 +65,7 @@ class World:
         return said
 
     def left(self) -> Iterator[tuple[str, bytes]]:
-        """Everything that the commands said and wrote."""
+        """Everything that the commands printed and wrote."""
         yield "what was said", self.shown.encode()
         folder = self.cli.folder
         for path in [folder / "events.log", *folder.glob("good*.lock"), *folder.rglob("root/**/*")]:
@@ -71,9 +73,9 @@ class World:
 
 
 @pytest.fixture
-def world(cli: Cli) -> Iterator[World]:
+def world(tmp_path: Path) -> Iterator[World]:
     with ExitStack() as stack:
-        yield World(cli, stack)
+        yield World(CalledCli(tmp_path), stack)
 
 
 def assert_no_canary(world: World) -> None:
@@ -92,6 +94,7 @@ def around(content: bytes, secret: str) -> str:
 
 def test_the_main_job_leaves_no_secret(world: World):
     """A login, and signed redirects: lock, plan, reconcile, ensure, verify; the secrets really were used."""
+    world.cli = Cli(world.cli.folder)  # in processes of their own, as they are installed
     good = world.manifest("good", f"{world.hub.url}/m")
     world.hub.fail("m/w.bin", Fault(redirect=f"{world.cdn.at('localhost')}/w.bin?X-Amz-Signature={SIGNATURE}", times=-1))
 
@@ -110,7 +113,7 @@ def test_the_main_job_leaves_no_secret(world: World):
 
 
 def test_refusals_leave_no_secret(world: World):
-    """401, 403, 404, loops, forbidden targets, nobody there, rate limits: of the source and of where it redirects to."""
+    """401, 403, 404, loops, forbidden and refused targets, rate limits: of a source and of its redirect target."""
     good = world.manifest("good", f"{world.hub.url}/m")
     world.run("lock", *good)
     signed = f"?X-Amz-Signature={SIGNATURE}"
@@ -137,10 +140,10 @@ def test_refusals_leave_no_secret(world: World):
         world.hub.fail("m/w.bin", Fault(redirect=target, times=-1))
         world.run(*force, expect=(5,))
 
-    world.run("lock", *world.manifest("gone", f"{world.nobody}/m"), expect=(5,))
-    # What is asked for a listing is asked once, so nobody there costs no waiting here.
+    world.run("lock", *world.manifest("gone", f"{world.refusing}/m"), expect=(5,))
+    # What is asked for a listing is asked once, so a refused connection costs no waiting here.
     for name, fault in (
-        ("nobody", Fault(redirect=f"{world.nobody}/{signed}", times=-1)),
+        ("refused", Fault(redirect=f"{world.refusing}/{signed}", times=-1)),
         ("busy", Fault(status=429, times=-1)),
     ):
         world.hub.behave()
@@ -169,7 +172,7 @@ def test_proxies_certificates_and_keys_leave_no_secret(world: World):
 
     world.hub.fail("bucket", Fault(status=403, times=-1))
     world.run("lock", *world.manifest("keys", "s3://bucket/m"), expect=(5, 8))
-    elsewhere = {"AWS_ENDPOINT_URL_S3": world.nobody}
+    elsewhere = {"AWS_ENDPOINT_URL_S3": world.refusing}
     world.run("lock", *world.manifest("keys", "s3://bucket/m"), expect=(5, 8), **elsewhere)
     world.run(
         "lock", *world.manifest("keys", "s3://bucket/m"), expect=(5, 8), AWS_ENDPOINT_URL_S3=f"http://me:{USERINFO}@x y/"

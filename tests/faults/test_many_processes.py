@@ -1,4 +1,4 @@
-"""Many at once: processes that want the same, and those that collect while others fetch."""
+"""Many at once: processes that want the same, and those that collect garbage while others fetch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import signal
 import threading
 from pathlib import Path
 
-from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, memory, some_bytes, tree_of, write_lock
+import pytest
+from builders import PATIENCE_S, Cli, assert_sound, ensurer_of, leftovers, lock_of, memory, some_bytes, tree_of, write_lock
 from origin import Origin
 
 from modelstow import ModelEnsurer
 from modelstow.reconcile.retention.collector import EvictionTargets
+
+pytestmark = pytest.mark.slow
 
 FILES = {f"part-{n}.bin": some_bytes(1_500_000, n) for n in range(4)} | {"config.json": b"{}", "vocab.txt": b"a b"}
 SMALL = {"config.json": b"{}", "part-0.bin": FILES["part-0.bin"], "adapter.bin": some_bytes(100_000, 50)}
@@ -22,7 +25,7 @@ def test_eight_processes_that_ensure_the_same_fetch_each_blob_once(cli: Cli):
     with Origin({f"m/{path}": data for path, data in FILES.items()}) as origin:
         write_lock(cli.folder, lock_of({"m@1": {"v": FILES}}, sources=[f"{origin.url}/m"]))
         running = [cli.start("ensure", "m") for _ in range(8)]
-        answers = [process.communicate(timeout=120) for process in running]
+        answers = [process.communicate(timeout=PATIENCE_S) for process in running]
 
         assert [process.returncode for process in running] == [0] * 8, answers
         assert {out for out, _ in answers} == {f"{cli.root}/models/m@1/v\n"}
@@ -37,7 +40,7 @@ def test_processes_with_overlapping_variants_share_the_fetch_of_what_is_common(c
     with Origin(files) as origin:
         write_lock(cli.folder, lock_of({"m@1": {"a": FILES, "b": SMALL}}, sources=[f"{origin.url}/m"]))
         running = [cli.start("ensure", f"m#{variant}") for variant in "abab"]
-        answers = [process.communicate(timeout=120) for process in running]
+        answers = [process.communicate(timeout=PATIENCE_S) for process in running]
 
         assert [process.returncode for process in running] == [0] * 4, answers
         paths = [seen.path for seen in origin.gets()]
@@ -46,7 +49,7 @@ def test_processes_with_overlapping_variants_share_the_fetch_of_what_is_common(c
 
 
 def test_collecting_while_others_fetch_and_evict_takes_nothing_that_lives(tmp_path: Path):
-    """Threads ensure, evict and collect at random; whatever is ensured stands, and every blob equals its name (C10)."""
+    """Threads ensure, evict and collect at random; every ensured tree is in place and every blob equals its name (C10)."""
     rng = random.Random(7)
     models = {"m@1": {"a": FILES, "b": SMALL}, "n@1": {"c": {"n.bin": some_bytes(300_000, 60)}}}
     lock, source = lock_of(models), memory(FILES | SMALL | models["n@1"]["c"])
@@ -73,7 +76,7 @@ def test_collecting_while_others_fetch_and_evict_takes_nothing_that_lives(tmp_pa
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(PATIENCE_S)
 
     assert failures == []
     assert_sound(tmp_path / "root")
@@ -93,7 +96,7 @@ def test_random_kills_of_processes_that_share_a_store_leave_it_sound(cli: Cli):
             except Exception:
                 victim.send_signal(signal.SIGKILL)
             for process in running:
-                process.communicate(timeout=120)
+                process.communicate(timeout=PATIENCE_S)
             if (cli.root / "models").exists():
                 assert_sound(cli.root)
         cli.ok("reconcile")
@@ -101,7 +104,7 @@ def test_random_kills_of_processes_that_share_a_store_leave_it_sound(cli: Cli):
     assert leftovers(cli.root) == []
 
 
-def test_repair_and_ensure_in_both_orders_do_not_wait_for_each_other_for_ever(tmp_path: Path):
+def test_repair_and_ensure_in_both_orders_do_not_deadlock(tmp_path: Path):
     """One lock order: two threads that damage, repair and ensure the same blobs come to an end (D10)."""
     lock, source = lock_of({"m@1": {"a": FILES, "b": SMALL}}), memory(FILES | SMALL)
     first = ensurer_of(tmp_path, lock, source)
@@ -127,7 +130,7 @@ def test_repair_and_ensure_in_both_orders_do_not_wait_for_each_other_for_ever(tm
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive(), "two locks were taken in opposite orders"
 
     assert failures == []

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, memory, some_bytes, tree_of, write_lock
+from builders import CalledCli, Cli, assert_sound, ensurer_of, leftovers, lock_of, memory, some_bytes, tree_of, write_lock
 
 from modelstow import ModelState
 from modelstow.backends import Body
 from modelstow.backends.memory import MemorySource
 from modelstow.cas import Digest, LinkMode, tree
+
+pytestmark = pytest.mark.slow
 
 OLD = {"config.json": b"{}", "model.bin": b"old weights"}
 NEW = {"config.json": b"{}", "model.bin": b"new weights!"}
@@ -59,8 +61,8 @@ def test_one_strange_failure_does_not_stop_the_next_run(tmp_path: Path):
     assert tree_of(models.ensure("m")) == OLD
 
 
-def test_a_wrong_file_at_hand_does_not_cost_what_was_fetched(tmp_path: Path):
-    """A foreign file of the right size is tried, found wrong, and the partial goes on from where it was."""
+def test_a_wrong_local_file_does_not_cost_what_was_fetched(tmp_path: Path):
+    """A foreign file of the right size is tried, found wrong, and the partial is resumed."""
     data = some_bytes(20_000_000, 5)
     digest = Digest.of(data)
     models = ensurer_of(tmp_path, lock_of({"m@1": {"v": {"w": data}}}), memory({"w": data}))
@@ -81,7 +83,7 @@ def test_a_wrong_file_at_hand_does_not_cost_what_was_fetched(tmp_path: Path):
     assert (models.local_path("m") / "w").read_bytes() == data
 
 
-def test_opening_a_file_while_gc_asks_whether_it_is_used_ends_nobody(tmp_path: Path):
+def test_opening_a_file_while_gc_asks_whether_it_is_used_ends_no_process(tmp_path: Path):
     """A broken write lease sends SIGIO, whose default is to end the process."""
     victim = tmp_path / "file"
     victim.write_bytes(b"x")
@@ -108,7 +110,13 @@ def test_opening_a_file_while_gc_asks_whether_it_is_used_ends_nobody(tmp_path: P
     assert done.returncode == 0
 
 
-def test_a_restored_store_gives_up_a_tree_in_one_step_and_accuses_nobody(cli: Cli):
+@pytest.fixture
+def cli(tmp_path: Path) -> CalledCli:
+    """The command line as a function, in an empty folder with an empty store."""
+    return CalledCli(tmp_path)
+
+
+def test_a_restored_store_removes_a_tree_in_one_step_and_marks_no_source(cli: Cli):
     """After `cp -a` every inode is another: files that carry their proof are still ours (D11)."""
     (cli.folder / "src").mkdir()
     for path, data in OLD.items():
@@ -143,8 +151,8 @@ def test_links_that_dangle_are_not_complete(tmp_path: Path):
 
 
 @pytest.mark.parametrize("torn", ["own root", "lease"])
-def test_a_torn_record_in_state_stops_gc_and_nobody_else(tmp_path: Path, torn: str):
-    """Who fetches goes on; who deletes does not."""
+def test_a_torn_record_in_state_stops_gc_and_nothing_else(tmp_path: Path, torn: str):
+    """A process that fetches continues; one that deletes does not."""
     models = ensurer_of(tmp_path, lock_of({"m@1": {"v": OLD}}), memory(OLD))
     models.reconcile()
     if torn == "lease":
@@ -185,7 +193,7 @@ def test_pruned_files_are_named(cli: Cli):
 
 
 def test_a_forged_size_in_a_piece_table_is_no_table(tmp_path: Path):
-    """It would ask for a slot for every piece of four exabytes."""
+    """It would claim a slot for every piece of four exabytes."""
     from modelstow.cas.pieces import PieceTable, TableState
 
     digest = Digest.of(b"x")

@@ -1,6 +1,6 @@
-"""What the commands say, to the letter: one story, its outputs beside this file. ``UPDATE_GOLDEN=1`` rewrites them.
+"""The exact output of the commands: one story, its outputs next to this file. ``UPDATE_GOLDEN=1`` rewrites them.
 
-Scripts rely on the JSON; its keys are held against the contract here too.
+Scripts rely on the JSON; its keys are checked against the contract here too.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import Cli, Ran, some_bytes
+from builders import CalledCli, Cli, Ran, some_bytes
 
 HERE = Path(__file__).parent
 CONFIG, FP32, FP16, NEWER = b'{"hidden": 384}\n', some_bytes(2_500_000, 1), some_bytes(900_000, 2), some_bytes(901_000, 3)
@@ -88,91 +88,91 @@ NAMES = (
 def story(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[str], Ran]]:
     """Every output of the story by its name, with the command that gave it."""
     folder = tmp_path_factory.mktemp("story")
-    cli, told = Cli(folder), {}
+    cli, reported = CalledCli(folder), {}
     elsewhere = str(folder / "another-root")  # `lock` keeps what no listing names; the story wants to see it fetched
 
-    def tell(name: str, *args: str, **environ: str) -> Ran:
-        told[name] = (list(args), cli.run(*args, **environ))
-        return told[name][1]
+    def record(name: str, *args: str, **environ: str) -> Ran:
+        reported[name] = (list(args), cli.run(*args, **environ))
+        return reported[name][1]
 
-    tell("missing-lock", "reconcile")
-    tell("missing-lock-json", "reconcile", "--json")
-    tell("no-manifest-json", "lock", "--json")
-    tell("init", "init")
+    record("missing-lock", "reconcile")
+    record("missing-lock-json", "reconcile", "--json")
+    record("no-manifest-json", "lock", "--json")
+    record("init", "init")
     source = folder / "weights"
     source.mkdir()
     for name, data in (("config.json", CONFIG), ("model.safetensors", FP32), ("model.fp16.safetensors", FP16)):
         (source / name).write_bytes(data)
     (folder / "models.toml").write_text(MANIFEST)
-    tell("lock", "lock", MODELSTOW_ROOT=elsewhere)
-    tell("lock-json", "lock", "--json", MODELSTOW_ROOT=elsewhere)
-    tell("lock-check", "lock", "--check")
-    told["models-lock"] = (["cat", "models.lock"], Ran(0, (folder / "models.lock").read_text(), ""))
-    tell("plan", "plan")
-    tell("plan-json", "plan", "--json")
-    tell("plan-check", "plan", "--check")
-    tell("status-before", "status")
-    tell("status-before-json", "status", "--json")
-    tell("ensure", "ensure", "minilm#fp16")
-    tell("reconcile-json", "reconcile", "--json")
-    tell("reconcile-again", "reconcile")
-    tell("plan-in-sync", "plan")
-    tell("status", "status")
-    tell("status-json", "status", "--json")
-    tell("ls", "ls")
-    tell("ls-json", "ls", "--json")
-    tell("du", "du")
-    tell("du-json", "du", "--json")
+    record("lock", "lock", MODELSTOW_ROOT=elsewhere)
+    record("lock-json", "lock", "--json", MODELSTOW_ROOT=elsewhere)
+    record("lock-check", "lock", "--check")
+    reported["models-lock"] = (["cat", "models.lock"], Ran(0, (folder / "models.lock").read_text(), ""))
+    record("plan", "plan")
+    record("plan-json", "plan", "--json")
+    record("plan-check", "plan", "--check")
+    record("status-before", "status")
+    record("status-before-json", "status", "--json")
+    record("ensure", "ensure", "minilm#fp16")
+    record("reconcile-json", "reconcile", "--json")
+    record("reconcile-again", "reconcile")
+    record("plan-in-sync", "plan")
+    record("status", "status")
+    record("status-json", "status", "--json")
+    record("ls", "ls")
+    record("ls-json", "ls", "--json")
+    record("du", "du")
+    record("du-json", "du", "--json")
     config = "root/models/minilm@1.0.0/fp32/config.json"
-    tell("which", "which", config)
-    tell("which-json", "which", config, "--json")
-    tell("verify", "verify", "--full")
-    tell("verify-json", "verify", "--json")
-    tell("pin-json", "pin", "minilm#fp16", "--json")
-    tell("unpin-json", "unpin", "minilm#fp16", "--json")
-    tell("unknown-model", "ensure", "bert")
-    tell("unknown-model-json", "ensure", "bert", "--json")
-    tell("missing-variant-json", "ensure", "minilm#int8", "--json")
-    tell("bad-selector-json", "ensure", "../minilm", "--json")
-    tell("usage-json", "ensure", "--json")
-    _upgrade(cli, tell, elsewhere)
-    _damage(cli, tell)
-    return told
+    record("which", "which", config)
+    record("which-json", "which", config, "--json")
+    record("verify", "verify", "--full")
+    record("verify-json", "verify", "--json")
+    record("pin-json", "pin", "minilm#fp16", "--json")
+    record("unpin-json", "unpin", "minilm#fp16", "--json")
+    record("unknown-model", "ensure", "bert")
+    record("unknown-model-json", "ensure", "bert", "--json")
+    record("missing-variant-json", "ensure", "minilm#int8", "--json")
+    record("bad-selector-json", "ensure", "../minilm", "--json")
+    record("usage-json", "ensure", "--json")
+    _upgrade(cli, record, elsewhere)
+    _damage(cli, record)
+    return reported
 
 
-def _upgrade(cli: Cli, tell: Callable[..., Ran], elsewhere: str) -> None:
+def _upgrade(cli: Cli, record: Callable[..., Ran], elsewhere: str) -> None:
     """A newer file, another manifest, a new lockfile."""
     (cli.folder / "weights" / "model.fp16.safetensors").write_bytes(NEWER)
     (cli.folder / "models.toml").write_text(MANIFEST.replace('default = "fp32"', 'default = "fp16"'))
-    tell("lock-check-stale-json", "lock", "--check", "--json")
-    tell("locked-stale-json", "plan", "--locked", "--json")
-    tell("stale-warning", "plan")
+    record("lock-check-stale-json", "lock", "--check", "--json")
+    record("locked-stale-json", "plan", "--locked", "--json")
+    record("stale-warning", "plan")
     (cli.folder / "models.lock").rename(cli.folder / "old.lock")
     cli.ok("lock", MODELSTOW_ROOT=elsewhere)
-    tell("diff", "diff", "old.lock", "models.lock")
-    tell("diff-json", "diff", "old.lock", "models.lock", "--json")
-    tell("plan-upgrade-json", "plan", "--json")
-    tell("reconcile-upgrade", "reconcile")
-    tell("gc-dry-run-json", "gc", "--dry-run", "--json")
-    tell("gc", "gc")
+    record("diff", "diff", "old.lock", "models.lock")
+    record("diff-json", "diff", "old.lock", "models.lock", "--json")
+    record("plan-upgrade-json", "plan", "--json")
+    record("reconcile-upgrade", "reconcile")
+    record("gc-dry-run-json", "gc", "--dry-run", "--json")
+    record("gc", "gc")
 
 
-def _damage(cli: Cli, tell: Callable[..., Ran]) -> None:
-    """A file that somebody replaced, a blob that rotted, a source that is gone."""
+def _damage(cli: Cli, record: Callable[..., Ran]) -> None:
+    """A file that the user replaced, a blob that rotted, a source that is gone."""
     tree = cli.root / "models" / "minilm@1.0.0" / "fp16"
     (tree / "config.json").unlink()
     (tree / "config.json").write_bytes(b"mine")
     (tree / "notes.txt").write_bytes(b"mine too")
-    tell("drift-status-json", "status", "minilm#fp16", "--json")
-    tell("drift-ensure-json", "ensure", "minilm#fp16", "--json")
+    record("drift-status-json", "status", "minilm#fp16", "--json")
+    record("drift-ensure-json", "ensure", "minilm#fp16", "--json")
     weights = tree / "model.safetensors"
     weights.chmod(0o644)
     weights.write_bytes(NEWER[:-1] + bytes([NEWER[-1] ^ 1]))
-    tell("corrupt-verify", "verify", "minilm#fp16")
-    tell("corrupt-verify-json", "verify", "minilm#fp16", "--json")
-    tell("repair-json", "verify", "minilm#fp16", "--repair", "--json")
+    record("corrupt-verify", "verify", "minilm#fp16")
+    record("corrupt-verify-json", "verify", "minilm#fp16", "--json")
+    record("repair-json", "verify", "minilm#fp16", "--repair", "--json")
     (cli.folder / "weights").rename(cli.folder / "gone")
-    tell("no-source-json", "ensure", "minilm#fp16", "--force", "--json")
+    record("no-source-json", "ensure", "minilm#fp16", "--force", "--json")
 
 
 def normal(args: list[str], ran: Ran, folder: Path) -> str:
@@ -194,7 +194,7 @@ def normal(args: list[str], ran: Ran, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_command_says_what_it_said_before(name, story):
+def test_a_command_prints_what_it_printed_before(name, story):
     """Line by line and key by key, after what differs from run to run is taken out."""
     args, ran = story[name]
     folder = Path(story["lock-json"][1].json["lock"]).parent
@@ -206,11 +206,11 @@ def test_a_command_says_what_it_said_before(name, story):
 
 
 def test_every_golden_file_belongs_to_the_story():
-    """Nothing is left of a story that was told before."""
+    """No file is left of an earlier story."""
     assert sorted(path.stem for path in HERE.glob("*.txt")) == sorted(NAMES)
 
 
-def test_nothing_said_holds_a_traceback(story):
+def test_no_output_holds_a_traceback(story):
     """Whatever goes wrong."""
     assert not [name for name, (_, ran) in story.items() if "Traceback" in ran.out + ran.err]
 
@@ -328,7 +328,7 @@ def test_an_error_has_the_code_of_the_contract(name, code, exit_code, story):
 
 
 @pytest.mark.parametrize(("name", "exit_code"), [("plan-check", 3), ("lock-check", 0), ("lock-check-stale-json", 7)])
-def test_a_check_tells_by_its_exit_code(name, exit_code, story):
+def test_a_check_reports_by_its_exit_code(name, exit_code, story):
     """Work to do is no failure."""
     assert story[name][1].code == exit_code
 

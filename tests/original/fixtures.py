@@ -15,15 +15,13 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from builders import Ran, lock_of
+from builders import PATIENCE_S, Ran, lock_of
 
 from modelstow.backends import Body, ConnectionFailed, Listing, Source, TimedOut
 from modelstow.cas import Digest
 from modelstow.reconcile.desired.lockfile import Lockfile
 from modelstow.reconcile.events.events import Event, Waiting
 
-PATIENCE_S = 30.0
-"""How long a test waits for what must happen, before it fails."""
 Variants = Mapping[str, Mapping[str, bytes]]
 
 
@@ -45,7 +43,7 @@ def served(variants: Variants, base: str) -> dict[str, bytes]:
 
 
 def put(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files by hand, as somebody who knows nothing of the store."""
+    """Write files by hand, as a user who knows nothing of the store."""
     for path, data in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
@@ -67,7 +65,7 @@ def snapshot(root: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def opened() -> threading.Event:
-    """A gate that stands open."""
+    """A gate that is open."""
     gate = threading.Event()
     gate.set()
     return gate
@@ -95,7 +93,7 @@ class WatchedSource:
         if self.broken:
             raise ConnectionFailed(self.broken, locator=locator)
         if not self.gate.wait(PATIENCE_S):
-            raise TimedOut("nobody opened the gate", locator=locator)
+            raise TimedOut("the gate was not opened", locator=locator)
         return self._inner.open(locator, start=start, stop=stop)
 
     def wait_for(self, *locators: str) -> bool:
@@ -104,7 +102,7 @@ class WatchedSource:
             return self._news.wait_for(lambda: self.asked.keys() >= set(locators), PATIENCE_S)
 
     def forget(self) -> None:
-        """Count anew."""
+        """Count from zero."""
         self.asked.clear()
         self.ranges.clear()
 
@@ -119,8 +117,8 @@ class WatchedSource:
 
 
 @dataclass
-class Ear:
-    """A sink that keeps every event and tells when somebody waits for another's work."""
+class EventLog:
+    """A sink that keeps every event and signals when one caller waits for another's work."""
 
     events: list[Event] = field(default_factory=list)
     waiting: threading.Event = field(default_factory=threading.Event)

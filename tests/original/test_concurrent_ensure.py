@@ -1,4 +1,4 @@
-"""Several callers want the same model at the same moment: the bytes are fetched once, and everybody gets them."""
+"""Several callers want the same model at the same moment: the bytes are fetched once, and all callers get them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, tree_of, write_lock
-from fixtures import PATIENCE_S, Ear, WatchedSource, at_once, hear, locked, opened, put, served, talking
+import pytest
+from builders import PATIENCE_S, Cli, assert_sound, ensurer_of, leftovers, lock_of, tree_of, write_lock
+from fixtures import EventLog, WatchedSource, at_once, hear, locked, opened, put, served, talking
 from origin import Origin, gate_of
 
 from modelstow import ModelState
 from modelstow.backends import Source
 from modelstow.backends.conformance import SourceContract
 from modelstow.backends.memory import MemorySource
+
+pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 CONFIG = b"x" * 1024
@@ -37,11 +40,11 @@ def once(*places: str) -> Counter[str]:
 
 def test_two_threads_share_one_download(tmp_path: Path):
     """Two threads that ask at once share one download and get the same path (A1)."""
-    ear, gate = Ear(), threading.Event()
-    models, source = world(tmp_path, gate=gate, events=ear)
+    log, gate = EventLog(), threading.Event()
+    models, source = world(tmp_path, gate=gate, events=log)
 
     with at_once(*[lambda: models.ensure("test-model", "fp16")] * 2, gate=gate) as asked:
-        assert source.wait_for(f"{BASE}/fp16/model.bin") and ear.waiting.wait(PATIENCE_S), "one downloads, one waits"
+        assert source.wait_for(f"{BASE}/fp16/model.bin") and log.waiting.wait(PATIENCE_S), "one downloads, one waits"
         gate.set()
         first, second = [future.result(PATIENCE_S) for future in asked]
 
@@ -89,7 +92,7 @@ def test_two_variants_are_downloaded_side_by_side(tmp_path: Path):
 
 
 def test_two_variants_with_equal_files_are_two_folders_and_one_download(tmp_path: Path):
-    """Two variants of the same files stand in different folders, and their bytes are still fetched once (A2)."""
+    """Two variants of the same files are in different folders, and their bytes are still fetched once (A2)."""
     models, source = world(tmp_path, {"fp16": FP16, "bf16": FP16})
 
     with at_once(*[lambda v=v: models.ensure("test-model", v) for v in ("fp16", "bf16")]) as asked:
@@ -100,13 +103,13 @@ def test_two_variants_with_equal_files_are_two_folders_and_one_download(tmp_path
     assert source.asked == once("fp16/config.json", "fp16/model.bin")
 
 
-def test_a_model_that_stands_there_already_is_not_downloaded(tmp_path: Path):
-    """Two threads that ask for a model whose files stand there already get it without any download (A3)."""
+def test_a_model_that_is_in_place_already_is_not_downloaded(tmp_path: Path):
+    """Two threads that ask for a model whose files are in place already get it without any download (A3)."""
     models, source = world(tmp_path)
     put(models.local_path("test-model", "fp16"), FP16)
 
     with at_once(*[lambda: models.ensure("test-model", "fp16")] * 2) as asked:
-        first, second = [future.result(10) for future in asked]
+        first, second = [future.result(PATIENCE_S) for future in asked]
 
     assert first == second == models.local_path("test-model", "fp16")
     assert source.calls == 0
@@ -116,11 +119,11 @@ def test_a_model_that_stands_there_already_is_not_downloaded(tmp_path: Path):
 
 def test_two_forced_downloads_at_once_are_one(tmp_path: Path):
     """Two threads that force a download at once share one (A4)."""
-    ear, gate = Ear(), threading.Event()
-    models, source = world(tmp_path, gate=gate, events=ear)
+    log, gate = EventLog(), threading.Event()
+    models, source = world(tmp_path, gate=gate, events=log)
 
     with at_once(*[lambda: models.ensure("test-model", "fp16", force_redownload=True)] * 2, gate=gate) as asked:
-        assert source.wait_for(f"{BASE}/fp16/model.bin", f"{BASE}/fp16/config.json") and ear.waiting.wait(PATIENCE_S)
+        assert source.wait_for(f"{BASE}/fp16/model.bin", f"{BASE}/fp16/config.json") and log.waiting.wait(PATIENCE_S)
         gate.set()
         first, second = [future.result(PATIENCE_S) for future in asked]
 
@@ -132,14 +135,14 @@ def test_two_forced_downloads_at_once_are_one(tmp_path: Path):
 
 def test_a_forced_download_of_what_was_there_is_shared_too(tmp_path: Path):
     """Two threads that force a download of a complete model fetch it once more, not twice (A4)."""
-    ear, gate = Ear(), opened()
-    models, source = world(tmp_path, gate=gate, events=ear)
+    log, gate = EventLog(), opened()
+    models, source = world(tmp_path, gate=gate, events=log)
     models.ensure("test-model", "fp16")
     source.forget()
     gate.clear()
 
     with at_once(*[lambda: models.ensure("test-model", "fp16", force_redownload=True)] * 2, gate=gate) as asked:
-        assert source.wait_for(f"{BASE}/fp16/model.bin", f"{BASE}/fp16/config.json") and ear.waiting.wait(PATIENCE_S)
+        assert source.wait_for(f"{BASE}/fp16/model.bin", f"{BASE}/fp16/config.json") and log.waiting.wait(PATIENCE_S)
         assert tree_of(models.local_path("test-model", "fp16")) == FP16, "the good tree stays meanwhile"
         gate.set()
         first, second = [future.result(PATIENCE_S) for future in asked]

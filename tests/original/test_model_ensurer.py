@@ -1,4 +1,4 @@
-"""What one ensurer promises: how it brings a model home, tells its state, reads it again, and remembers what failed."""
+"""What one ensurer promises: how it fetches a model, reports its state, verifies it, and remembers what failed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from builders import assert_sound, blobs_of, ensurer_of, leftovers, lock_of, tree_of
-from fixtures import PATIENCE_S, Disk, WatchedSource, damage, locked, put, served, snapshot
+from builders import PATIENCE_S, assert_sound, blobs_of, ensurer_of, leftovers, lock_of, tree_of
+from fixtures import Disk, WatchedSource, damage, locked, put, served, snapshot
 
 from modelstow import (
     ChecksumError,
@@ -43,7 +43,7 @@ MIB = 1 << 20
 
 
 class Clock:
-    """A clock that stands until it is set."""
+    """A clock that moves only when it is set."""
 
     now = 1000.0
 
@@ -98,7 +98,7 @@ def collections(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 # ---- ensure
 
 
-def test_a_new_model_is_brought_home_and_put_on_record(tmp_path: Path):
+def test_a_new_model_is_fetched_and_put_on_record(tmp_path: Path):
     """A model that is nowhere is downloaded once, and its files are the proven blobs themselves (B1)."""
     models, source = world(tmp_path)
 
@@ -128,7 +128,7 @@ def test_a_complete_model_is_returned_without_a_download(tmp_path: Path):
     assert snapshot(tmp_path / "root/models") | snapshot(tmp_path / "root/blobs") == before
 
 
-def test_force_downloads_over_what_stands_there(tmp_path: Path):
+def test_force_downloads_over_what_is_there(tmp_path: Path):
     """A forced download happens exactly once and replaces old content (B3)."""
     models, source = world(tmp_path)
     put(models.local_path("test-model", "fp16"), {"model.bin": b"old content"})
@@ -152,7 +152,7 @@ def test_force_downloads_a_complete_model_again_exactly_once(tmp_path: Path):
     assert source.asked == {MODEL: 1, CONFIG: 1}
 
 
-def test_too_little_space_is_told_before_the_first_byte(tmp_path: Path):
+def test_too_little_space_is_reported_before_the_first_byte(tmp_path: Path):
     """Short of space, ensure refuses with the figures and a way out, having asked no source (B4)."""
     models, source = world(tmp_path, free_bytes=lambda: 500, settings=settings_of(tmp_path, min_free=100))
 
@@ -169,7 +169,7 @@ def test_too_little_space_is_told_before_the_first_byte(tmp_path: Path):
 
 
 def test_garbage_is_swept_to_make_room(tmp_path: Path, collections: list[int]):
-    """Short of space, ensure collects garbage once and goes on when that is enough (B5)."""
+    """Short of space, ensure collects garbage once and continues if that is enough (B5)."""
     litter(tmp_path, 1500)
     disk = Disk(tmp_path / "root", capacity=2000)
     models, source = world(tmp_path, free_bytes=disk, settings=settings_of(tmp_path, min_free=100))
@@ -183,8 +183,8 @@ def test_garbage_is_swept_to_make_room(tmp_path: Path, collections: list[int]):
     assert source.asked == {MODEL: 1, CONFIG: 1}
 
 
-def test_too_little_garbage_is_swept_once_and_then_told(tmp_path: Path, collections: list[int]):
-    """Where garbage is not enough, ensure has collected once and tells what is free now (B6)."""
+def test_too_little_garbage_is_swept_once_and_then_reported(tmp_path: Path, collections: list[int]):
+    """Where garbage is not enough, ensure has collected once and reports what is free now (B6)."""
     litter(tmp_path, 100)
     disk = Disk(tmp_path / "root", capacity=600)
     models, source = world(tmp_path, free_bytes=disk)
@@ -282,8 +282,8 @@ def test_what_is_nowhere_is_not_present(tmp_path: Path):
     assert source.calls == 0 and not (tmp_path / "root").exists()
 
 
-def test_what_was_proven_is_complete(tmp_path: Path):
-    """A model whose proof stands on record is complete for another process too (B13)."""
+def test_what_was_verified_is_complete(tmp_path: Path):
+    """A model that is on record as verified is complete for another process too (B13)."""
     world(tmp_path)[0].ensure("test-model", "fp16")
     models, _ = world(tmp_path, {})
 
@@ -307,8 +307,8 @@ def test_what_lacks_a_file_is_partial(tmp_path: Path):
     assert status.bytes_needed == 100
 
 
-def test_a_file_of_unknown_origin_beside_a_missing_one_is_partial(tmp_path: Path):
-    """Weights that somebody put there count as perhaps right; only the missing config is needed (B14)."""
+def test_a_file_of_unknown_origin_next_to_a_missing_one_is_partial(tmp_path: Path):
+    """Weights that the user put there count as possibly right; only the missing config is needed (B14)."""
     models, _ = world(tmp_path)
     put(models.local_path("test-model", "fp16"), {"model.bin": FILES["model.bin"]})
 
@@ -333,7 +333,7 @@ def test_a_cut_file_is_corrupt_and_needed_whole(tmp_path: Path):
 
 
 def test_a_short_file_of_unknown_origin_is_corrupt_too(tmp_path: Path):
-    """A file that somebody put there with the wrong length is corrupt and needed whole (B15)."""
+    """A file that the user put there with the wrong length is corrupt and needed whole (B15)."""
     models, _ = world(tmp_path)
     put(models.local_path("test-model", "fp16"), {"model.bin": b"x" * 500, "config.json": FILES["config.json"]})
 
@@ -427,7 +427,7 @@ def test_wrong_content_of_the_right_length_fails_verification(tmp_path: Path):
 
 
 def test_wrong_content_of_unknown_origin_fails_verification(tmp_path: Path):
-    """Wrong files that somebody put there are failed, not missing, though the store has no such blobs (B18)."""
+    """Wrong files that the user put there are failed, not missing, though the store has no such blobs (B18)."""
     models, _ = world(tmp_path)
     put(models.local_path("test-model", "fp16"), {"model.bin": b"z" * 1000, "config.json": b"z" * 100})
 
@@ -451,7 +451,7 @@ def test_a_model_without_a_folder_verifies_as_missing(tmp_path: Path):
 
 
 def test_a_wrong_length_fails_verification_and_spares_the_rest(tmp_path: Path):
-    """A cut file is failed, and the file beside it is verified all the same (B30)."""
+    """A cut file is failed, and the file next to it is verified all the same (B30)."""
     models, _ = world(tmp_path)
     path = models.ensure("test-model", "fp16")
     damage(path / "model.bin", b"x" * 500)
@@ -480,7 +480,7 @@ def test_the_estimate_is_what_is_not_on_disk_yet(tmp_path: Path):
 
 
 def test_each_lock_is_taken_once_and_for_a_finite_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """One ensure takes the lock of its tree and of each blob exactly once, never waiting for ever (B20)."""
+    """One ensure takes the lock of its tree and of each blob exactly once, never with an infinite time-out (B20)."""
     taken: list[tuple[str, float]] = []
     acquire = locks.acquire
 
@@ -501,7 +501,7 @@ def test_each_lock_is_taken_once_and_for_a_finite_time(tmp_path: Path, monkeypat
 
 
 def test_a_lock_that_is_not_had_in_time_is_an_error_that_names_its_holder(tmp_path: Path):
-    """While another holds the model's lock, ensure gives up after its time and says who has it (B20)."""
+    """While another holder has the model's lock, ensure gives up after its time-out and names the holder (B20)."""
     models, _ = world(tmp_path, settings=settings_of(tmp_path, lock_timeout_s=0))
     store = BlobStore.open(tmp_path / "root")
     store.prepare()
@@ -517,13 +517,13 @@ def test_a_lock_that_is_not_had_in_time_is_an_error_that_names_its_holder(tmp_pa
 
 def test_progress_rises_to_the_size_of_all_files(tmp_path: Path):
     """Progress never falls and ends with all bytes done of all bytes (B21)."""
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     models, _ = world(tmp_path)
 
-    models.ensure("test-model", "fp16", progress_callback=lambda done, total: told.append((done, total)))
+    models.ensure("test-model", "fp16", progress_callback=lambda done, total: reported.append((done, total)))
 
-    assert told[-1] == (1100, 1100)
-    assert told == sorted(told) and {total for _, total in told} == {1100}
+    assert reported[-1] == (1100, 1100)
+    assert reported == sorted(reported) and {total for _, total in reported} == {1100}
 
 
 def test_success_leaves_nothing_of_its_work(tmp_path: Path):
@@ -667,7 +667,7 @@ def test_an_unknown_model_is_refused_before_anything_is_touched(tmp_path: Path):
     assert source.calls == 0 and not (tmp_path / "root").exists()
 
 
-def test_ensure_brings_the_variant_that_was_named(tmp_path: Path):
+def test_ensure_fetches_the_variant_that_was_named(tmp_path: Path):
     """The named variant is downloaded, not the default one (B32)."""
     models, source = world(tmp_path)
 

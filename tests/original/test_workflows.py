@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import Cli, assert_sound, blobs_of, ensurer_of, leftovers, lock_of, memory, tree_of, write_lock
+from builders import PATIENCE_S, Cli, assert_sound, blobs_of, ensurer_of, leftovers, lock_of, memory, tree_of, write_lock
 from fixtures import (
-    PATIENCE_S,
-    Ear,
+    EventLog,
     WatchedSource,
     at_once,
     hear,
@@ -31,6 +30,8 @@ from modelstow.reconcile.events.events import BlobFailed, BlobFetched, FetchStar
 from modelstow.reconcile.events.recorder import Recorder
 from modelstow.reconcile.retention.collector import EvictionTargets
 from modelstow.reconcile.settings import Settings
+
+pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 KEY = "test-model@1.0.0"
@@ -56,7 +57,7 @@ def over_http(cli: Cli, origin: Origin, files=FP16) -> None:
 
 
 def test_a_model_is_downloaded_from_nothing_to_complete(tmp_path: Path):
-    """A model of two files, one in a folder of its own, is brought home and COMPLETE (C1)."""
+    """A model of two files, one in a folder of its own, is fetched and COMPLETE (C1)."""
     models, hub = world(tmp_path)
 
     path = models.ensure(KEY, "fp16")
@@ -94,12 +95,12 @@ def test_processes_that_want_one_model_at_once_download_it_once(cli: Cli):
 
 def test_threads_that_want_one_model_at_once_download_it_once(tmp_path: Path):
     """Two threads that want one model get the same path from exactly one download (C2)."""
-    ear, gate = Ear(), threading.Event()
-    models, hub = world(tmp_path, events=ear)
+    log, gate = EventLog(), threading.Event()
+    models, hub = world(tmp_path, events=log)
     hub.gate = gate
 
     with at_once(*[lambda: models.ensure(KEY, "fp16")] * 2, gate=gate) as asked:
-        assert hub.wait_for(f"{HF}/fp16/{UNET}") and ear.waiting.wait(PATIENCE_S)
+        assert hub.wait_for(f"{HF}/fp16/{UNET}") and log.waiting.wait(PATIENCE_S)
         gate.set()
         first, second = [future.result(PATIENCE_S) for future in asked]
 
@@ -122,8 +123,8 @@ def test_the_hub_takes_over_from_a_bucket_that_fails(tmp_path: Path):
     assert "S3 connection failed" in models.failed_sources["s3://test-bucket"].what
 
 
-def test_a_full_disk_is_told_before_anything_is_downloaded(tmp_path: Path):
-    """With 1024 bytes free, ensure says NO_SPACE with the figures and names `modelstow gc`, asking nobody (C4)."""
+def test_a_full_disk_is_reported_before_anything_is_downloaded(tmp_path: Path):
+    """With 1024 bytes free, ensure says NO_SPACE with the figures and names `modelstow gc`, without a request (C4)."""
     models, hub = world(tmp_path, free_bytes=lambda: 1024)
 
     with pytest.raises(NoSpaceError) as caught:
@@ -152,7 +153,7 @@ def test_over_its_quota_ensure_evicts_what_was_used_least_recently(tmp_path: Pat
     assert hub.asked[f"{HF}/fp16/{UNET}"] == 1
 
 
-def test_wrong_bytes_are_downloaded_once_more_by_itself(tmp_path: Path):
+def test_wrong_bytes_are_downloaded_once_more_automatically(tmp_path: Path):
     """Bytes that arrive wrong the first time and right the second cost exactly two downloads of that file (C5)."""
     flipped: list[str] = []
 
@@ -173,7 +174,7 @@ def test_wrong_bytes_are_downloaded_once_more_by_itself(tmp_path: Path):
 
 
 def test_another_source_takes_over_from_one_that_sends_wrong_bytes(tmp_path: Path):
-    """Where another source has the file, it is asked at once, and the one that sent wrong bytes goes on record (C5)."""
+    """Where another source has the file, it is asked at once, and the corrupt sender goes on record (C5)."""
     wrong = served(VARIANTS, S3) | {f"{S3}/fp16/{UNET}": b"z" * (10 * MIB)}
     bucket, hub = WatchedSource(MemorySource(wrong)), WatchedSource(MemorySource(served(VARIANTS, HF)))
     models = ensurer_of(tmp_path, locked(KEY, VARIANTS, [S3, HF]), sources={"s3": bucket, "hf": hub})
@@ -216,8 +217,8 @@ def test_a_killed_download_is_continued_not_repeated(cli: Cli):
     assert_sound(cli.root)
 
 
-def test_health_is_looked_at_without_a_download(tmp_path: Path):
-    """The state of a model that is absent is told with the bytes it needs, asking nobody and writing nothing (C7)."""
+def test_health_is_checked_without_a_download(tmp_path: Path):
+    """The state of an absent model is reported with the bytes it needs, without a request and without a write (C7)."""
     models, hub = world(tmp_path)
 
     status = models.status(KEY)
@@ -228,7 +229,7 @@ def test_health_is_looked_at_without_a_download(tmp_path: Path):
 
 
 def test_health_lists_every_model(cli: Cli):
-    """The command line tells the state of every variant of every model, and reads no file to do so (C7)."""
+    """The command line reports the state of every variant of every model, and reads no file to do so (C7)."""
     with Origin() as origin:
         over_http(cli, origin)
         cli.ok("ensure", KEY)
@@ -271,7 +272,7 @@ def test_over_the_limit_the_older_model_is_collected(tmp_path: Path):
     assert_sound(tmp_path / "root")
 
 
-def test_a_dry_run_tells_what_would_go_and_removes_nothing(tmp_path: Path):
+def test_a_dry_run_reports_what_would_go_and_removes_nothing(tmp_path: Path):
     """A dry run names the same model and the same bytes, and leaves everything as it is (C8)."""
     models, old, new = old_and_new(tmp_path)
     before = snapshot(tmp_path / "root")
@@ -313,17 +314,17 @@ def test_a_pinned_model_is_not_collected(cli: Cli):
 
 
 def test_the_command_line_and_python_see_one_model(cli: Cli):
-    """What the command line brought home Python finds complete, and neither downloads it again (C9)."""
+    """What the command line fetched Python finds complete, and neither downloads it again (C9)."""
     with Origin() as origin:
         over_http(cli, origin)
 
-        brought = cli.ok("ensure", KEY)
+        fetched = cli.ok("ensure", KEY)
         asked = len(origin.gets())
         models = ModelEnsurer.open(root=cli.root, lockfile=cli.folder / "models.lock")
         status = models.status(KEY)
         again = cli.ok("ensure", f"{KEY}#fp16", "--json")
 
-        path = Path(brought.out.strip())
+        path = Path(fetched.out.strip())
         assert path.is_dir() and tree_of(path) == FP16
         assert (status.state, status.local_path) == (ModelState.COMPLETE, path)
         assert models.ensure(KEY, "fp16") == path
@@ -332,8 +333,8 @@ def test_the_command_line_and_python_see_one_model(cli: Cli):
         assert (asked, len(origin.gets())) == (2, 2)
 
 
-def test_what_python_brought_the_command_line_finds_complete(cli: Cli):
-    """What Python brought home the command line finds complete, and downloads nothing (C9)."""
+def test_what_python_fetched_the_command_line_finds_complete(cli: Cli):
+    """What Python fetched the command line finds complete, and downloads nothing (C9)."""
     with Origin() as origin:
         over_http(cli, origin)
         path = ModelEnsurer.open(root=cli.root, lockfile=cli.folder / "models.lock").ensure(KEY)
@@ -411,7 +412,7 @@ def test_a_changed_lockfile_is_not_satisfied_by_the_old_model(tmp_path: Path):
 
 
 def test_a_model_without_its_optional_part_is_complete(tmp_path: Path):
-    """An optional component that nobody chose is neither fetched nor missed (C10)."""
+    """An optional component that was not chosen is neither fetched nor missed (C10)."""
     lock = locked(KEY, {"fp16": FP16}, [HF])
     model = lock.models[KEY]
     fp16 = replace(model.variants["fp16"], components={"unet": (UNET,)}, optional=("unet",))
@@ -429,15 +430,15 @@ def test_a_model_without_its_optional_part_is_complete(tmp_path: Path):
 def test_a_download_can_be_counted_and_timed(tmp_path: Path):
     """The events of a download fold into what was started and completed, its bytes and its duration (C11)."""
     moments = iter([100.0, 107.5])
-    ear = Ear()
-    recorder = Recorder(ear, clock=lambda: next(moments))
+    log = EventLog()
+    recorder = Recorder(log, clock=lambda: next(moments))
     models, _ = world(tmp_path, events=recorder)
 
     path = models.ensure(KEY, "fp16")
 
     assert tree_of(path) == FP16
-    started = [event for event in ear.events if isinstance(event, FetchStarted)]
-    completed = [event for event in ear.events if isinstance(event, BlobFetched)]
+    started = [event for event in log.events if isinstance(event, FetchStarted)]
+    completed = [event for event in log.events if isinstance(event, BlobFetched)]
     assert Counter(event.name for event in started) == {INDEX: 1, UNET: 1}
     assert sum(event.size for event in started) == TOTAL
     assert {event.digest for event in completed} == {Digest.of(data) for data in FP16.values()}
@@ -449,16 +450,16 @@ def test_a_download_can_be_counted_and_timed(tmp_path: Path):
 
 def test_a_failed_download_is_counted_too(tmp_path: Path):
     """A failed download shows as started and failed, not as completed, and each refusal names its source (C11)."""
-    ear = Ear()
-    models, hub = world(tmp_path, events=ear)
+    log = EventLog()
+    models, hub = world(tmp_path, events=log)
     hub.broken = "no route to host"
 
     outcome = models.ensure_all([f"{KEY}#fp16"])
 
-    counts = Counter(type(event) for event in ear.events)
+    counts = Counter(type(event) for event in log.events)
     assert outcome.error is not None and outcome.error.code == "SOURCE_UNAVAILABLE"
     assert (counts[FetchStarted], counts[BlobFailed], counts[BlobFetched]) == (2, 2, 0)
-    refusals = [event for event in ear.events if isinstance(event, SourceFailed)]
+    refusals = [event for event in log.events if isinstance(event, SourceFailed)]
     assert len(refusals) == hub.calls
     assert {event.locator for event in refusals} == set(hub.asked)
     assert (outcome.report.fetched_blobs, outcome.report.fetched_bytes) == (0, 0)
@@ -466,7 +467,7 @@ def test_a_failed_download_is_counted_too(tmp_path: Path):
 
 
 def used_long_ago(root: Path, tree: str, seconds: float) -> None:
-    """Let a tree's last use be so many seconds ago."""
+    """Set a tree's last use *seconds* into the past."""
     record = root / "state/inventories" / inventory.tree_id(f"models/{tree}")
     then = record.stat().st_mtime - seconds
     os.utime(record, (then, then))

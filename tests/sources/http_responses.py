@@ -1,4 +1,4 @@
-"""What web servers and buckets answer, and what it means whoever asked."""
+"""What web servers and buckets answer, and what it means for every source."""
 
 from __future__ import annotations
 
@@ -20,6 +20,19 @@ MEANINGS: list[Meaning] = [
     (503, Throttled, True),
     (500, ConnectionFailed, True),
 ]
+
+
+class Clock:
+    """Replaces the module ``time`` where deadlines are measured."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
 
 
 def status_of(meaning: Meaning) -> str:

@@ -94,7 +94,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch: pytest
 
 
 def test_every_address_is_tried_in_order(monkeypatch: pytest.MonkeyPatch):
-    """Nobody listens at the first one."""
+    """The first address refuses the connection."""
     real = socket.getaddrinfo
 
     def lookup(host: str, port: int, *args: object, **options: object) -> object:

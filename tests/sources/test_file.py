@@ -1,4 +1,4 @@
-"""Folders and file:// keep the contract; what is peculiar to them."""
+"""Folders and file:// keep the contract; what is special about them."""
 
 import errno
 import os
@@ -56,7 +56,7 @@ def test_a_folder_is_no_object(tmp_path: Path):
 
 
 def test_a_file_url_with_a_host_is_refused():
-    """file://host/path would be a network file system that nobody here mounted."""
+    """file://host/path would be a network file system that is not mounted here."""
     with pytest.raises(SourceError, match="names no host"):
         FileSource().open("file://elsewhere/path")
 
@@ -69,7 +69,7 @@ def asks(locator: str) -> list[Callable[[], object]]:
 
 @pytest.mark.parametrize("path", ["nowhere/x", "file/x", f"{'n' * 300}/x"], ids=["gone", "below a file", "too long"])
 def test_what_is_not_there_is_not_found(tmp_path: Path, path: str):
-    """However the system puts it: asking again cannot help, and nobody is sent to look at permissions."""
+    """Whatever errno it is, retrying cannot help, and the error does not blame permissions."""
     (tmp_path / "file").write_bytes(b"")
 
     for ask in asks(str(tmp_path / path)):
@@ -84,18 +84,18 @@ def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     folder, who = tmp_path / "closed", os.geteuid()
     folder.mkdir(mode=0o000)
     tmp_path.chmod(0o755)
-    monkeypatch.chdir(tmp_path)  # nobody else may enter the folders above
+    monkeypatch.chdir(tmp_path)  # other users may not enter the folders above
     try:
         os.seteuid(_NOBODY if who == 0 else who)
     except OSError:
-        pytest.skip("this root can be nobody else")
+        pytest.skip("this root cannot become another user")
     yield "closed"
     os.seteuid(who)
     folder.chmod(0o700)
 
 
 def test_what_may_not_be_read_is_denied(closed: str):
-    """It is not called missing: who runs this has to be told to look at permissions."""
+    """It is not reported as missing: the user has to check permissions."""
     for ask in (*asks(f"{closed}/x"), *asks(f"{closed}/folder/x")):
         with pytest.raises(AccessDenied, match="permission denied") as caught:
             ask()

@@ -1,4 +1,4 @@
-"""A hub keeps the contract, tells digests without sending weights, and is given its token alone."""
+"""A hub keeps the contract, names digests without sending weights, and alone gets its token."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class TestRepositoryOfOneSegment(HubContract):
     ],
 )
 def test_a_locator_names_repository_revision_and_path(locator: str, parts: tuple[str, ...], canonical: str | None):
-    """What stands before @ is the repository; without it two segments are."""
+    """The part before @ is the repository; without it the repository is the first two segments."""
     path = HubPath.parse(locator)
 
     assert (path.kind, path.name, path.revision, path.path) == parts
@@ -159,7 +159,7 @@ def test_locators_of_files_are_quoted_and_name_the_repository_for_certain():
 # ---- listings
 
 
-def test_a_listing_is_pinned_and_tells_what_is_lfs_by_its_sha256(hub: Hub):
+def test_a_listing_is_pinned_and_names_lfs_files_by_their_sha256(hub: Hub):
     """Of other files git's digest says nothing about the content; folders are none; not a byte of weights is sent."""
     repository = hub.add("org/name", FILES)
     commit = repository.branches["main"]
@@ -187,7 +187,7 @@ def test_a_long_listing_is_read_page_by_page(hub: Hub):
 
 @pytest.mark.parametrize("link", ["http://127.0.0.1:1/more?secret=canary", "ftp://h.example/x", "http://h.example:99999/"])
 def test_a_listing_that_continues_elsewhere_is_refused(hub: Hub, link: str):
-    """Only the hub lists what is the hub's; the address is told without its query."""
+    """Only the hub lists what is the hub's; the address is reported without its query."""
     hub.add("org/name", {"a": b"a", "b": b"b"})
     hub.page, hub.next_link = 1, link
 
@@ -200,7 +200,7 @@ def test_a_listing_that_continues_elsewhere_is_refused(hub: Hub, link: str):
 def test_a_listing_without_end_is_given_up(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     """Neither pages nor bytes are read without bound."""
     hub.add("org/name", {"a": b"a", "b": b"b"})
-    hub.page, hub.next_link = 1, "?cursor=0"  # for ever the first page
+    hub.page, hub.next_link = 1, "?cursor=0"  # the first page forever
     monkeypatch.setattr(hub_source, "_PAGES", 5)
     with pytest.raises(NotListable, match="more than 5 pages"):
         source_of(hub).listing("hf://org/name")
@@ -323,7 +323,7 @@ def test_the_token_goes_to_the_hub_and_never_to_its_cdn(hub: Hub):
     ],
 )
 def test_a_refusal_says_what_to_do(hub: Hub, locator: str, token: str, kind: type[SourceError], what: str, hint: str):
-    """The hub tells gated, private and missing apart by headers only."""
+    """The hub distinguishes gated, private and missing by headers only."""
     hub.add("org/open", FILES)
     hub.add("org/gated", FILES, gated=True)
     hub.add("datasets/org/gated", {"a.bin": b"a"}, gated=True)
@@ -339,7 +339,7 @@ def test_a_refusal_says_what_to_do(hub: Hub, locator: str, token: str, kind: typ
     assert "canary" not in str(caught.value) + caught.value.hint
 
 
-def test_a_refusal_without_a_reason_is_told_as_it_is(hub: Hub):
+def test_a_refusal_without_a_reason_is_reported_as_it_is(hub: Hub):
     """Not every 403 is about a gate: the repository may be disabled, or the CDN may refuse."""
     hub.add("org/name", FILES)
     hub.fail("*", Fault(status=403))
@@ -459,7 +459,7 @@ def test_a_file_outlives_the_signatures_of_its_addresses(hub: Hub):
         hub.cdn.expire()
 
 
-def test_a_signed_address_that_expires_in_mid_file_is_asked_for_anew(hub: Hub, tmp_path: Path):
+def test_a_signed_address_that_expires_in_mid_file_is_requested_again(hub: Hub, tmp_path: Path):
     """Each signature serves once and the connection breaks: what is there is kept, and the hub is asked again."""
     big = some_bytes(24 << 20, 5)
     commit = hub.add("org/name", {"model.safetensors": big}).branches["main"]
@@ -489,7 +489,7 @@ def locked(cli: Cli) -> dict[str, list[str]]:
 
 
 def test_a_model_is_locked_without_its_weights_and_then_fetched(cli: Cli, hub: Hub):
-    """`lock` reads what the hub does not name by sha256, pins the commit, and `reconcile` brings the rest."""
+    """`lock` reads what the hub does not name by sha256, pins the commit, and `reconcile` fetches the rest."""
     repository = hub.add("org/name", {**FILES, "with #%.json": b"{}"})
     commit = repository.branches["main"]
     environ = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
@@ -548,7 +548,7 @@ def test_a_hub_behind_a_folder_is_named_in_the_lockfile_without_being_asked(cli:
 
 
 def test_gated_weights_end_with_exit_code_8_and_say_where_to_ask(cli: Cli, hub: Hub):
-    """Everybody may list a gated repository, so `lock` tells it only where it has to read a file."""
+    """A gated repository may be listed by all, so `lock` fails only where it has to read a file."""
     hub.add("org/name", FILES, gated=True)
     manifest(cli, "hf://org/name", variant='include = ["*.safetensors"]')
     cli.ok("lock", HF_ENDPOINT=hub.url)
@@ -590,8 +590,8 @@ def test_an_offline_hub_ends_with_exit_code_5(cli: Cli, hub: Hub):
     assert not hub.requests
 
 
-def test_a_lie_of_the_hub_is_noticed(cli: Cli, hub: Hub):
-    """The lockfile's sha256 is the hub's word at locking; wrong bytes end with exit code 5."""
+def test_a_wrong_digest_of_the_hub_is_noticed(cli: Cli, hub: Hub):
+    """The lockfile's sha256 is the hub's claim at locking; wrong bytes end with exit code 5."""
     hub.add("org/name", FILES)
     manifest(cli, "hf://org/name", variant='include = ["*.safetensors"]')
     cli.ok("lock", HF_ENDPOINT=hub.url)
@@ -651,12 +651,12 @@ def test_the_hub_of_these_tests_is_one_for_huggingface_hub(cli: Cli, hub: Hub):
     done = subprocess.run([sys.executable, "-c", CLIENT], env=environ, capture_output=True, text=True, timeout=120)
 
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    reported = json.loads(done.stdout)
     ours = source_of(hub).listing("hf://org/name")
-    assert told["tree"] == {listed.path: listed.sha256 for listed in ours.files}
-    assert told["folder"] == {"vae/model.bin": hashlib.sha256(FILES["vae/model.bin"]).hexdigest()}
-    assert told["dataset"] == {"a.bin": hashlib.sha256(b"a").hexdigest()}
-    assert told["sha"] == repository.branches["main"] == ours.locator.partition("@")[2]
-    assert tree_of(Path(told["path"])) == tree_of(Path(told["old"])) == FILES
-    assert told["refused"] == [True] * 5
+    assert reported["tree"] == {listed.path: listed.sha256 for listed in ours.files}
+    assert reported["folder"] == {"vae/model.bin": hashlib.sha256(FILES["vae/model.bin"]).hexdigest()}
+    assert reported["dataset"] == {"a.bin": hashlib.sha256(b"a").hexdigest()}
+    assert reported["sha"] == repository.branches["main"] == ours.locator.partition("@")[2]
+    assert tree_of(Path(reported["path"])) == tree_of(Path(reported["old"])) == FILES
+    assert reported["refused"] == [True] * 5
     assert not [seen for seen in hub.cdn.requests if authorization(seen)]

@@ -60,7 +60,7 @@ def test_another_origin_is_sent_nothing_but_what_every_server_is_sent(hub: Origi
         assert set(cdn.gets()[-1].headers) == {"Host", "User-Agent", "Accept", "Accept-Encoding", "Range"}
 
 
-def test_the_token_is_asked_anew_for_every_hop(hub: Origin, cdn: Origin):
+def test_the_token_is_looked_up_again_for_every_hop(hub: Origin, cdn: Origin):
     """Each hop gets what its own address may have."""
     asked = []
     hub.fail("m/ten", Fault(redirect="/m/other"))
@@ -91,7 +91,7 @@ def test_a_login_does_not_follow_to_another_port_of_its_host(hub: Origin, cdn: O
 
 
 def test_cookies_are_neither_kept_nor_sent(hub: Origin):
-    """They know neither scheme nor port, and nobody needs one to fetch a file."""
+    """They know neither scheme nor port, and none is needed to fetch a file."""
     source = HttpSource({})
     hub.fail("m/ten", Fault(headers={"Set-Cookie": "canary=1; Path=/"}))
 
@@ -166,7 +166,7 @@ def test_a_locator_that_is_no_plain_web_address_is_not_asked(locator: str):
 
 
 def test_a_unicode_host_is_a_host():
-    """It goes to the network as punycode; a control character or a slash that only looks like one does not."""
+    """It goes to the network as punycode; a control character or a look-alike of a slash does not."""
     check("http://b\u00fccher.example/x")
     with pytest.raises(SourceError):
         check("http://b\u2100cher.example/x")

@@ -11,7 +11,7 @@ from typing import Any
 
 import boto3
 import pytest
-from builders import Cli, blobs_of, manifest_of, tree_of
+from builders import PATIENCE_S, Cli, blobs_of, manifest_of, tree_of
 from http_responses import MEANINGS, Meaning, assert_simply_ends, refusal_of, status_of
 from origin import Fault, Origin, gate_of
 from s3servers import SECRET, settings, use
@@ -29,6 +29,8 @@ from modelstow.backends import (
 from modelstow.backends.conformance import TEN, SourceContract
 from modelstow.backends.s3 import client as module
 from modelstow.backends.s3.client import S3Source
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -172,7 +174,7 @@ def test_only_a_checksum_of_the_full_object_is_a_digest(head: dict[str, str], kn
 
 
 def test_names_are_keys_as_they_are(client: Any):
-    """As with the `aws s3` command, nothing in a locator is quoted: what looks like an escape is the name's."""
+    """As with the `aws s3` command, nothing in a locator is quoted: what resembles an escape is part of the name."""
     client.create_bucket(Bucket="names")
     keys = ["m 1/a%20b.bin", "m 1/a#b.bin", "m 1/a+b&c=d.bin", "m 1/é/ü.bin"]
     for key in keys:
@@ -206,8 +208,8 @@ def test_what_is_stored_is_the_object_whatever_encoding_its_owner_named(client: 
 # ---- what servers do
 
 
-def test_an_ignored_range_is_told_by_the_start(origin: Origin):
-    """200 with everything begins at 0, and the body says that it goes on to the end (N4)."""
+def test_an_ignored_range_is_recognised_by_the_start(origin: Origin):
+    """200 with everything begins at 0, and the body extends to the end (N4)."""
     origin.fail("models/m/ten", Fault(ignore_range=True))
 
     assert read(S3Source(), "s3://models/m/ten", 4, 6) == (0, False, TEN)
@@ -243,10 +245,11 @@ def test_a_range_beyond_the_end_gives_the_whole_for_comparison(request: pytest.F
 
 
 def test_a_body_that_ends_early_simply_ends(origin: Origin):
-    """No check of botocore's stands between."""
+    """No check of botocore's is in between."""
     assert_simply_ends(S3Source(), "s3://models/m/ten", origin, "models/m/ten")
 
 
+@pytest.mark.usefixtures("endless_reads")
 def test_closing_ends_a_read_that_waits(origin: Origin):
     """From another thread, at once: a reader never hangs on a server that says nothing."""
     gate = gate_of(origin, "models/m/deep/er/big.bin", after=1000)
@@ -263,9 +266,9 @@ def test_closing_ends_a_read_that_waits(origin: Origin):
 
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(to_the_end)
-        assert origin.reached.wait(10)
+        assert origin.reached.wait(PATIENCE_S)
         body.close()
-        assert reading.result(10) <= 1000
+        assert reading.result(PATIENCE_S) <= 1000
     gate.set()
 
 
@@ -280,7 +283,7 @@ def test_a_body_read_to_its_end_gives_its_connection_back(origin: Origin):
 
 
 @pytest.mark.parametrize("meaning", [*MEANINGS, (501, SourceError, False), (504, TimedOut, True)], ids=status_of)
-def test_statuses_are_told_apart(origin: Origin, meaning: Meaning):
+def test_statuses_are_distinguished(origin: Origin, meaning: Meaning):
     """Permanent or worth asking again."""
     error = refusal_of(S3Source(), "s3://models/m/ten", origin, "models/m/ten", meaning)
 
@@ -298,7 +301,7 @@ def test_a_listing_that_is_none_lists_nothing(origin: Origin, page: bytes):
 
 @pytest.mark.parametrize("more", ["", "<NextContinuationToken>same</NextContinuationToken>"])
 def test_a_listing_that_never_ends_is_ended(origin: Origin, more: str):
-    """A page that is followed by itself would be read for ever."""
+    """A page that is followed by itself would be read forever."""
     row = "<Contents><Key>m/a</Key><Size>1</Size></Contents>"
     page = f"<ListBucketResult><IsTruncated>true</IsTruncated>{more}{row}</ListBucketResult>"
     origin.objects["models"] = page.encode()
@@ -353,7 +356,7 @@ def test_a_profile_names_keys_and_endpoint(origin: Origin, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("how", ["no keys at all", "AWS_NO_SIGN_REQUEST"])
 def test_a_public_bucket_is_read_without_a_signature(client: Any, monkeypatch: pytest.MonkeyPatch, moto: str, how: str):
-    """Without any credentials by itself; with some, by the switch."""
+    """Automatically without any credentials; with some, by the switch."""
     if "public" not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
         client.create_bucket(Bucket="public", ACL="public-read")
         client.put_object(Bucket="public", Key="m/ten", Body=TEN, ACL="public-read")
@@ -384,7 +387,7 @@ def _no_profile(variables: dict[str, str]) -> None:
 def test_credentials_that_cannot_be_used_are_a_refusal(
     origin: Origin, monkeypatch: pytest.MonkeyPatch, spoil: Any, said: str
 ):
-    """Half a pair, or a profile that is not there: permanent, and nobody is asked without a signature instead."""
+    """Half a pair, or a profile that is not there: permanent, and no unsigned request is made instead."""
     variables = settings(origin.url)
     spoil(variables)
     use(monkeypatch, variables)
@@ -426,8 +429,8 @@ def test_every_kind_of_refusal_is_denied(code: str, status: int):
     assert isinstance(error, AccessDenied) and error.code == "AUTH_FAIL" and error.hint
 
 
-def test_what_is_not_there_is_told_apart_from_what_may_not_be_read(credentials: str, monkeypatch: pytest.MonkeyPatch):
-    """No bucket: not found. Nobody listening: worth asking again. No bucket in the locator: never."""
+def test_what_is_missing_is_distinguished_from_what_may_not_be_read(credentials: str, monkeypatch: pytest.MonkeyPatch):
+    """No bucket: not found. Connection refused: worth retrying. No bucket in the locator: permanent."""
     with pytest.raises(NotFound):
         S3Source().listing("s3://no-such-bucket/m")
     with pytest.raises(SourceError, match="names a bucket"):
@@ -439,7 +442,7 @@ def test_what_is_not_there_is_told_apart_from_what_may_not_be_read(credentials: 
 
 
 def test_bodies_are_read_by_the_fast_way(origin: Origin):
-    """botocore still keeps urllib3's response beneath its stream, and http.client's beneath that; if not, this tells."""
+    """botocore still keeps urllib3's response below its stream, and http.client's below that; if not, this test fails."""
     answer = S3Source()._client().get_object(Bucket="models", Key="m/ten")
 
     assert callable(answer["Body"]._raw_stream._fp.readinto)

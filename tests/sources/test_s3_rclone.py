@@ -16,6 +16,8 @@ from modelstow.backends.s3.client import S3Source
 from modelstow.cas.pieces import PIECE
 from modelstow.reconcile.transfer.retry import RetryPolicy, RetrySchedule
 
+pytestmark = pytest.mark.slow
+
 _FILES = {"config.json": b'{"layers": 2}', "model.bin": some_bytes(3 * PIECE + 1000)}
 
 
@@ -103,11 +105,11 @@ def test_lock_and_reconcile_from_a_bucket(private: str, cli: Cli):
     assert not leftovers(cli.folder / "elsewhere")
 
 
-def test_a_cut_download_goes_on_where_it_was(private: str, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+def test_a_cut_download_is_resumed(private: str, cli: Cli, monkeypatch: pytest.MonkeyPatch):
     """The pieces that arrived before the cut are not asked for again."""
     use(monkeypatch, settings(private))
     lock = lock_of({"m@1": {"all": {"model.bin": _FILES["model.bin"]}}}, ["s3://models/v1"])
-    monkeypatch.setenv("MODELSTOW_CONCURRENCY", "1")  # another connection would go on
+    monkeypatch.setenv("MODELSTOW_CONCURRENCY", "1")  # another connection would resume it
     once = RetryPolicy(transient=RetrySchedule(attempts=1))
     faulty = FaultySource(S3Source(), cuts=[PIECE + 5])
     with pytest.raises(Exception, match="connection dropped"):
@@ -122,7 +124,7 @@ def test_a_cut_download_goes_on_where_it_was(private: str, cli: Cli, monkeypatch
 
 
 def test_an_object_that_changed_is_not_taken_for_the_old(private: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """rclone keeps no versions and ignores If-Match: the length or the digest tells (N7)."""
+    """rclone keeps no versions and ignores If-Match: the length or the digest shows it (N7)."""
     use(monkeypatch, settings(private))
     for was in (TEN[::-1], TEN + b"more"):
         lock = lock_of({"m@1": {"all": {"ten": was}}}, ["s3://models/m"])

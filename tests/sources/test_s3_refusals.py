@@ -16,6 +16,8 @@ from modelstow.backends import AccessDenied
 from modelstow.backends.conformance import TEN
 from modelstow.backends.s3.client import S3Source
 
+pytestmark = pytest.mark.slow
+
 _FILES = (
     'files = [{ path = "ten", size = 10, sha256 = "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882" }]'
 )
@@ -108,8 +110,8 @@ def test_every_refusal_is_permanent_and_says_why(
 
 @pytest.mark.parametrize("who", ["unknown key", "wrong secret", "nothing", "list"])
 @pytest.mark.parametrize("command", ["lock", "reconcile"])
-def test_a_command_that_is_refused_exits_8_and_tells_no_secret(users: Users, cli: Cli, who: str, command: str):
-    """Whoever the refusal hits and whatever is asked to be said."""
+def test_a_command_that_is_refused_exits_8_and_prints_no_secret(users: Users, cli: Cli, who: str, command: str):
+    """Whichever command is refused and whatever output is chosen."""
     environ = users.settings(who)
     manifest = cli.folder / "models.toml"
     if command == "reconcile":

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from builders import PATIENCE_S
 from origin import Fault, Origin, gate_of
 from s3servers import settings, use
 
@@ -155,7 +156,7 @@ def test_a_certificate_for_another_name_or_time_is_refused(authority: Path, name
 
 
 def test_a_self_signed_certificate_is_refused(authority: Path):
-    """Whoever signs it, it is not somebody we trust (N20)."""
+    """A certificate signed by an unknown authority is not trusted (N20)."""
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-addext", f"subjectAltName={GOOD}")
     openssl(authority, "req", "-x509", *key, "-keyout", "self.key", "-out", "self.pem", "-subj", "/CN=localhost")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -196,7 +197,7 @@ def test_a_handshake_that_breaks_is_no_bad_certificate():
     assert caught.value.transient
 
 
-def test_a_missing_file_of_certificates_is_told(served: Origin, tmp_path: Path):
+def test_a_missing_file_of_certificates_is_reported(served: Origin, tmp_path: Path):
     """It is a setting that is wrong, not the network."""
     with pytest.raises(SourceError, match="certificates") as caught:
         HttpSource({"REQUESTS_CA_BUNDLE": str(tmp_path / "canary.pem")}).open(f"{served.url}/x")
@@ -204,6 +205,7 @@ def test_a_missing_file_of_certificates_is_told(served: Origin, tmp_path: Path):
     assert not caught.value.transient and "canary" not in f"{caught.value}{caught.value.hint}"
 
 
+@pytest.mark.usefixtures("endless_reads")
 def test_a_body_over_tls_may_be_closed_by_another_thread(authority: Path, context: ssl.SSLContext):
     """A read that waits ends at once."""
     with Origin({"x": bytes(100_000)}, tls=context) as origin:
@@ -221,4 +223,4 @@ def test_a_body_over_tls_may_be_closed_by_another_thread(authority: Path, contex
         reader.start()
         assert not ended.wait(0.05)
         body.close()
-        assert ended.wait(5)
+        assert ended.wait(PATIENCE_S)

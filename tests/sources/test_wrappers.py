@@ -76,7 +76,7 @@ def test_ignored_ranges_are_admitted():
 
 
 def test_a_throttle_waits_for_what_was_read_by_the_clock_it_is_given():
-    """A thousand bytes at a hundred a second take ten seconds, whoever reads them."""
+    """A thousand bytes at a hundred a second take ten seconds, over any number of readers."""
     now = [0.0]
 
     def sleep(seconds: float) -> None:

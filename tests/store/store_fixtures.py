@@ -20,11 +20,6 @@ MIDDLE = some_bytes((1 << 20) + 1000, 11)
 BIG = some_bytes(2 * PIECE + 12_345, 12)
 
 
-def in_memory() -> str | None:
-    """A folder of a file system in memory, where a sync costs nothing; None where there is none to write to."""
-    return "/dev/shm" if os.path.isdir("/dev/shm") and os.access("/dev/shm", os.W_OK) else None
-
-
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 
 

@@ -1,4 +1,4 @@
-"""Blobs that are committed together: each stands or falls by itself, and the disk is waited for once."""
+"""Blobs that are committed together: each succeeds or fails on its own, and the disk is synced once."""
 
 import errno
 import os
@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_synced_fails_all_that_went_into_it(tmp_path: Pa
         failed = store.ingest.commit_all(partials)
 
     assert set(failed) == digests and len(digests) > 1 and asked.count(broken) == 1
-    assert intact(store) == DATA, "the names are there, though nobody promised that they stay"
+    assert intact(store) == DATA, "the names are there, though it is not guaranteed that they stay"
 
 
 def test_wrong_bytes_among_right_ones_stay_a_partial(tmp_path: Path):
@@ -121,8 +121,8 @@ def test_a_damaged_blob_among_them_gives_way(tmp_path: Path):
     assert [os.stat(path).st_ino for path in store.layout.quarantine.iterdir()] == [old]
 
 
-def test_a_partial_that_another_began_anew_is_not_published(tmp_path: Path):
-    """Where locks lie its name is another's unfinished file: that is no blob, and stays the other's."""
+def test_a_partial_that_another_process_restarted_is_not_published(tmp_path: Path):
+    """Where file locks are unreliable its name is another process's unfinished file: it is no blob, and stays there."""
     store = store_at(tmp_path)
     mine = filled(store, DATA[0])
     theirs = store.ingest.open(mine.digest, mine.size)

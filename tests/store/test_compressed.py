@@ -36,7 +36,7 @@ def packed(data: bytes, digest: Digest | None = None) -> tuple[CompressedIndex, 
 
 
 def resealed(raw: bytes, at: int, new: bytes) -> bytes:
-    """An index with other bytes in its body, and the check that fits them: what a liar sends."""
+    """An index with other bytes in its body, and a valid check of them, as a corrupt sender could send."""
     body = bytearray(raw[8:-8])
     body[at : at + len(new)] = new
     return raw[:8] + bytes(body) + xxhash.xxh3_64_digest(bytes(body))
@@ -81,7 +81,7 @@ def test_bytes_that_do_not_compress_grow_by_little():
 
 
 def test_plain_zstd_reads_the_file_as_it_is(tmp_path: Path):
-    """Whoever has no modelstow has zstd."""
+    """A machine without modelstow has zstd."""
     path = tmp_path / "blob.pzst"
     path.write_bytes(packed(DATA)[1])
 
@@ -100,12 +100,12 @@ def test_plain_zstd_reads_the_file_as_it_is(tmp_path: Path):
 
 
 def rle(count: int, *, last: bool = False) -> bytes:
-    """A block of zstd that stands for *count* zeros, in four bytes."""
+    """A block of zstd that encodes *count* zeros in four bytes."""
     return struct.pack("<I", count << 3 | 1 << 1 | last)[:3] + b"\0"
 
 
 def frame_of(blocks: bytes, *, claims: int, window: int | None = None) -> bytes:
-    """A frame that claims to hold so many bytes; *window* is the base-2 logarithm of its window, if not the content's."""
+    """A frame that claims to hold *size* bytes; *window* is the base-2 logarithm of its window, if not the content's."""
     shape = struct.pack("B", 2 << 6) + struct.pack("B", (window - 10) << 3) if window else struct.pack("B", 2 << 6 | 1 << 5)
     return struct.pack("<I", zstandard.MAGIC_NUMBER) + shape + struct.pack("<I", claims) + blocks
 
@@ -205,7 +205,7 @@ except ValueError:
 # ---- crafted indexes
 
 RAW = packed(DATA)[0].encode()
-LENGTHS = 52  # where they stand in the body
+LENGTHS = 52  # their offsets in the body
 
 
 @pytest.mark.parametrize(
@@ -264,12 +264,12 @@ def test_no_changed_byte_of_an_index_is_believed(at: int, change: int):
         CompressedIndex.decode(bytes(raw), DIGEST, SIZE)
 
 
-def test_an_index_that_lies_about_lengths_gets_no_wrong_bytes_by():
+def test_an_index_with_false_lengths_accepts_no_wrong_bytes():
     """Its lengths are possible ones, so its frames are asked for, and refused."""
     index, file = packed(DATA)
     raw = resealed(RAW, LENGTHS, struct.pack("<I", index.frame(0)[1] - index.frame(0)[0] - 1))
-    liar = CompressedIndex.decode(raw, DIGEST, SIZE)
+    false = CompressedIndex.decode(raw, DIGEST, SIZE)
 
     for piece in range(2):
         with pytest.raises(ValueError, match="frame"):
-            decompress(file[slice(*liar.frame(piece))], piece, SIZE)
+            decompress(file[slice(*false.frame(piece))], piece, SIZE)

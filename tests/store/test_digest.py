@@ -1,4 +1,4 @@
-"""The name of some bytes, and the timestamp that stands for it."""
+"""The name of some bytes, and the timestamp that encodes it."""
 
 import calendar
 from pathlib import Path

@@ -24,6 +24,8 @@ from modelstow.cas.scrub import Level
 from modelstow.reconcile.retention import pins, roots
 from modelstow.reconcile.retention.collector import EvictionTargets, GcResult
 
+pytestmark = pytest.mark.slow
+
 DAY = 86_400
 KB = 1_000
 BIG = some_bytes(20_000_000, 5)
@@ -220,7 +222,7 @@ def test_a_symlinked_tree_without_a_record_keeps_its_blobs(tmp_path: Path):
 
 
 def test_a_pin_keeps_blobs_without_tree_or_lockfile(tmp_path: Path):
-    """Pins live beside the blobs, so that losing state/ loses none."""
+    """Pins are next to the blobs, so that losing state/ loses none."""
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     path = models.ensure("m")
     store = BlobStore.open(tmp_path / "root")
@@ -327,7 +329,7 @@ def test_nothing_is_deleted_after_state_was_lost_until_reconcile(tmp_path: Path)
     assert collect(models).blobs == [garbage]
 
 
-def test_state_lost_goes_on_with_what_roots_there_are(tmp_path: Path):
+def test_gc_works_on_after_state_was_lost_with_the_roots_that_are_left(tmp_path: Path):
     """Trees inside the store are found by walking it."""
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     models.reconcile()
@@ -401,7 +403,7 @@ def test_a_store_with_a_newer_feature_is_not_swept(tmp_path: Path):
     assert kept(tmp_path) == names(b"a", b"garbage") and models.status("m").state is ModelState.COMPLETE
 
 
-def test_a_folder_where_a_blob_should_be_does_not_stop_gc_for_ever(tmp_path: Path):
+def test_a_folder_where_a_blob_should_be_does_not_block_gc(tmp_path: Path):
     """It is not ours to delete, and no reason to keep the rest (F10)."""
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     models.ensure("m")
@@ -507,7 +509,7 @@ def test_a_partial_whose_blob_is_committed_is_stale(tmp_path: Path):
 
 
 def test_a_partial_is_stale_after_a_week_unless_a_lockfile_names_it(tmp_path: Path):
-    """Nobody says what it is for."""
+    """No record says what it is for."""
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     models.reconcile()
 
@@ -518,7 +520,7 @@ def test_a_partial_is_stale_after_a_week_unless_a_lockfile_names_it(tmp_path: Pa
 
 
 def test_a_partial_that_a_registered_lockfile_names_is_never_stale(tmp_path: Path):
-    """Its download goes on some day."""
+    """Its download will be resumed some day."""
     lock = lock_of({"m@1": {"v": {"a": b"a"}}, "n@1": {"v": {"big": BIG}}})
     models = ensurer_of(tmp_path, lock, memory({"a": b"a", "big": BIG}))
     models.reconcile()
@@ -530,7 +532,7 @@ def test_a_partial_that_a_registered_lockfile_names_is_never_stale(tmp_path: Pat
 
 
 def test_a_partial_whose_lock_is_held_is_never_stale(tmp_path: Path):
-    """Somebody is at work on it."""
+    """Another process is working on it."""
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     models.ensure("m")
     digest = stale(models, BIG, 8 * DAY)
@@ -674,7 +676,7 @@ def test_leased_trees_are_not_evicted(tmp_path: Path):
 @pytest.mark.skipif(not hasattr(os, "O_PATH"), reason="only Linux tells who has a file open")
 @pytest.mark.parametrize("mode", [LinkMode.HARDLINK, LinkMode.SYMLINK, LinkMode.COPY])
 def test_trees_with_an_open_file_are_not_evicted(tmp_path: Path, mode: LinkMode):
-    """A write lease is refused for a file that anybody has open."""
+    """A write lease is refused for a file that any process has open."""
     from dataclasses import replace
 
     models = world(tmp_path, {"m1@1": {"a": b"a" * KB}, "m2@1": {"b": b"b" * KB}})
@@ -717,7 +719,7 @@ def test_trees_go_until_so_much_is_free(tmp_path: Path):
     assert left(models) == ["m3@1"]
 
 
-def test_goals_that_cannot_be_reached_are_told_by_what_is_missing(tmp_path: Path):
+def test_goals_that_cannot_be_reached_are_reported_with_what_is_missing(tmp_path: Path):
     """Pinned trees stay, and the disk is full of what is not ours; a goal that is reached lacks nothing."""
     models = three(tmp_path)
     models.free_bytes = lambda: 10_000 - sum(path.stat().st_size for path in blobs_of(tmp_path / "root").values())
@@ -806,7 +808,7 @@ def test_gc_needs_no_lock_of_a_dead_evictor(tmp_path: Path):
 
 
 def test_the_quarantine_is_emptied_only_on_request(tmp_path: Path):
-    """It may be the only copy of somebody's work."""
+    """It may be the only copy of the user's work."""
     models = world(tmp_path, {"m@1": {"a": BIG}})
     path = models.ensure("m")
     flip(path / "a", 5)
@@ -838,7 +840,7 @@ def test_short_of_space_ensure_sweeps_garbage_but_evicts_nothing_unasked(tmp_pat
 
 @root_only
 def test_a_disk_that_fills_up_unannounced_is_no_space_and_nothing_is_published(tmp_path: Path):
-    """The figures of statvfs were a lie, or somebody else was faster (F1)."""
+    """The figures of statvfs were wrong, or another process was faster (F1)."""
     folder = tmp_path / "small"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], capture_output=True).returncode:
@@ -905,7 +907,7 @@ def asked(models) -> SimpleNamespace:
 
 @pytest.mark.parametrize("leased", ["no lease", "dead lease", "held lease"])
 def test_a_read_only_store_answers_everything_that_needs_no_write(tmp_path: Path, leased: str):
-    """A sidecar that only looks; whatever work the writer beside it has in flight (D20)."""
+    """A read-only sidecar works, whatever work the writer next to it has in flight (D20)."""
     models = world(tmp_path, {"m@1": {"a": b"a", "big": BIG, "none": b""}})
     models.reconcile()
     lease = leases.take(BlobStore.open(tmp_path / "root"), doing="fetching", digests=[Digest.of(b"x")])
@@ -939,8 +941,8 @@ def test_a_read_only_store_that_needs_work_is_a_clear_error(tmp_path: Path):
         assert "ead-only" in str(error)
 
 
-def test_a_verification_beside_a_busy_download_does_not_fail(tmp_path: Path):
-    """Giving a touched blob its proof back is a courtesy; the lock that it needs may be somebody's."""
+def test_a_verification_next_to_a_busy_download_does_not_fail(tmp_path: Path):
+    """Restamping a touched blob is optional; the lock that it needs may be held by another process."""
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     path = models.ensure("m")
     os.utime(path / "a")

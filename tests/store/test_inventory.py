@@ -84,7 +84,7 @@ def test_an_inventory_of_a_later_format_is_a_state_error(tmp_path: Path, raw: by
 
 
 def test_an_intent_is_kept_next_to_the_inventory_until_the_change_is_committed(tmp_path: Path):
-    """Recovery finds ``.next`` and knows what to finish; old and new are both roots."""
+    """A process that finds ``.next`` knows what to finish; old and new are both roots."""
     records = TreeRecords(tmp_path)
     records.commit(RECORD)
     change = Inventory(tree=RECORD.tree, staging=".v.1.modelstow", staging_ino=5)

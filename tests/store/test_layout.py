@@ -103,7 +103,7 @@ def test_opening_twice_gives_the_same_store(tmp_path: Path):
 
 
 def test_many_who_make_a_store_at_once_agree_on_it(tmp_path: Path):
-    """One epoch, whoever was first."""
+    """One epoch, whichever process was first."""
     with ThreadPoolExecutor(8) as pool:
         configs = [f.result().config for f in [pool.submit(BlobStore.open, tmp_path / "root") for _ in range(8)]]
 

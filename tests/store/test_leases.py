@@ -30,12 +30,12 @@ def files(store: BlobStore) -> list[Path]:
     return sorted(store.layout.leases.iterdir())
 
 
-def standing(store: BlobStore) -> list[tuple[frozenset[Digest], bool]]:
+def active_of(store: BlobStore) -> list[tuple[frozenset[Digest], bool]]:
     return [(record.digests, held) for _, record, held in leases.active(store)]
 
 
 def test_a_lease_names_its_digests_while_it_is_held(tmp_path: Path):
-    """And says what it is for."""
+    """And records what it is for."""
     store = store_at(tmp_path)
 
     lease = leases.take(store, doing="a test", digests=[ONE, TWO], reserved={TWO: 3})
@@ -43,7 +43,7 @@ def test_a_lease_names_its_digests_while_it_is_held(tmp_path: Path):
     [(_, record, held)] = leases.active(store)
     assert (record.doing, record.digests, dict(record.reserved), held) == ("a test", {ONE, TWO}, {TWO: 3}, True)
     lease.finish()
-    assert standing(store) == [] and files(store) == []
+    assert active_of(store) == [] and files(store) == []
 
 
 def test_a_lease_of_unfinished_work_stays_for_a_week(tmp_path: Path):
@@ -52,11 +52,11 @@ def test_a_lease_of_unfinished_work_stays_for_a_week(tmp_path: Path):
     leases.take(store, doing="a test", digests=[ONE]).close()
     [path] = files(store)
 
-    assert standing(store) == [({ONE}, False)]
+    assert active_of(store) == [({ONE}, False)]
     age(path, 6.9 * DAY)
-    assert standing(store) == [({ONE}, False)]
+    assert active_of(store) == [({ONE}, False)]
     age(path, 7.1 * DAY)
-    assert standing(store) == []
+    assert active_of(store) == []
     assert files(store) == [path], "looking removes nothing"
     leases.active(store, remove_expired=True)
     assert files(store) == []
@@ -70,7 +70,7 @@ def test_a_held_lease_never_expires(tmp_path: Path):
 
     leases.active(store, remove_expired=True)
 
-    assert standing(store) == [({ONE}, True)]
+    assert active_of(store) == [({ONE}, True)]
     lease.finish()
 
 
@@ -82,7 +82,7 @@ def test_a_lease_from_the_future_is_fresh(tmp_path: Path):
 
     leases.active(store, remove_expired=True)
 
-    assert standing(store) == [({ONE}, False)]
+    assert active_of(store) == [({ONE}, False)]
 
 
 def test_the_lease_of_a_killed_process_is_dead_but_counts(tmp_path: Path):
@@ -91,11 +91,11 @@ def test_the_lease_of_a_killed_process_is_dead_but_counts(tmp_path: Path):
     argv = [sys.executable, "-c", _HOLD, str(store.layout.root), ONE]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
-        alive = standing(store)
+        alive = active_of(store)
         process.kill()
 
     assert alive == [({ONE}, True)]
-    assert standing(store) == [({ONE}, False)]
+    assert active_of(store) == [({ONE}, False)]
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"digests": ["zz"], "reserved": {}}', b'{"digests": 5}', b"\xff"])
@@ -108,7 +108,7 @@ def test_a_lease_that_cannot_be_read_stops_those_who_delete(tmp_path: Path, text
         leases.active(store)
 
 
-def test_renewing_a_lease_that_stands_costs_nothing(tmp_path: Path):
+def test_renewing_a_valid_lease_costs_nothing(tmp_path: Path):
     """The same file, the same lock."""
     store = store_at(tmp_path)
     lease = leases.take(store, doing="a test", digests=[ONE])
@@ -118,7 +118,7 @@ def test_renewing_a_lease_that_stands_costs_nothing(tmp_path: Path):
     lease.finish()
 
 
-def test_a_lease_that_was_removed_is_made_anew(tmp_path: Path):
+def test_a_lease_that_was_removed_is_recreated(tmp_path: Path):
     """A suspended process wakes after its lease was taken away (C20)."""
     store = store_at(tmp_path)
     lease = leases.take(store, doing="a test", digests=[ONE])
@@ -127,13 +127,13 @@ def test_a_lease_that_was_removed_is_made_anew(tmp_path: Path):
 
     assert lease.renew() is False
 
-    assert standing(store) == [({ONE}, True)] and files(store) != [path]
+    assert active_of(store) == [({ONE}, True)] and files(store) != [path]
     assert lease.renew() is True
     lease.finish()
     assert files(store) == []
 
 
-def test_a_lease_that_was_replaced_is_made_anew(tmp_path: Path):
+def test_a_lease_that_was_replaced_is_recreated(tmp_path: Path):
     """Another file under its name is not ours."""
     store = store_at(tmp_path)
     lease = leases.take(store, doing="a test", digests=[ONE])
@@ -147,7 +147,7 @@ def test_a_lease_that_was_replaced_is_made_anew(tmp_path: Path):
 
 
 def test_a_renewal_that_fails_closes_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A descriptor closed twice may be somebody else's by then."""
+    """A descriptor closed twice may belong to another file by then."""
     store = store_at(tmp_path)
     lease = leases.take(store, doing="a test", digests=[ONE])
     files(store)[0].unlink()
@@ -188,12 +188,12 @@ def test_many_threads_may_renew_at_once(tmp_path: Path):
         thread.join()
 
     assert failures == []
-    assert standing(store) == [({ONE}, True)]
+    assert active_of(store) == [({ONE}, True)]
     lease.finish()
     assert files(store) == []
 
 
-def test_a_lease_is_taken_only_while_nobody_sweeps(tmp_path: Path):
+def test_a_lease_is_taken_only_while_no_sweep_runs(tmp_path: Path):
     """What is seen under a lease is not swept from under it (D3)."""
     store = store_at(tmp_path)
     with leases.exclusive_store_lock(store, doing="sweeping"), pytest.raises(LockTimeoutError, match="sweeping"):
@@ -227,7 +227,7 @@ def test_a_waiting_sweep_is_not_starved_by_those_who_share(tmp_path: Path):
     assert had.is_set()
 
 
-def test_leases_of_dead_work_go_when_all_they_name_was_brought_home(tmp_path: Path):
+def test_leases_of_dead_work_go_when_all_they_name_was_fetched(tmp_path: Path):
     """Running again after a crash leaves no trace of the crash; what names more stays."""
     store = store_at(tmp_path)
     leases.take(store, doing="done by now", digests=[ONE]).close()
@@ -253,11 +253,11 @@ def test_a_lease_that_cannot_be_made_durable_is_an_error(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(OSError, match="Input/output"):
         leases.take(store, doing="a test", digests=[ONE])
-    assert standing(store) == []
+    assert active_of(store) == []
 
 
 def test_what_a_crash_left_of_an_unborn_lease_counts_for_nothing_and_goes(tmp_path: Path):
-    """It was never renamed, so nobody relied on it."""
+    """It was never renamed, so no process relied on it."""
     store = store_at(tmp_path)
     unborn = store.layout.leases / ".tmp-0123"
     unborn.write_text("half")

@@ -1,4 +1,4 @@
-"""Placing a blob in a tree, and the fall-backs that are said."""
+"""Placing a blob in a tree, and the fall-backs that are reported."""
 
 import errno
 import os
@@ -122,7 +122,7 @@ def test_what_does_not_work_here_is_tried_once(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_a_failure_is_no_reason_to_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
-    """A full disk is told, not filled further."""
+    """A full disk is reported, not filled further."""
     store_at(tmp_path).ingest.add_bytes(MIDDLE)
     blob = store_at(tmp_path).layout.blob(DIGEST)
     refusing(monkeypatch, number)
@@ -145,7 +145,7 @@ def test_strict_links_make_a_fall_back_an_error(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_copy_that_fails_leaves_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Half a file under a tree's path would be a lie."""
+    """Half a file under a tree's path would be wrong content."""
     store_at(tmp_path).ingest.add_bytes(MIDDLE)
     blob = store_at(tmp_path).layout.blob(DIGEST)
 
@@ -195,7 +195,7 @@ def test_a_taken_name_is_not_overwritten_by_place(tmp_path: Path):
 
 
 @pytest.mark.parametrize("before", ["nothing", "other", "same inode", "symlink"])
-def test_replace_switches_a_name_in_one_step_and_leaves_nothing_beside_it(tmp_path: Path, before: str):
+def test_replace_switches_a_name_in_one_step_and_leaves_nothing_next_to_it(tmp_path: Path, before: str):
     """rename(2) on two names of one inode does nothing and keeps both."""
     store = store_at(tmp_path)
     store.ingest.add_bytes(SMALL)
@@ -218,8 +218,8 @@ def test_replace_switches_a_name_in_one_step_and_leaves_nothing_beside_it(tmp_pa
     assert outside.read_text() == "mine" and os.stat(blob).st_nlink == 2
 
 
-def test_replacing_a_folder_fails_and_leaves_nothing_beside_it(tmp_path: Path):
-    """A folder is somebody's; it has to be displaced first."""
+def test_replacing_a_folder_fails_and_leaves_nothing_next_to_it(tmp_path: Path):
+    """A folder may hold the user's files; it has to be displaced first."""
     store = store_at(tmp_path)
     store.ingest.add_bytes(SMALL)
     (tmp_path / "tree/file").mkdir(parents=True)
@@ -233,7 +233,7 @@ def test_replacing_a_folder_fails_and_leaves_nothing_beside_it(tmp_path: Path):
 
 
 @root_only
-def test_another_file_system_gives_a_copy_and_it_is_told(tmp_path: Path):
+def test_another_file_system_gives_a_copy_and_it_is_reported(tmp_path: Path):
     """EXDEV for real (F6)."""
     with mounted(tmp_path / "other", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as folder:
         kind = place(tmp_path, Linker(LinkMode.AUTO), into=folder)

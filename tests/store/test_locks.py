@@ -7,13 +7,15 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
 import pytest
+from builders import PATIENCE_S
 
 from modelstow.cas import CancellationToken, Cancelled, LockTimeoutError, locks
 
@@ -63,7 +65,7 @@ def test_a_lock_excludes_threads(tmp_path: Path):
 
 
 def test_a_lock_excludes_processes_and_names_its_holder(tmp_path: Path):
-    """LOCK_TIMEOUT says who holds it and what that one is doing."""
+    """LOCK_TIMEOUT names the holder and what it is doing."""
     with held_elsewhere(tmp_path / "lock") as process:
         with pytest.raises(LockTimeoutError, match=rf"process {process.pid} on .* \(holding\)") as caught:
             locks.acquire(tmp_path / "lock", doing="a test", timeout_s=0)
@@ -86,7 +88,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path):
 
 
 def test_a_lock_is_not_inherited_by_a_child(tmp_path: Path):
-    """A child that outlives its parent's lock would hold it for ever (C14)."""
+    """A child that outlives its parent's lock would hold it until it ends (C14)."""
     with locks.acquire(tmp_path / "lock", doing="a test"):
         child = subprocess.Popen([sys.executable, "-S", "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
 
@@ -97,8 +99,8 @@ def test_a_lock_is_not_inherited_by_a_child(tmp_path: Path):
         child.communicate()
 
 
-def test_many_may_share_a_lock_and_none_beside_an_exclusive_one(tmp_path: Path):
-    """Readers beside readers, a writer alone."""
+def test_many_may_share_a_lock_and_none_with_an_exclusive_one(tmp_path: Path):
+    """Readers share, a writer is alone."""
     path = tmp_path / "lock"
     with held_elsewhere(path, "shared"), locks.acquire(path, doing="reading", shared=True, timeout_s=0):
         with pytest.raises(LockTimeoutError):
@@ -108,7 +110,7 @@ def test_many_may_share_a_lock_and_none_beside_an_exclusive_one(tmp_path: Path):
 
 
 def test_is_held_asks_for_exclusive_holders_only(tmp_path: Path):
-    """And an absent lock is held by nobody."""
+    """An absent lock is held by no process."""
     path = tmp_path / "lock"
     assert not locks.is_held(path) and not path.exists()
     with locks.acquire(path, doing="reading", shared=True):
@@ -129,39 +131,53 @@ def test_timeout_zero_tries_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         locks.acquire(tmp_path / "lock", doing="other", timeout_s=0)
 
 
-def test_the_progress_of_the_holder_extends_the_wait(tmp_path: Path):
+class FakeClock:
+    """Replaces the module ``time``: a sleep only lets the clock of the file system tick, then *meanwhile* is called."""
+
+    def __init__(self, meanwhile: Callable[[float], object]) -> None:
+        self.now, self._meanwhile = 0.0, meanwhile
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        time.sleep(0.005)
+        self._meanwhile(self.now)
+
+
+def test_the_progress_of_the_holder_extends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The time-out counts from the last sign of progress, so a long download is no reason to give up."""
-    path, timeout = tmp_path / "lock", 0.4
-    asked, outcome = Event(), []
+    clock = FakeClock(lambda now: holder.progress() if now < 5 else None)
+    monkeypatch.setattr(locks, "time", clock)
 
-    def wait() -> None:
-        try:
-            with locks.acquire(path, doing="waiting", timeout_s=timeout, on_wait=lambda _: asked.set()):
-                outcome.append("had it")
-        except LockTimeoutError:
-            outcome.append("gave up")
+    with locks.acquire(tmp_path / "lock", doing="working") as holder, pytest.raises(LockTimeoutError):
+        locks.acquire(tmp_path / "lock", doing="waiting", timeout_s=1)
 
-    lock = locks.acquire(path, doing="working")
-    thread = threading.Thread(target=wait)
-    thread.start()
-    assert asked.wait(10)
-    for _ in range(8):  # twice the time-out in all
-        thread.join(timeout / 4)
-        lock.progress()
-    still_waiting = thread.is_alive()
-    lock.close()
-    thread.join(10)
-
-    assert still_waiting and outcome == ["had it"]
+    assert 5.5 < clock.now < 6.5, "it gave up a second after the last progress, not after the first"
 
 
-def test_who_waits_is_told_once_whose_work_it_waits_for(tmp_path: Path):
+def test_a_waiter_gets_the_lock_of_a_holder_that_worked_longer_than_the_time_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Once the holder lets go, the waiter has it."""
+    monkeypatch.setattr(locks, "time", FakeClock(lambda now: holder.progress() if now < 5 else holder.close()))
+    holder = locks.acquire(tmp_path / "lock", doing="working")
+
+    with locks.acquire(tmp_path / "lock", doing="waiting", timeout_s=1) as lock:
+        assert lock.is_current()
+
+
+def test_a_waiter_is_told_once_whose_work_it_waits_for(tmp_path: Path):
     """For progress displays."""
-    told: list[locks.Holder | None] = []
+    reported: list[locks.Holder | None] = []
     with locks.acquire(tmp_path / "lock", doing="fetching abc"), pytest.raises(LockTimeoutError):
-        locks.acquire(tmp_path / "lock", doing="waiting", timeout_s=0.05, on_wait=told.append)
+        locks.acquire(tmp_path / "lock", doing="waiting", timeout_s=0.05, on_wait=reported.append)
 
-    assert len(told) == 1 and "fetching abc" in str(told[0]) and str(os.getpid()) in str(told[0])
+    assert len(reported) == 1 and "fetching abc" in str(reported[0]) and str(os.getpid()) in str(reported[0])
 
 
 def test_a_cancelled_token_ends_waiting(tmp_path: Path):
@@ -177,9 +193,9 @@ def test_a_cancelled_token_ends_waiting(tmp_path: Path):
 
     with locks.acquire(tmp_path / "lock", doing="working"), ThreadPoolExecutor(1) as pool:
         future = pool.submit(wait)
-        assert waiting.wait(10)
+        assert waiting.wait(PATIENCE_S)
         token.cancel()
-        assert future.result(10) is Cancelled
+        assert future.result(PATIENCE_S) is Cancelled
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
@@ -197,8 +213,8 @@ def test_a_lock_file_that_was_replaced_is_noticed(tmp_path: Path, how: str):
             assert other.is_current()
 
 
-def test_a_waiter_whose_lock_file_is_replaced_takes_the_one_that_stands_there(tmp_path: Path):
-    """Inode and path are compared after locking: it never holds a lock that nobody else sees (C15)."""
+def test_a_waiter_whose_lock_file_is_replaced_takes_the_new_one(tmp_path: Path):
+    """Inode and path are compared after locking: it never holds a lock that no other process sees (C15)."""
     path, waiting = tmp_path / "lock", Event()
 
     def wait() -> locks.Lock:
@@ -207,22 +223,22 @@ def test_a_waiter_whose_lock_file_is_replaced_takes_the_one_that_stands_there(tm
     first = locks.acquire(path, doing="one")
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(wait)
-        assert waiting.wait(10)
+        assert waiting.wait(PATIENCE_S)
         path.unlink()
         first.close()
-        with future.result(10) as lock:
+        with future.result(PATIENCE_S) as lock:
             assert lock.is_current()
             with pytest.raises(LockTimeoutError):
                 locks.acquire(path, doing="third", timeout_s=0)
 
 
-def test_workers_stay_alone_while_somebody_deletes_the_lock_file(tmp_path: Path):
-    """Whoever holds a lock whose file is current is the only such holder (C15)."""
+def test_workers_exclude_each_other_while_the_lock_file_is_deleted(tmp_path: Path):
+    """A worker that holds a lock whose file is current is the only such holder (C15)."""
     path, done, guard = tmp_path / "lock", Event(), threading.Lock()
     inside: set[int] = set()
     together: list[set[int]] = []
 
-    def vandal() -> None:
+    def deleter() -> None:
         while not done.is_set():
             path.unlink(missing_ok=True)
             done.wait(0.001)
@@ -239,12 +255,12 @@ def test_workers_stay_alone_while_somebody_deletes_the_lock_file(tmp_path: Path)
                 with guard:
                     inside.discard(ino)
 
-    thread = threading.Thread(target=vandal)
+    thread = threading.Thread(target=deleter)
     thread.start()
     try:
         with ThreadPoolExecutor(4) as pool:
             for future in [pool.submit(work, me) for me in range(4)]:
-                future.result(60)
+                future.result(PATIENCE_S)
     finally:
         done.set()
         thread.join()
@@ -252,7 +268,7 @@ def test_workers_stay_alone_while_somebody_deletes_the_lock_file(tmp_path: Path)
     assert together == []
 
 
-def test_a_lock_tells_its_note_to_those_who_do_not_hold_it(tmp_path: Path):
+def test_the_note_of_a_lock_can_be_read_without_holding_it(tmp_path: Path):
     """What is left there outlives the holder."""
     path = tmp_path / "lock"
     with locks.acquire(path, doing="one") as lock:
@@ -267,7 +283,7 @@ def test_a_lock_tells_its_note_to_those_who_do_not_hold_it(tmp_path: Path):
 
 @pytest.mark.parametrize("torn", [b"", b"{", b"[]", b"\xff\xfe", b'{"holder": 7}'])
 def test_a_torn_lock_file_is_still_a_lock(tmp_path: Path, torn: bytes):
-    """What stands in it is for people; holding it is the kernel's business."""
+    """Its text is for people; holding it is the kernel's business."""
     path = tmp_path / "lock"
     path.write_bytes(torn)
 
@@ -301,13 +317,13 @@ def test_a_pid_alone_proves_no_life():
 
 
 def test_lock_files_are_private_by_default(tmp_path: Path):
-    """Nobody else may hold our locks (M4)."""
+    """No other user may hold our locks (M4)."""
     locks.acquire(tmp_path / "lock", doing="a test").close()
 
     assert stat.S_IMODE((tmp_path / "lock").stat().st_mode) == 0o600
 
 
-def test_where_no_start_of_a_process_is_told_its_number_has_to_do(monkeypatch: pytest.MonkeyPatch):
+def test_where_process_start_times_are_unknown_the_number_has_to_do(monkeypatch: pytest.MonkeyPatch):
     """macOS has no /proc: a holder that runs is alive there too, and one that is gone is not."""
     process = subprocess.Popen(["true"])
     process.wait()

@@ -106,8 +106,8 @@ def test_a_partial_with_a_second_link_is_let_go_not_written_to(tmp_path: Path):
 
 
 @pytest.mark.parametrize("state", [TableState.COMMITTING, TableState.PROVEN])
-def test_a_partial_that_was_at_committing_is_fetched_anew(tmp_path: Path, state: TableState):
-    """Its fsync may have failed in another process: the cached pages lie (D13)."""
+def test_a_partial_that_was_at_committing_is_fetched_again(tmp_path: Path, state: TableState):
+    """Its fsync may have failed in another process, so that the cached pages are wrong (D13)."""
     store = store_at(tmp_path)
     first = partial_with(store, BIG, 0, 1, 2)
     first.mark(state)
@@ -182,7 +182,7 @@ def test_a_partial_of_another_user_is_not_adopted(tmp_path: Path):
 
 
 def test_nothing_is_preallocated(tmp_path: Path):
-    """A partial takes the room of what it holds; so a crash gives its reservation back by itself."""
+    """A partial takes the room of what it holds, so a crash releases its reservation automatically."""
     store = store_at(tmp_path)
 
     partial = partial_with(store, BIG, 2)
@@ -215,8 +215,8 @@ def test_leaving_keeps_what_can_be_resumed_and_nothing_else(tmp_path: Path):
     assert sorted(p.name for p in store.layout.partials.iterdir()) == [DIGEST.hex, DIGEST.hex + ".pieces"]
 
 
-def test_forgotten_pieces_stay_forgotten_and_the_proof_starts_anew(tmp_path: Path):
-    """Suspect pieces are struck off the journal, so that a crash does not bring them back."""
+def test_invalidated_pieces_stay_invalid_and_hashing_starts_from_scratch(tmp_path: Path):
+    """Suspect pieces are removed from the journal, so that they do not return after a crash."""
     store = store_at(tmp_path)
     wrong = bytearray(BIG)
     wrong[0] ^= 1
@@ -248,7 +248,7 @@ def test_forgetting_restarts_the_sha256_of_an_open_partial(tmp_path: Path):
     assert partial.actual_digest() == DIGEST
 
 
-def test_the_front_is_what_stands_without_a_gap(tmp_path: Path):
+def test_the_front_is_what_is_there_without_a_gap(tmp_path: Path):
     """Pieces come in any order; the proof follows the front."""
     store = store_at(tmp_path)
     partial = store.ingest.open(DIGEST, len(BIG))
@@ -261,7 +261,7 @@ def test_the_front_is_what_stands_without_a_gap(tmp_path: Path):
 
 
 def test_a_file_cut_while_it_is_written_is_an_error_not_a_loop(tmp_path: Path):
-    """Somebody truncated it under our hands."""
+    """Another process truncated it."""
     store = store_at(tmp_path)
     partial = partial_with(store, BIG, 0, 1, 2)
     os.truncate(partial.path, PIECE)
@@ -271,7 +271,7 @@ def test_a_file_cut_while_it_is_written_is_an_error_not_a_loop(tmp_path: Path):
 
 
 def test_wrong_bytes_leave_the_partial_for_judging(tmp_path: Path):
-    """Who lied is found by the piece; what is right is kept."""
+    """The corrupt sender is found by the piece; what is right is kept."""
     store = store_at(tmp_path)
     partial = store.ingest.open(DIGEST, len(BIG))
     wrong = bytearray(BIG)
@@ -299,7 +299,7 @@ def test_a_short_write_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert Path(store.layout.blob(Digest.of(SMALL * 1000))).read_bytes() == SMALL * 1000
 
 
-def test_an_error_on_reading_a_leftover_is_told_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_on_reading_a_leftover_is_reported_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """EIO while proving is an error of the file system; no blob appears (F2)."""
     store = store_at(tmp_path)
     partial = partial_with(store, BIG, 0, 1, 2)

@@ -139,7 +139,7 @@ def test_a_proven_table_with_a_gap_or_of_another_size_is_not_believed(tmp_path: 
     assert proven_table(str(path), ONE, SIZE) is None
 
 
-def test_no_readable_table_is_none_whatever_stands_there(tmp_path: Path):
+def test_no_readable_table_is_none_whatever_is_there(tmp_path: Path):
     """Absence, a symlink, text and a folder are all no table, and no error (F10)."""
     (tmp_path / "real").write_bytes(full_table().encode())
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -150,7 +150,7 @@ def test_no_readable_table_is_none_whatever_stands_there(tmp_path: Path):
 
 
 def test_a_source_has_the_same_key_everywhere_and_never_none():
-    """Zero stands for no source."""
+    """Zero means no source."""
     keys = {source_key(f"https://host/{n}") for n in range(1000)}
 
     assert len(keys) == 1000 and 0 not in keys and all(key < 2**32 for key in keys)

@@ -62,7 +62,7 @@ def test_exactly_the_flipped_piece_is_found_even_when_the_mtime_is_forged(tmp_pa
     assert not verdict.intact and verdict.bad_pieces == (at // PIECE,)
 
 
-def test_several_bad_pieces_are_told_in_order(tmp_path: Path):
+def test_several_bad_pieces_are_reported_in_order(tmp_path: Path):
     """With pieces of many threads joined."""
     store = store_at(tmp_path)
     data = bytes(20 * PIECE)
@@ -74,7 +74,7 @@ def test_several_bad_pieces_are_told_in_order(tmp_path: Path):
 
 
 def test_a_small_blob_has_sha256_at_every_level(tmp_path: Path):
-    """It has no table; a table that somebody put there is not asked."""
+    """It has no table; a table that was put there by hand is ignored."""
     store = store_at(tmp_path)
     store.ingest.add_bytes(SMALL)
     flip(store.layout.blob(Digest.of(SMALL)), 3, forge=True)
@@ -97,7 +97,7 @@ def test_full_finds_what_a_forged_table_would_not(tmp_path: Path):
 
 
 @both
-def test_a_lost_table_is_made_anew_from_a_pass_whose_sha256_matched(tmp_path: Path, level: Level):
+def test_a_lost_table_is_recreated_from_a_pass_whose_sha256_matched(tmp_path: Path, level: Level):
     """The fast level then means the full one."""
     store = store_at(tmp_path)
     store.ingest.add_bytes(BIG)
@@ -110,7 +110,7 @@ def test_a_lost_table_is_made_anew_from_a_pass_whose_sha256_matched(tmp_path: Pa
 
 @both
 def test_a_lost_table_is_never_made_from_bytes_that_are_wrong(tmp_path: Path, level: Level):
-    """It would restamp rot for ever (D9)."""
+    """It would certify corruption permanently (D9)."""
     store = store_at(tmp_path)
     store.ingest.add_bytes(BIG)
     os.unlink(store.layout.table(DIGEST))
@@ -123,7 +123,7 @@ def test_a_lost_table_is_never_made_from_bytes_that_are_wrong(tmp_path: Path, le
 
 
 @pytest.mark.parametrize("state", [TableState.UNFINISHED, TableState.COMMITTING])
-def test_an_unproven_table_is_not_believed_and_is_made_anew(tmp_path: Path, state: TableState):
+def test_an_unproven_table_is_not_believed_and_is_recreated(tmp_path: Path, state: TableState):
     """Whatever its slots say."""
     store = store_at(tmp_path)
     store.ingest.add_bytes(BIG)
@@ -264,7 +264,7 @@ def test_a_table_that_cannot_be_kept_is_no_failure(tmp_path: Path, monkeypatch: 
 
 @both
 def test_a_verification_that_is_given_up_reads_nothing_more(tmp_path: Path, level: Level):
-    """What is queued may be hundreds of gigabytes, and whoever pressed Ctrl-C would wait for it."""
+    """The queue may be hundreds of gigabytes, and Ctrl-C must not wait for it."""
     store = store_at(tmp_path)
     store.ingest.add_bytes(BIG)
     read_bytes: list[int] = []

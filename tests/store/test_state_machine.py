@@ -5,11 +5,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from builders import ensurer_of, lock_of, some_bytes
+import pytest
+from builders import ensurer_of, in_memory, lock_of, some_bytes
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from store_fixtures import flip, in_memory
+from store_fixtures import flip
 
 from modelstow import EnsureOptions, ModelState
 from modelstow.backends.memory import MemorySource
@@ -17,6 +18,8 @@ from modelstow.cas import BlobStore, Digest, leases
 from modelstow.cas.pieces import piece_hash, piece_range
 from modelstow.cas.scrub import Level
 from modelstow.reconcile.retention.collector import EvictionTargets
+
+pytestmark = pytest.mark.slow
 
 OVER_A_TABLE = some_bytes((1 << 20) + 77, 21)
 OVER_A_PIECE = some_bytes((8 << 20) + 99, 22)
@@ -54,8 +57,8 @@ class StoreAndTrees(RuleBasedStateMachine):
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="modelstow-", dir=in_memory()))
         self.root = self.folder / "root"
-        self.stands: dict[str, dict[str, bytes]] = {}  # tree -> what was ensured last
-        self.disturbed: set[Path] = set()  # names in trees and of blobs whose bytes somebody touched
+        self.trees: dict[str, dict[str, bytes]] = {}  # tree -> what was ensured last
+        self.disturbed: set[Path] = set()  # names in trees and of blobs whose bytes were touched
         self.users: set[bytes] = set()
         self.digests: dict[tuple[int, ...], str] = {}
         self.models = self.at(1)
@@ -76,9 +79,9 @@ class StoreAndTrees(RuleBasedStateMachine):
     def tree(self, name: str) -> Path:
         return self.root / "models" / f"{name}@1" / "v"
 
-    def stood(self, name: str, version: int) -> None:
-        """A tree was made to stand: its names and the blobs it needs are as the lock says."""
-        self.stands[name] = VERSIONS[version][name]
+    def published(self, name: str, version: int) -> None:
+        """A tree was published: its names and the blobs it needs are as the lock says."""
+        self.trees[name] = VERSIONS[version][name]
         self.disturbed -= {path for path in self.disturbed if path.is_relative_to(self.tree(name))}
         blobs = self.blobs()
         self.disturbed -= {blobs[Digest.of(data).hex] for data in VERSIONS[version][name].values() if data}
@@ -96,7 +99,7 @@ class StoreAndTrees(RuleBasedStateMachine):
     def file(self, name: str, path: str) -> Path | None:
         """A file of a tree that is there and holds bytes."""
         there = self.tree(name) / path
-        return there if path in self.stands.get(name, {}) and there.is_file() and there.stat().st_size else None
+        return there if path in self.trees.get(name, {}) and there.is_file() and there.stat().st_size else None
 
     def digest(self, path: Path) -> str:
         """The sha256 of a file's content; read once for each state that it can be in."""
@@ -112,28 +115,28 @@ class StoreAndTrees(RuleBasedStateMachine):
     def ensure(self, name: str, version: int) -> None:
         if name in VERSIONS[version]:
             self.at(version).ensure(name)
-            self.stood(name, version)
+            self.published(name, version)
 
     @rule(name=trees, version=versions)
     def force(self, name: str, version: int) -> None:
         if name in VERSIONS[version]:
             self.at(version).ensure(name, force_redownload=True)
-            self.stood(name, version)
+            self.published(name, version)
 
     @rule(version=versions)
     def reconcile(self, version: int) -> None:
         outcome = self.at(version).reconcile()
         assert outcome.error is None
-        for name in list(self.stands):
+        for name in list(self.trees):
             if name not in VERSIONS[version]:
-                del self.stands[name]
+                del self.trees[name]
         for name in VERSIONS[version]:
-            self.stood(name, version)
+            self.published(name, version)
             assert self.at(version).status(name).state is ModelState.COMPLETE
 
     @rule()
     def gc(self) -> None:
-        live = {Digest.of(data).hex for files in self.stands.values() for data in files.values() if data}
+        live = {Digest.of(data).hex for files in self.trees.values() for data in files.values() if data}
         before = live & self.blobs().keys()
         if (self.root / "modelstow.json").exists():
             self.models.collect_garbage()
@@ -142,9 +145,9 @@ class StoreAndTrees(RuleBasedStateMachine):
     @rule(size=st.sampled_from([0, 10, 2 << 20]))
     def evict(self, size: int) -> None:
         gone = self.models.collect_garbage(goals=EvictionTargets(max_size=size)).trees
-        for name in list(self.stands):
+        for name in list(self.trees):
             if str(self.tree(name)) in gone:
-                del self.stands[name]
+                del self.trees[name]
 
     @rule(level=st.sampled_from([Level.FAST, Level.FULL]))
     def verify(self, level: Level) -> None:
@@ -189,7 +192,7 @@ class StoreAndTrees(RuleBasedStateMachine):
     @rule(name=trees, path=st.sampled_from(["mine", "own/mine", "deep/mine", "c", "big", "deep/b"]))
     def add_a_users_file(self, name: str, path: str) -> None:
         there, data = self.tree(name) / path, b"mine, the %dth" % len(self.users)
-        if self.tree(name).is_dir() and not os.path.lexists(there) and path not in self.stands.get(name, {}):
+        if self.tree(name).is_dir() and not os.path.lexists(there) and path not in self.trees.get(name, {}):
             if there.parent.is_file() or there.parent.is_symlink():
                 return
             there.parent.mkdir(parents=True, exist_ok=True)
@@ -214,14 +217,14 @@ class StoreAndTrees(RuleBasedStateMachine):
     # ---- what holds at every moment
 
     @invariant()
-    def blobs_nobody_touched_are_their_names(self) -> None:
+    def untouched_blobs_are_their_names(self) -> None:
         for name, path in self.blobs().items():
             if path not in self.disturbed:
                 assert self.digest(path) == name
 
     @invariant()
-    def trees_nobody_touched_equal_the_lock(self) -> None:
-        for name, files in self.stands.items():
+    def untouched_trees_equal_the_lock(self) -> None:
+        for name, files in self.trees.items():
             for path, data in files.items():
                 there = self.tree(name) / path
                 assert there in self.disturbed or self.digest(there) == Digest.of(data).hex
@@ -238,12 +241,12 @@ class StoreAndTrees(RuleBasedStateMachine):
         assert not [name for name in names if name.startswith((".tmp-", ".modelstow-")) or name.endswith(".modelstow")]
 
     def everything_can_be_had_again(self) -> None:
-        """No operator is needed: ensure heals whatever was done."""
+        """No operator is needed: ensure repairs whatever was done."""
         for version in VERSIONS:
             outcome = self.at(version).ensure_all(None, choice=EnsureOptions())
             assert outcome.error is None
             for name, files in VERSIONS[version].items():
-                self.stood(name, version)
+                self.published(name, version)
                 seen = {path: (self.tree(name) / path).read_bytes() for path in files}
                 assert seen == files and self.at(version).status(name).state is ModelState.COMPLETE
             self.every_file_of_the_users_is_somewhere()

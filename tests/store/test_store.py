@@ -23,7 +23,7 @@ def quarantined(store: BlobStore) -> list[Path]:
 
 
 @pytest.mark.parametrize("data", [b"x", SMALL, bytes(1 << 20), MIDDLE, BIG], ids=["1", "11", "1MiB", ">1MiB", ">16MiB"])
-def test_a_committed_blob_stands_under_its_name_with_its_proof(tmp_path: Path, data: bytes):
+def test_a_committed_blob_is_under_its_name_with_its_integrity_stamp(tmp_path: Path, data: bytes):
     """Mode 0444, the mtime of its digest, one link, a table from 1 MiB on, and nothing left in partial/."""
     store = store_at(tmp_path)
 
@@ -86,7 +86,7 @@ def test_the_steps_of_a_commit_come_in_the_order_that_survives_a_power_cut(tmp_p
 
 
 def test_a_failed_fsync_discards_the_partial_and_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The cache lies from then on: throw the file away (F2)."""
+    """The page cache is wrong from then on: the file is discarded (F2)."""
     store = store_at(tmp_path)
     partial = partial_with(store, BIG, 0, 1, 2)
     data, asked, real = os.fstat(partial.fd).st_ino, [], os.fsync
@@ -131,7 +131,7 @@ def test_a_folder_that_cannot_be_synced_fails_the_commit(tmp_path: Path, monkeyp
 
 
 def test_a_good_blob_that_is_there_already_is_success(tmp_path: Path):
-    """Where locks lie two may fetch it; the first stays, with all its links (C8)."""
+    """Where file locks are unreliable two processes may fetch it; the first stays, with all its links (C8)."""
     store = store_at(tmp_path)
     late = partial_with(store, BIG, 0, 1, 2)
     other = tmp_path / "other"
@@ -159,7 +159,7 @@ def test_a_link_that_was_made_before_the_crash_is_success(tmp_path: Path):
 
 
 def test_a_damaged_blob_goes_to_quarantine_before_the_good_one_takes_its_name(tmp_path: Path):
-    """Its bytes may be somebody's edit."""
+    """Its bytes may be the user's edit."""
     store = store_at(tmp_path)
     store.ingest.add_bytes(BIG)
     flip(store.layout.blob(DIGEST), 5)
@@ -238,7 +238,7 @@ def test_a_copy_of_what_is_not_the_blob_leaves_nothing(tmp_path: Path):
     ],
     ids=["nothing", "chmod", "link", "touch", "edit", "cut", "unlink"],
 )
-def test_one_stat_tells_an_edit_from_what_is_none(tmp_path: Path, damage, state: BlobState):
+def test_one_stat_distinguishes_an_edit_from_a_mere_touch(tmp_path: Path, damage, state: BlobState):
     """Any write through any link changes the mtime; chmod, link and unlink keep it."""
     store = store_at(tmp_path)
     store.ingest.add_bytes(SMALL)
@@ -256,7 +256,7 @@ def test_a_blob_of_another_size_is_never_intact(tmp_path: Path):
     assert store.blobs.stat(digest, len(SMALL) + 1).state is BlobState.SUSPECT
 
 
-def test_a_suspect_stays_one_for_other_processes_until_it_is_committed_anew(tmp_path: Path):
+def test_a_suspect_stays_one_for_other_processes_until_it_is_committed_again(tmp_path: Path):
     """What a verification found is on record on disk."""
     store = store_at(tmp_path)
     digest = store.ingest.add_bytes(SMALL)
@@ -352,7 +352,7 @@ def test_a_late_writer_cannot_reach_a_published_blob_through_its_partial(tmp_pat
     assert Digest.of_path(store.layout.blob(DIGEST)) == DIGEST
 
 
-def test_who_asks_for_a_fetch_sees_whether_another_committed_this_very_blob(tmp_path: Path):
+def test_a_fetch_is_told_whether_another_process_committed_this_very_blob(tmp_path: Path):
     """Two that force a download at once share one fetch."""
     store = store_at(tmp_path)
     one, other = Digest.of(b"one"), Digest.of(b"other")
@@ -365,7 +365,7 @@ def test_who_asks_for_a_fetch_sees_whether_another_committed_this_very_blob(tmp_
     assert store.commits_seen(other) == ""
 
 
-def test_foreign_names_beside_blobs_are_passed_over(tmp_path: Path):
+def test_foreign_names_next_to_blobs_are_passed_over(tmp_path: Path):
     """Leftovers of other tools are no blobs."""
     store = store_at(tmp_path)
     for name in ("ab/README", f"ab/{'0' * 64}", f"ab/ab{'Z' * 62}", "ab/.nfs0001"):

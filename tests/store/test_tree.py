@@ -39,7 +39,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def read_inside(root: Path) -> tuple[bytes, ...]:
-    """Two files of one folder, whatever its name stands for meanwhile."""
+    """Two files of one folder, even if its name is switched in between."""
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     found = []
     for name in ("version", "a"):
@@ -54,7 +54,7 @@ def quarantine_of(store: BlobStore) -> Quarantine:
     return Quarantine(store.layout.quarantine, "test")
 
 
-def test_what_is_populated_is_placed_and_told(tmp_path: Path):
+def test_what_is_populated_is_placed_and_reported(tmp_path: Path):
     """Each path with its digest, kind of link and inode, in the order asked for."""
     _, root, placed = populated(tmp_path)
 
@@ -179,7 +179,7 @@ def test_publish_does_not_exchange_what_is_no_folder(tmp_path: Path, kind: str):
     assert contents(staging) == CONTENT and os.path.lexists(live)
 
 
-def test_sorting_out_tells_ours_from_edited_from_theirs(tmp_path: Path):
+def test_classifying_distinguishes_managed_modified_and_unmanaged(tmp_path: Path):
     """By the inventory and one stat."""
     _, root, placed = populated(tmp_path)
     (root / "mine").write_text("x")
@@ -224,7 +224,7 @@ def test_strip_removes_a_folder_that_holds_nothing_but_ours(tmp_path: Path):
 
 @pytest.mark.parametrize("where", ["root", "inside"])
 def test_strip_does_not_reach_through_a_symlink(tmp_path: Path, where: str):
-    """What the link leads to is somebody else's, whatever its files are called (L11)."""
+    """The target of the link is not ours, whatever its files are called (L11)."""
     store, root, placed = populated(tmp_path)
     outside = tmp_path / "outside"
     root.rename(outside)
@@ -268,7 +268,7 @@ def test_drain_moves_the_users_files_into_the_new_tree(tmp_path: Path):
 
 @pytest.mark.parametrize("blocker", ["file", "symlink"])
 def test_drain_moves_what_has_no_place_in_the_new_tree_to_quarantine(tmp_path: Path, blocker: str):
-    """The new tree has a file, or somebody put a symlink, where the user's folder was."""
+    """The new tree has a file, or the user put a symlink, where the user's folder was."""
     store, old, placed = populated(tmp_path, "old")
     _, live, _ = populated(tmp_path, "live", {"a": SMALL})
     outside = tmp_path / "outside"
@@ -304,7 +304,7 @@ def test_trash_is_emptied_by_age_and_loses_nothing_of_the_users(tmp_path: Path):
     assert not [p for p in store.layout.quarantine.rglob("*") if p.is_file() and p.name != "mine"]
 
 
-def test_a_crash_before_the_rename_into_trash_leaves_nothing_for_ever(tmp_path: Path):
+def test_a_crash_before_the_rename_into_trash_leaves_nothing_behind(tmp_path: Path):
     """The note is written first; without its folder it just goes."""
     store, root, placed = populated(tmp_path)
     (store.layout.trash / "1-2.inventory").write_bytes(Inventory(tree="models/tree", files=placed).encode())
@@ -327,7 +327,7 @@ def test_a_scan_sees_every_file_and_follows_nothing(tmp_path: Path):
 
 
 def test_a_scan_goes_as_deep_as_folders_do(tmp_path: Path):
-    """The user's own may be deeper than Python recurses, and gc looks at them all."""
+    """The user's own may be deeper than Python recurses, and gc scans them all."""
     here, depth = os.getcwd(), 1_500
     os.chdir(tmp_path)
     try:
@@ -336,7 +336,7 @@ def test_a_scan_goes_as_deep_as_folders_do(tmp_path: Path):
             os.chdir("x")
         found = tree.scan(tmp_path)
     finally:
-        for _ in range(depth):  # whoever clears the test's folder would recurse
+        for _ in range(depth):  # clearing the test's folder would recurse
             os.chdir("..")
             os.rmdir("x")
         os.chdir(here)
