@@ -103,6 +103,7 @@ class ActualTree:
     placed: Mapping[str, Digest] = field(default_factory=dict)  # path -> what it is, believed by stat
     foreign: Mapping[str, Foreign] = field(default_factory=dict)
     extra: tuple[str, ...] = ()  # the user's
+    own: tuple[str, ...] = ()  # placed files that are not their blob's inode: copies, symlinks, empty ones
     verifying: bool = False
 
 

@@ -99,6 +99,7 @@ class TreeRoot:
     record: Inventory
     file: Path
     state: RootState
+    used_at: float  # seconds since 1970
 
     @property
     def unfinished(self) -> bool:
@@ -118,14 +119,6 @@ class TreeRoot:
     @property
     def name(self) -> str:
         return str(self.key)
-
-    @property
-    def used_at(self) -> float:
-        """Seconds since 1970 of the last use on record."""
-        try:
-            return self.file.stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +211,8 @@ def read_tree(store: BlobStore, file: Path) -> TreeRoot:
     record = read_inventory(file)
     if record is None:
         raise FileNotFoundError(file)
-    return TreeRoot(record=record, file=file, state=_tree_state(record, store.layout.root))
+    used_at = store.trees.used_at(file)
+    return TreeRoot(record=record, file=file, used_at=used_at, state=_tree_state(record, store.layout.root))
 
 
 def stamp(store: BlobStore) -> tuple[object, ...]:

@@ -413,7 +413,7 @@ def test_a_manifest_that_cannot_be_read_is_a_warning_if_there_is_a_lockfile(cli:
 
     ran = cli.ok("ensure", "--all")
 
-    assert "nobody knows whether the lockfile is stale, and what mirrors it names" in ran.err
+    assert "it is not known whether the lockfile is stale, nor which mirrors it names" in ran.err
     assert "mirrors.urls[0]: ftp:// is not a kind of source" in ran.err
     assert cli.run("lock").code == cli.run("ensure", "--all", "--locked").code == 2
 
