@@ -7,7 +7,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,17 +44,24 @@ class Blobs:
 
     def stat(self, digest: Digest, size: int) -> BlobStatus:
         """The status of a blob of *size* bytes, by one stat. Raises OSError for anything but absence."""
-        try:
-            found = os.lstat(self._layout.blob(digest))
-        except (FileNotFoundError, NotADirectoryError):
-            return ABSENT
-        intact = (
-            stat.S_ISREG(found.st_mode)
-            and found.st_size == size
-            and found.st_mtime_ns == digest.mtime * 1_000_000_000
-            and digest.hex not in self.suspects()
-        )
-        return BlobStatus(BlobState.INTACT if intact else BlobState.SUSPECT, found.st_ino)
+        return self.stat_all({digest: size})[digest]
+
+    def stat_all(self, sizes: Mapping[Digest, int]) -> dict[Digest, BlobStatus]:
+        """The status of each of many blobs by its size in bytes, in their order. Raises as ``stat``."""
+        lstat, regular, suspects = os.lstat, stat.S_ISREG, self.suspects()
+        folder, intact, suspect = str(self._layout.blobs), BlobState.INTACT, BlobState.SUSPECT
+        found: dict[Digest, BlobStatus] = {}
+        for digest, size in sizes.items():
+            hex_ = digest.hex
+            try:
+                there = lstat(f"{folder}/{hex_[:2]}/{hex_}")
+            except (FileNotFoundError, NotADirectoryError):
+                found[digest] = ABSENT
+                continue
+            proven = there.st_size == size and there.st_mtime_ns == digest.mtime * 1_000_000_000
+            good = proven and regular(there.st_mode) and hex_ not in suspects
+            found[digest] = BlobStatus(intact if good else suspect, there.st_ino)
+        return found
 
     def entries(self) -> Iterator[tuple[Digest, os.DirEntry[str]]]:
         """Every committed blob with its directory entry, in no order. Foreign names are passed over."""

@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Thread
 from threading import Lock as Mutex
@@ -50,6 +50,19 @@ class Lease:
         self._path, self._fd = self._create()
         self._ended = Event()
         Thread(target=self._beat, name="lease-heartbeat", daemon=True).start()
+
+    def reserve(self, sizes: Mapping[Digest, int]) -> None:
+        """Say which blobs the holder is going to fetch, and their sizes in bytes; durable on return.
+
+        Raises OSError, LockTimeoutError.
+        """
+        with self._mutex:
+            self._record = replace(self._record, reserved=dict(sizes))
+            old = self._path, self._fd
+            with shared_store_lock(self._store, doing="reserving room"):
+                self._path, self._fd = self._create()
+            old[0].unlink(missing_ok=True)
+            os.close(old[1])
 
     def renew(self) -> bool:
         """Make sure that the lease still stands (a process may have slept for a week); False if it had to be made anew.
@@ -139,8 +152,11 @@ def take(store: BlobStore, *, doing: str, digests: Iterable[Digest], reserved: M
         return Lease(store, record)
 
 
-def active(store: BlobStore, *, remove_expired: bool = False) -> list[tuple[Path, LeaseRecord, bool]]:
-    """Every lease that counts, and whether its holder lives. Raises StoreStateError for one that cannot be read."""
+def active(store: BlobStore, *, remove_expired: bool = False, held: bool = True) -> list[tuple[Path, LeaseRecord, bool]]:
+    """Every lease that counts, and whether its holder lives; without *held* only those whose holder does not.
+
+    Raises StoreStateError for one that cannot be read.
+    """
     folder = store.layout.leases
     try:
         names = sorted(os.listdir(folder))
@@ -151,14 +167,16 @@ def active(store: BlobStore, *, remove_expired: bool = False) -> list[tuple[Path
         path = folder / name
         if name.startswith(UNFINISHED):
             continue
-        held = locks.is_held(path)
-        if not held and _age(path) > UNFINISHED_S:
+        live = locks.is_held(path)
+        if live and not held:
+            continue
+        if not live and _age(path) > UNFINISHED_S:
             if remove_expired:
                 path.unlink(missing_ok=True)
             continue
         record = _read(path)
         if record is not None:
-            result.append((path, record, held))
+            result.append((path, record, live))
     return result
 
 
@@ -168,8 +186,8 @@ def drop_superseded(store: BlobStore, digests: frozenset[Digest]) -> None:
     One that cannot be read stops gc, not those who fetch.
     """
     with suppress(StoreStateError):
-        for path, record, held in active(store):
-            if not held and record.digests <= digests:
+        for path, record, _ in active(store, held=False):
+            if record.digests <= digests:
                 path.unlink(missing_ok=True)
 
 

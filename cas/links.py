@@ -50,7 +50,7 @@ _ORDER = {
 
 # What the kernel says where a kind of link is not to be had: another file system, too many links, protected_hardlinks
 # or a FAT volume, no such operation. Everything else (no space, an I/O error) is a failure, not a reason to copy.
-_UNAVAILABLE = {
+UNAVAILABLE = {
     errno.EXDEV,
     errno.EMLINK,
     errno.EPERM,
@@ -60,7 +60,7 @@ _UNAVAILABLE = {
     errno.EINVAL,
     errno.ENOSYS,
 }
-_PERMANENT = _UNAVAILABLE - {errno.EMLINK}
+_PERMANENT = UNAVAILABLE - {errno.EMLINK}
 
 
 class Linker:
@@ -73,6 +73,11 @@ class Linker:
         self._kinds = mode.kinds[:1] if strict else mode.kinds
         self._unsupported: set[LinkKind] = set()
 
+    @property
+    def prefers_hardlinks(self) -> bool:
+        """Whether the first kind to be tried is a hardlink, and it was not refused here before."""
+        return self._kinds[0] is LinkKind.HARDLINK and LinkKind.HARDLINK not in self._unsupported
+
     def place(self, blob: str, digest: Digest, size: int, folder_fd: int, name: str, *, target: str = "") -> LinkKind:
         """Make *name* in the open folder hold the blob. The name must be free.
 
@@ -80,9 +85,7 @@ class Linker:
         Raises LinkError when no allowed kind works, FileExistsError, OSError (no space, …).
         """
         if size == 0:
-            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder_fd)
-            os.fchmod(fd, 0o644)
-            os.close(fd)
+            create_empty(folder_fd, name)
             return LinkKind.EMPTY
         refusal: OSError | None = None
         for kind in self._kinds:
@@ -91,7 +94,7 @@ class Linker:
             try:
                 _place(kind, blob, digest, size, folder_fd, name, target or blob)
             except OSError as error:
-                if error.errno not in _UNAVAILABLE:
+                if error.errno not in UNAVAILABLE:
                     raise
                 if error.errno in _PERMANENT and kind is not self._kinds[-1]:
                     self._unsupported.add(kind)
@@ -103,6 +106,13 @@ class Linker:
             f"cannot {wanted} {name}: {refusal.strerror if refusal else 'tried before'}",
             cause=Cause.LINK_UNAVAILABLE,
         )
+
+
+def create_empty(folder_fd: int, name: str) -> None:
+    """Make an empty file in an open folder. Raises FileExistsError, OSError."""
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder_fd)
+    os.fchmod(fd, 0o644)
+    os.close(fd)
 
 
 def _place(kind: LinkKind, blob: str, digest: Digest, size: int, folder_fd: int, name: str, target: str) -> None:
@@ -145,7 +155,7 @@ def _copy(source: int, copy: int, size: int) -> None:
         try:
             count = os.copy_file_range(source, copy, min(COPY_STEP, size - done), done, done)
         except (OSError, AttributeError) as error:
-            if isinstance(error, OSError) and error.errno not in _UNAVAILABLE:
+            if isinstance(error, OSError) and error.errno not in UNAVAILABLE:
                 raise
             data = os.pread(source, min(1 << 20, size - done), done)
             count = os.pwrite(copy, data, done)

@@ -1,4 +1,4 @@
-"""Folders of linked blobs: stage beside, publish in one step, drain what was there; or mend file by file.
+"""Folders of linked blobs: publish a staged one in one step, drain what was there; tell whose a file is.
 
 No step follows a symlink inside a tree: folders are opened one by one from the tree's top with ``O_NOFOLLOW`` and files
 are named relative to them. A file is removed only if the inventory lists it with the inode that stands there; whatever
@@ -15,28 +15,16 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from . import links
-from .digest import Digest
 from .durable import fsync_folder
 from .inventory import InventoryEntry
-from .links import Linker, LinkKind
+from .links import LinkKind
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _STAGING = ".modelstow"
-_MANY = 2_000  # from so many files on a second thread pays: link(2) releases the GIL
-
-
-@dataclass(frozen=True, slots=True)
-class TreeEntry:
-    """What a path of a tree should hold."""
-
-    digest: Digest
-    size: int  # bytes
-    ino: int = 0  # the blob's inode as it was last seen; 0: a stat after linking tells
 
 
 @dataclass(slots=True)
@@ -75,95 +63,15 @@ def _scan_into(found: Scan, root: str) -> None:
                     found.files[name] = entry.inode()
 
 
-# ---- building
+# ---- folders, following no symlink
 
 
-def populate(
-    root: Path,
-    items: Mapping[str, TreeEntry],
-    blob: Callable[[Digest], str],
-    linker: Linker,
-    *,
-    replace: bool = False,
-    target: Callable[[str, Digest], str] | None = None,
-    folder_mode: int = 0o755,
-) -> dict[str, InventoryEntry]:
-    """Place *items* below the existing folder *root*; names and copies are durable on return.
-
-    With *replace* a name that is taken gives way in one step; what stood there must have been displaced or be ours.
-    *target* says what a symlink at a path should hold. Raises LinkError, FileExistsError, OSError.
-    """
-    groups: dict[str, list[tuple[str, str, TreeEntry]]] = {}
-    for path, item in items.items():
-        folder, _, name = path.rpartition("/")
-        groups.setdefault(folder, []).append((name, path, item))
-    top = os.open(root, _DIRECTORY)
-    try:
-        made = _make_folders(top, groups, folder_mode)
-
-        def one(group: tuple[str, list[tuple[str, str, TreeEntry]]]) -> list[tuple[str, InventoryEntry]]:
-            folder, rows = group
-            fd = _open_below(top, folder)
-            try:
-                placed = []
-                if replace:
-                    links.remove_temp_names(fd)
-                for name, path, item in rows:
-                    say = target(path, item.digest) if target else ""
-                    how = links.replace if replace else Linker.place
-                    kind = how(linker, blob(item.digest), item.digest, item.size, fd, name, target=say)
-                    linked = kind is LinkKind.HARDLINK and item.ino
-                    ino = item.ino if linked else os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino
-                    placed.append((path, InventoryEntry(item.digest, kind, ino)))
-                os.fsync(fd)
-                return placed
-            finally:
-                os.close(fd)
-
-        if len(items) < _MANY:
-            rows = [row for group in groups.items() for row in one(group)]
-        else:
-            from concurrent.futures import ThreadPoolExecutor
-
-            with ThreadPoolExecutor(2) as pool:
-                rows = [row for batch in pool.map(one, groups.items()) for row in batch]
-        for folder in made - groups.keys():
-            fd = _open_below(top, folder)
-            os.fsync(fd)
-            os.close(fd)
-        os.fsync(top)
-    finally:
-        os.close(top)
-    result = dict(rows)
-    return {path: result[path] for path in items}
-
-
-def _make_folders(top: int, folders: Iterable[str], mode: int) -> set[str]:
-    made: set[str] = set()
-    for folder in sorted(folders):
-        walked = ""
-        for part in PurePosixPath(folder).parts:
-            walked = f"{walked}/{part}" if walked else part
-            if walked in made:
-                continue
-            fd = _open_below(top, walked.rpartition("/")[0])
-            try:
-                os.mkdir(part, dir_fd=fd)
-                os.chmod(part, mode, dir_fd=fd)
-            except FileExistsError:
-                pass
-            finally:
-                os.close(fd)
-            made.add(walked)
-    return made
-
-
-def _open_below(top: int, folder: str) -> int:
+def open_below(top: int, folder: str) -> int:
     """Open a folder below an open one, following no symlink on the way. The caller closes it."""
     fd = os.dup(top)
     for part in PurePosixPath(folder).parts:
         try:
-            inner = os.open(part, _DIRECTORY, dir_fd=fd)
+            inner = os.open(part, OPEN_FOLDER, dir_fd=fd)
         finally:
             os.close(fd)
         fd = inner
@@ -173,10 +81,10 @@ def _open_below(top: int, folder: str) -> int:
 @contextlib.contextmanager
 def open_parent(root: Path | str, path: str) -> Iterator[tuple[int, str]]:
     """The open folder that holds *path*, and its name there, following no symlink on the way. Raises OSError."""
-    top = os.open(root, _DIRECTORY)
+    top = os.open(root, OPEN_FOLDER)
     try:
         folder, _, name = path.rpartition("/")
-        fd = _open_below(top, folder)
+        fd = open_below(top, folder)
     finally:
         os.close(top)
     try:

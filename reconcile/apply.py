@@ -1,7 +1,8 @@
-"""Carries out what is wanted: look, lease, look again, make room, fetch, publish, remove. Level-based, like a controller.
+"""Carries out what is wanted: lease, observe, plan, make room, fetch, publish, remove. Level-based, like a controller.
 
-A plan's figures are for people; here everything is looked at anew. So a stale plan is safe, and running again after
-anything continues from what is proven. One variant's failure stops no other; nothing is removed if something failed.
+The plan that is carried out is made here, of what is observed under the lease. So a stale plan is safe, and running
+again after anything continues from what is proven. One variant's failure stops no other; nothing is removed if something
+failed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .desired import mirrors
 from .errors import ApplyError, ApplyFailure, ModelstowError, as_ours
 from .events.events import BlobsReused, FetchesPlanned, Sink
 from .planning.observer import observe
-from .planning.planner import Fetch, PendingWork, Plan, plan
+from .planning.planner import Fetch, PendingWork, Plan, find_work
 from .planning.state import NO_TREE, Actual, Desired, DesiredTree, TreeKey
 from .transfer.concurrency import IdleDetector
 from .transfer.context import STOPPED
@@ -31,8 +32,6 @@ from .transfer.pool import POLL_S, WorkerPool
 from .transfer.state import BlobRequest
 
 _GROW_S = 0.02  # how often another worker is thought of
-_BUSY = 0.7  # of one processor: Python runs one thread at a time, and ...
-_BUSY_ALONE = 0.5  # ... where that is all the work, two lose much of what they gain to waiting for each other
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,22 +49,19 @@ class Executor:
     on_work: Callable[[Iterable[DesiredTree]], None] = lambda trees: None
     _failures: list[ApplyFailure] = field(default_factory=list)
 
-    def reach(self, desired: Desired, work: PendingWork) -> frozenset[TreeKey]:
+    def reach(self, desired: Desired, work: PendingWork | None) -> frozenset[TreeKey]:
         """Make actual equal *desired*; the trees that changed. Durable on return.
 
-        *work*: what a first look without a lease found.
+        *work*: what an observation without a lease found; None where none was made, since trees are not there at all.
         Raises ApplyError when parts failed (the rest is done), NoSpaceError before the first byte, Cancelled, OSError.
         """
         seen_commits = {digest: self.store.commits_seen(digest) for digest in desired.force_refetch}
-        self.on_work(work.trees)
+        trees = desired.trees if work is None else work.trees
         self.store.prepare()
         self._failures = []
         changed: set[TreeKey] = set()
+        lease, actual, work = self._begin(replace(desired, trees=trees), work.missing if work else {})
         with_work = replace(desired, trees=work.trees)
-        # Promising room and checking for it are one step, or two who start together would refuse each other.
-        alone = self.lock_space() if work.missing else nullcontext()
-        with alone:
-            lease, actual = self._begin(with_work, work)
         done = False
         try:
             replaced = self._bring(with_work, actual, seen_commits)
@@ -86,21 +82,32 @@ class Executor:
 
     # ---- before
 
-    def _begin(self, desired: Desired, work: PendingWork) -> tuple[Lease, Actual]:
-        """Lease, and look again: from here on nobody sweeps what is seen. Then see that there is room."""
-        lease = self._lease(desired, work.missing)
-        try:
-            actual = observe(self.store, desired)
-            fresh = plan(desired, actual)
-            self.on_plan(fresh)
-            self.make_room(fresh)
-            # What runs that died were about is ours now; each of them would have to be read by every one that comes.
-            leases.drop_superseded(self.store, desired.digests)
-            self._announce(fresh)
-        except BaseException:
-            lease.finish()  # nothing was begun that would have to be kept
-            raise
-        return lease, actual
+    def _begin(self, desired: Desired, missing: Mapping[Digest, int]) -> tuple[Lease, Actual, PendingWork]:
+        """Lease, then observe and plan: from here on no sweep removes what is seen. Then see that there is room.
+
+        *missing*: sizes of what will have to be fetched, as far as that is known.
+        """
+        # Reserving room and checking for it are one step, or two runs that start together would refuse each other.
+        with self.lock_space() if missing else nullcontext():
+            lease = self._lease(desired, missing)
+            try:
+                actual = observe(self.store, desired)
+                work = find_work(desired, actual)
+                self.on_work(work.trees)
+                self.on_plan(work.plan)
+                if work.missing and not missing:
+                    with self.lock_space():
+                        lease.reserve(work.missing)
+                        self.make_room(work.plan)
+                else:
+                    self.make_room(work.plan)
+                # Leases of dead runs for the same blobs: every later reader would have to decode each of them.
+                leases.drop_superseded(self.store, desired.digests)
+                self._announce(work.plan)
+            except BaseException:
+                lease.finish()  # nothing was begun that would have to be kept
+                raise
+        return lease, actual, work
 
     def _announce(self, fresh: Plan) -> None:
         fetches = [action for action in fresh.actions if isinstance(action, Fetch)]
@@ -117,19 +124,22 @@ class Executor:
 
     def _bring(self, desired: Desired, actual: Actual, seen_commits: Mapping[Digest, str]) -> frozenset[Digest]:
         """Every blob that is not intact, or all with *seen_commits*; those whose inode is another now."""
+        everything = desired.digests
+        requested = {d for d in everything if d in seen_commits or actual.blob(d) is not BlobState.INTACT}
+        reused = everything - requested
+        self.emit(BlobsReused(blobs=len(reused), bytes=sum(map(desired.size, reused))))
+        if not requested:
+            return frozenset()
         paths: dict[Digest, list[str]] = {}
         names: dict[Digest, str] = {}
         for tree in desired.trees:
             for path, digest in tree.files.items():
-                paths.setdefault(digest, []).append(path)
-                names.setdefault(digest, f"{tree.key}  {path}" if len(desired.trees) > 1 else path)
+                if digest in requested:
+                    paths.setdefault(digest, []).append(path)
+                    names.setdefault(digest, f"{tree.key}  {path}" if len(desired.trees) > 1 else path)
         local_candidates = self._local_candidates(desired, actual)
-        wanted, reused, reused_bytes = [], 0, 0
-        for digest in desired.digests:
-            if actual.blob(digest) is BlobState.INTACT and digest not in seen_commits:
-                reused += 1
-                reused_bytes += desired.size(digest)
-                continue
+        wanted = []
+        for digest in requested:
             asked, compressed = mirrors.addresses(desired.mirrors, digest, desired.size(digest))
             blob = BlobRequest(
                 digest=digest,
@@ -143,7 +153,6 @@ class Executor:
                 seen_commit=seen_commits.get(digest, ""),
             )
             wanted.append(blob)
-        self.emit(BlobsReused(blobs=reused, bytes=reused_bytes))
         # By the end of the digest: those with one beginning share a lock, and would wait for each other.
         wanted.sort(key=lambda blob: (-blob.size, blob.digest[::-1]))
         return self._obtain_all(desired, wanted)
@@ -171,8 +180,6 @@ class Executor:
         Two at once where there are large ones, and more as long as this process has time to spare: they help against a
         network that answers late. Small ones are Python's own work, and two threads of it only wait for each other.
         """
-        if not wanted:
-            return frozenset()
         at_once = 2 if wanted[0].size > TABLE_FROM else 1
         queue, replaced, failed = deque(wanted), set[Digest](), dict[Digest, ModelstowError | CasError]()
         connections, idle = self.fetcher.engine.connections, IdleDetector(one_works=at_once == 1)

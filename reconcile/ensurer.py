@@ -320,9 +320,13 @@ class ModelEnsurer:
         return replace(desired, force_refetch=desired.digests) if force else desired
 
     def _reach(self, desired: Desired, actual: Actual | None = None, *, progress: Progress | None = None) -> ApplyResult:
-        """Observe without a lease first (*actual*, if that was done); only with work to do, do it."""
-        work = find_work(desired, actual or self.observe(desired))
-        if not work.trees and not work.missing and not desired.removals:
+        """Observe without a lease first (*actual*, if that was done); only with work to do, do it.
+
+        Where a tree is not there at all there is work for certain, and it is observed under the lease alone.
+        """
+        absent = actual is None and any(not os.path.lexists(tree.path) for tree in desired.trees)
+        work = None if absent else find_work(desired, actual or self.observe(desired))
+        if work is not None and not work.trees and not work.missing and not desired.removals:
             if progress is not None:
                 progress(0, 0)
             return ApplyResult(trees=tuple(self._outcomes(desired, frozenset(), failed=False)), report=Report())

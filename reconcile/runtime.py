@@ -25,7 +25,7 @@ from .events.progress import Meter, Progress
 from .events.recorder import Recorder
 from .events.report import Report
 from .interop.push import Push, Pushed
-from .planning.planner import PendingWork
+from .planning.planner import PendingWork, Plan
 from .planning.state import Desired, DesiredTree, TreeKey
 from .retention.collector import Collector
 from .retention.preflight import Preflight
@@ -56,7 +56,7 @@ class Runtime:
     def reach(
         self,
         desired: Desired,
-        work: PendingWork,
+        work: PendingWork | None,
         *,
         progress: Progress | None = None,
     ) -> tuple[frozenset[TreeKey], Report, ApplyError | None]:
@@ -64,8 +64,6 @@ class Runtime:
 
         Raises NoSpaceError, InvalidConfigError, Cancelled, OSError: what concerns all of it.
         """
-        if work.missing:
-            self._warn_of_lost_mirrors()
         meter = Meter(progress, self.emit)
         recorder = Recorder(meter)
         error: ApplyError | None = None
@@ -129,6 +127,12 @@ class Runtime:
             policy=self.retry,
             token=token,
         )
+
+        def on_plan(plan: Plan) -> None:
+            if plan.summary.fetch_blobs:
+                self._warn_of_lost_mirrors()
+            meter.expect(plan.summary.fetch_bytes)
+
         preflight = Preflight(
             store=store,
             collector=self._collector(store, recorder),
@@ -145,7 +149,7 @@ class Runtime:
             token=token,
             lock_space=lambda: store.lock("space", doing="checking the space", token=self.token),
             make_room=preflight.make_room,
-            on_plan=lambda plan: meter.expect(plan.summary.fetch_bytes),
+            on_plan=on_plan,
             on_work=lambda trees: self._refuse_conflicts(store, trees),
         )
 

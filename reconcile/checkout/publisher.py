@@ -13,17 +13,20 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from modelstow.cas import EMPTY, BlobState, BlobStatus, BlobStore, Digest, LinkKind, leases, trash, tree
+from modelstow.cas import EMPTY, BlobState, BlobStatus, BlobStore, Digest, LinkKind, leases, materialise, trash, tree
 from modelstow.cas.durable import fsync_folder
-from modelstow.cas.inventory import Inventory, InventoryEntry
+from modelstow.cas.inventory import EntryColumns, Inventory, InventoryEntry
 from modelstow.cas.links import Linker
 from modelstow.cas.locks import Lock
-from modelstow.cas.tree import Quarantine, TreeEntry
+from modelstow.cas.materialise import TreeEntry
+from modelstow.cas.records import join_hex
+from modelstow.cas.tree import Quarantine
 
-from ..events.events import Displaced, FileLinked, Info, Pruned, Sink, TreePublished, TreeRemoved
+from ..events.events import FilesLinked, Info, Pruned, Sink, TreePublished, TreeRemoved
 from ..planning.observer import observe
-from ..planning.planner import Link, Remove, Replace, plan, same_choice
+from ..planning.planner import Link, LinkTree, Remove, Replace, plan, same_choice
 from ..planning.state import Actual, ActualTree, Desired, DesiredTree, TreeKey
+from .recovery import Recovery, inode, report_displaced
 
 _TRIES = 100  # to make a folder whose parents others remove
 
@@ -46,10 +49,15 @@ class Publisher:
         Raises LinkError, LockTimeoutError, StoreStateError, OSError.
         """
         with self.lock_tree(wanted.key):
-            recovered = self._recover(wanted.key, wanted.path)
+            recovered = self._recovery.recover(wanted.key, wanted.path)
             if os.path.lexists(wanted.path) and not tree.is_folder(wanted.path):
                 self._displace_root(wanted)
             one = replace(desired, trees=(wanted,), removals=())
+            if wanted.files and not recovered and self._is_new(wanted):
+                looks = {d: known.get(d) or self.store.blobs.stat(d, desired.size(d)) for d in one.digests}
+                self._exchange(one, wanted, Actual(blobs=looks))
+                self._published(wanted, exchanged=True)
+                return True
             actual = observe(self.store, one, known=known)
             seen = actual.trees[wanted.key]
             if os.path.exists(owner := seen.labels.get("lockfile", "")):
@@ -63,9 +71,15 @@ class Publisher:
             if not exchanged or (desired.prune and seen.extra):
                 self._repair_in_place(one, wanted, actual)
             if work:
-                key = wanted.key
-                self.emit(TreePublished(model=key.model, variant=key.variant, path=wanted.path, exchanged=exchanged))
+                self._published(wanted, exchanged=exchanged)
             return bool(work) or recovered
+
+    def _is_new(self, wanted: DesiredTree) -> bool:
+        return not os.path.lexists(wanted.path) and self.store.trees.read(wanted.key.tree) is None
+
+    def _published(self, wanted: DesiredTree, *, exchanged: bool) -> None:
+        key = wanted.key
+        self.emit(TreePublished(model=key.model, variant=key.variant, path=wanted.path, exchanged=exchanged))
 
     def _by_exchange(self, wanted: DesiredTree, seen: ActualTree) -> bool:
         """A new or changed tree appears in one step; drift against the same content is mended in place."""
@@ -87,35 +101,39 @@ class Publisher:
             if wanted.path.is_dir():
                 return False  # we may write into an outside tree, not beside it
             raise
-        files = {path: self._expected(digest, actual) for path, digest in wanted.files.items()}
+        files = self._expected(wanted.files, actual)
         record = self._record(wanted, files, staging=staging)
         try:
             records.write_intent(record)
-            placed = self._populate(staging, desired, wanted.files, wanted, actual)
-            if any(kind.kind is not LinkKind.HARDLINK for kind in placed.values()):
+            placed = self._link_all(staging, wanted, files) or self._populate(
+                staging, desired, wanted.files, wanted, actual
+            )
+            if placed is not files:
                 records.write_intent(replace(record, files=placed))
             swapped = tree.publish(staging, wanted.path)
         except BaseException as error:
-            if _inode(staging) not in (0, record.staging_ino):
+            if inode(staging) not in (0, record.staging_ino):
                 raise  # they were exchanged before it failed: this is the old tree now, and recovery drains it
-            self._discard_staging(staging, files)
+            self._recovery.discard_staging(staging, files)
             records.drop_intent(record.tree)
             if isinstance(error, OSError) and error.errno in tree.EXCHANGE_IMPOSSIBLE and old is not None:
                 self.emit(Info(text=f"{wanted.path} cannot be exchanged here ({error.strerror}); changing it file by file"))
                 return False
             raise
         if swapped:
-            self._drain(staging, wanted.path, old or record)
-        records.commit(self._record(wanted, placed))
-        self._tell(placed)
+            self._recovery.drain(staging, wanted.path, old or record)
+        if placed is files:
+            records.commit_intent(wanted.key.tree)
+        else:
+            records.commit(self._record(wanted, placed))
+        self._tell(wanted.key, placed)
         return True
 
-    def _drain(self, old_folder: Path, live: Path, old: Inventory) -> None:
-        quarantine = Quarantine(self.store.layout.quarantine, live.name)
-        tree.drain(old_folder, live, old.files, quarantine)
-        self._tell_displaced(live, quarantine)
-        if not trash.put(self.store.layout, old_folder, old):
-            tree.remove_managed(old_folder, old.files, quarantine)
+    def _link_all(self, root: Path, wanted: DesiredTree, files: EntryColumns) -> EntryColumns | None:
+        """The quick way to fill a new tree, where hardlinks can be had."""
+        if wanted.other_disk or not self.linker.prefers_hardlinks:
+            return None
+        return materialise.link_all(root, files, self.store.layout.blobs, folder_mode=self._tree_mode)
 
     def _repair_in_place(self, desired: Desired, wanted: DesiredTree, actual: Actual) -> None:
         """Bring a standing tree in order file by file; every path switches in one step."""
@@ -125,9 +143,9 @@ class Publisher:
         if not wanted.path.is_dir():
             self._make_folder(wanted.path)
             fsync_folder(wanted.path.parent)
-        expected = {path: self._expected(digest, actual) for path, digest in wanted.files.items()}
+        expected = self._expected(wanted.files, actual)
         records.write_intent(self._record(wanted, expected))
-        actions = plan(desired, actual).actions
+        actions = [link for a in plan(desired, actual).actions for link in (a.links() if isinstance(a, LinkTree) else [a])]
         place = {a.path: a.digest for a in actions if isinstance(a, Link | Replace)}
         gone = [a.path for a in actions if isinstance(a, Remove)]
         quarantine = Quarantine(self.store.layout.quarantine, wanted.path.name)
@@ -141,8 +159,8 @@ class Publisher:
         files = {path: placed.get(path) or before.get(path) or expected[path] for path in wanted.files}
         # A path whose blob was made anew elsewhere meanwhile, or whose record was lost: what stands there counts.
         records.commit(self._record(wanted, files))
-        self._tell(placed)
-        self._tell_displaced(wanted.path, quarantine)
+        self._tell(wanted.key, placed)
+        report_displaced(self.emit, wanted.path, quarantine)
 
     def _clear_conflicts(
         self,
@@ -198,7 +216,7 @@ class Publisher:
         """
         path = record.path(self.store.layout.root)
         with self.lock_tree(key):
-            self._recover(key, path)
+            self._recovery.recover(key, path)
             record = self.store.trees.read(record.tree) or record
             alone = leases.exclusive_store_lock(self.store, doing=f"evicting {key}") if unless else nullcontext()
             with alone:
@@ -219,7 +237,7 @@ class Publisher:
         if not (only_ours and trash.put(self.store.layout, path, record)):
             tree.remove_managed(path, record.files, quarantine)
         self.store.trees.remove(record.tree)
-        self._tell_displaced(path, quarantine)
+        report_displaced(self.emit, path, quarantine)
 
     def relink(self, desired: Desired, record: Inventory, digests: frozenset[Digest]) -> None:
         """Put the new inode of repaired blobs into a tree that was not asked for. Raises as ``publish``."""
@@ -228,7 +246,7 @@ class Publisher:
             return
         key = TreeKey.of(record)
         with self.lock_tree(key):
-            self._recover(key, path)
+            self._recovery.recover(key, path)
             record = self.store.trees.read(record.tree) or record
             stale = {
                 p: f.digest
@@ -236,7 +254,7 @@ class Publisher:
                 if f.digest in digests
                 and f.kind is LinkKind.HARDLINK
                 and f.ino != self.store.blobs.stat(f.digest, desired.size(f.digest)).ino
-                and _inode(path / p) == f.ino
+                and inode(path / p) == f.ino
             }
             if not stale:
                 return
@@ -244,43 +262,13 @@ class Publisher:
             looks = {digest: self.store.blobs.stat(digest, desired.size(digest)) for digest in set(stale.values())}
             placed = self._populate(path, desired, stale, wanted, Actual(blobs=looks), replacing=True)
             self.store.trees.commit(replace(record, files={**record.files, **placed}))
-            self._tell(placed)
+            self._tell(key, placed)
 
-    # ---- after a crash
+    # ---- parts
 
-    def _recover(self, key: TreeKey, live: Path) -> bool:
-        """Finish or undo a change that did not end. True if there was one."""
-        records = self.store.trees
-        announced = records.read_intent(key.tree)
-        if announced is None:
-            return False
-        old = records.read(key.tree)
-        if announced.staging:
-            staging = live.parent / announced.staging
-            if _inode(staging) == announced.staging_ino:
-                self._discard_staging(staging, announced.files)
-            elif staging.is_dir():
-                self._drain(staging, live, old or announced)
-        files = dict(old.files) if old else {}
-        files = {path: placed for path, placed in files.items() if os.path.lexists(live / path)}
-        files |= {p: placed for p, placed in announced.files.items() if tree.as_placed(f"{live}/{p}", placed)}
-        if files:
-            merged = replace(announced, files=files, staging="", staging_ino=0, labels=(old or announced).labels)
-            records.commit(merged)
-        else:
-            records.remove(key.tree)
-        return True
-
-    def _discard_staging(self, staging: Path, files: Mapping[str, InventoryEntry]) -> None:
-        """Remove a folder that never became a tree: all that is in it was put there by us."""
-        for path in files:
-            try:
-                tree.unlink(staging, path)
-            except (FileNotFoundError, NotADirectoryError):
-                pass
-        tree.remove_managed(staging, files, Quarantine(self.store.layout.quarantine, "staging"))
-
-    # ---- bits
+    @property
+    def _recovery(self) -> Recovery:
+        return Recovery(store=self.store, emit=self.emit)
 
     def _populate(
         self,
@@ -305,7 +293,7 @@ class Publisher:
             # Inside the store a symlink is relative, so that the store can be moved or mounted elsewhere.
             return blob if outside else os.path.relpath(blob, os.path.dirname(f"{wanted.path}/{path}"))
 
-        return tree.populate(
+        return materialise.populate(
             root, items, self.store.layout.blob, self.linker, replace=replacing, target=target, folder_mode=self._tree_mode
         )
 
@@ -314,11 +302,15 @@ class Publisher:
         """Folders of trees: the group's in a shared store, readable by all who may enter the store otherwise."""
         return 0o2775 if self.store.config.shared else 0o755
 
-    def _expected(self, digest: Digest, actual: Actual) -> InventoryEntry:
-        """What a hardlink of this blob will be; a guess that the record after the work corrects."""
-        if digest == EMPTY:
-            return InventoryEntry(digest, LinkKind.EMPTY, 0)
-        return InventoryEntry(digest, LinkKind.HARDLINK, actual.blobs[digest].ino)
+    def _expected(self, files: Mapping[str, Digest], actual: Actual) -> EntryColumns:
+        """What hardlinks of these blobs will be; a guess that the record after the work corrects."""
+        blobs, digests = actual.blobs, files.values()
+        return EntryColumns(
+            list(files),
+            join_hex(digests),
+            "".join("e" if digest == EMPTY else "h" for digest in digests),
+            [0 if digest == EMPTY else blobs[digest].ino for digest in digests],
+        )
 
     def _record(
         self, wanted: DesiredTree, files: Mapping[str, InventoryEntry], *, staging: Path | None = None
@@ -361,7 +353,7 @@ class Publisher:
         """A file or symlink stands where the tree's folder should be."""
         quarantine = Quarantine(self.store.layout.quarantine, wanted.path.name)
         quarantine.take(wanted.path.parent, wanted.path.name)
-        self._tell_displaced(wanted.path.parent, quarantine)
+        report_displaced(self.emit, wanted.path.parent, quarantine)
 
     def _remove_empty(self, root: Path, path: str) -> None:
         """Remove the folders above *path* that became empty, up to *root*."""
@@ -369,17 +361,5 @@ class Publisher:
             if str(parent) == "." or not tree.remove_folder(root / parent):
                 return
 
-    def _tell(self, placed: Mapping[str, InventoryEntry]) -> None:
-        for path, file in placed.items():
-            self.emit(FileLinked(path=path, kind=file.kind))
-
-    def _tell_displaced(self, root: Path, quarantine: Quarantine) -> None:
-        for path, to in quarantine.displaced.quarantined.items():
-            self.emit(Displaced(path=root / path, to=Path(to)))
-
-
-def _inode(path: Path) -> int:
-    try:
-        return os.lstat(path).st_ino
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
+    def _tell(self, key: TreeKey, placed: Mapping[str, InventoryEntry]) -> None:
+        self.emit(FilesLinked(tree=str(key), kinds=EntryColumns.of(placed).count()))

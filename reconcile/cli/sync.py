@@ -14,7 +14,7 @@ from .. import documents, settings
 from ..desired_state import EnsureOptions
 from ..errors import IntegrityError, InvalidConfigError, as_ours
 from ..events.report import Report, link_counts
-from ..planning.planner import Fetch, Link, Plan, Remove, Replace
+from ..planning.planner import Action, Fetch, Link, LinkTree, Plan, Remove, Replace
 from ..planning.state import ModelState, VariantStatus
 from ..results import ApplyResult, TreeResult
 from . import output
@@ -45,8 +45,12 @@ def plan_answer(plan: Plan, *, check: bool = False) -> Answer:
         disk_bytes=s.disk_bytes,
         free_bytes=s.free_bytes,
     )
-    document = documents.plan([_action(a) for a in plan.actions], summary)
+    document = documents.plan([row for action in plan.actions for row in _rows(action)], summary)
     return Answer(document=document, lines=tuple(_plan_lines(plan)), code=3 if check and plan.changes else 0)
+
+
+def _rows(action: Action) -> list[dict[str, Any]]:
+    return [_action(link) for link in action.links()] if isinstance(action, LinkTree) else [_action(action)]
 
 
 def _action(action: Fetch | Link | Replace | Remove) -> dict[str, Any]:
@@ -72,11 +76,13 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
             continue
         if isinstance(action, Link | Replace):
             names.setdefault(action.digest, action.path)
-        verb = {Link: "link", Replace: "replace", Remove: "remove"}[type(action)]
+        if isinstance(action, LinkTree):
+            names = {digest: path for path, digest in sorted(action.files.items(), reverse=True)} | names
+        verb = {Link: "link", LinkTree: "link", Replace: "replace", Remove: "remove"}[type(action)]
         if isinstance(action, Remove) and action.path == "":
             verb = "remove the tree"
         row = trees.setdefault(str(action.tree), {})
-        row[verb] = row.get(verb, 0) + 1
+        row[verb] = row.get(verb, 0) + (len(action.files) if isinstance(action, LinkTree) else 1)
     for action in plan.actions:
         if isinstance(action, Fetch):
             what = f"{size(action.size - action.have)} of {size(action.size)}" if action.have else size(action.size)

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import filterfalse
 
 from ..errors import InvalidModelIdError, Problem
 
@@ -78,13 +79,16 @@ def folded(path: str) -> str:
 
 def collisions(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Each path that cannot stand beside an earlier one, with the reason: equal after folding, or file and folder."""
-    keys: dict[str, str] = {}
-    for path in paths:
-        key = folded(path)
-        if key in keys:
-            yield path, f"is the same file as {keys[key]!a} where case or Unicode form does not count"
-        else:
-            keys[key] = path
+    paths = list(paths)
+    keys = dict(zip(map(folded, paths), paths, strict=True))
+    if len(keys) < len(paths):
+        keys.clear()
+        for path in paths:
+            key = folded(path)
+            if key in keys:
+                yield path, f"is the same file as {keys[key]!a} where case or Unicode form does not count"
+            else:
+                keys[key] = path
     folders: set[str] = set()
     for key in keys:
         while "/" in key:
@@ -153,6 +157,6 @@ class Selector:
 def check_paths(place: str, paths: Iterable[str], problems: list[Problem]) -> None:
     """Report every bad or colliding path of one tree, under *place*."""
     every = list(paths)
-    for path in every:
+    for path in filterfalse(_PLAIN.match, every):
         problems += [Problem(f"{place}[{path[:80]!a}]", what) for what in path_problems(path)]
     problems += [Problem(f"{place}[{path[:80]!a}]", what) for path, what in collisions(every)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,11 +89,11 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileLinked:
-    """A path of a tree holds its blob now."""
+class FilesLinked:
+    """Paths of one tree hold their blobs now: how many, by kind."""
 
-    path: str
-    kind: LinkKind
+    tree: str  # name@version#variant
+    kinds: Mapping[LinkKind, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +177,7 @@ Event = (
     | BlobsReused
     | SourceFailed
     | Waiting
-    | FileLinked
+    | FilesLinked
     | TreePublished
     | TreeRemoved
     | Displaced

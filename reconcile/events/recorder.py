@@ -16,7 +16,7 @@ from .events import (
     BlobsReused,
     Displaced,
     Event,
-    FileLinked,
+    FilesLinked,
     Pruned,
     Sink,
     TreePublished,
@@ -63,9 +63,9 @@ class Recorder:
             case BlobsReused():
                 self._sums["reused_blobs"] += event.blobs
                 self._sums["reused_bytes"] += event.bytes
-            case FileLinked():
-                self._sums["linked_files"] += 1
-                self._links[event.kind] += 1
+            case FilesLinked():
+                self._sums["linked_files"] += sum(event.kinds.values())
+                self._links.update(event.kinds)
             case TreePublished():
                 self._published.append(event)
             case TreeRemoved():

@@ -45,7 +45,8 @@ def observe(
     """
     store.blobs.refresh()
     # In the order of their folders: the kernel finds neighbours sooner.
-    blobs = {d: (known or {}).get(d) or store.blobs.stat(d, desired.size(d)) for d in sorted(desired.digests)}
+    known = known or {}
+    blobs = {**known, **store.blobs.stat_all({d: desired.size(d) for d in sorted(desired.digests - known.keys())})}
     absent = (digest for digest, look in blobs.items() if look.state is not BlobState.INTACT)
     partials = _partials(store, absent, desired)
     look = _Look(

@@ -37,6 +37,23 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinkTree:
+    """Put every file of a tree in place that has none yet: one action, however many files."""
+
+    tree: TreeKey
+    files: Mapping[str, Digest] = field(compare=False, repr=False)
+
+    @property
+    def path(self) -> str:
+        """The tree itself."""
+        return ""
+
+    def links(self) -> list[Link]:
+        """The same, file by file, by path."""
+        return [Link(tree=self.tree, path=path, digest=digest) for path, digest in sorted(self.files.items())]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replace:
     """Put a blob where something else stands, or where its own blob will be made anew."""
 
@@ -53,7 +70,7 @@ class Remove:
     path: str
 
 
-Action = Fetch | Link | Replace | Remove
+Action = Fetch | Link | LinkTree | Replace | Remove
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +106,7 @@ class Plan:
 
 def plan(desired: Desired, actual: Actual) -> Plan:
     """The smallest ordered list of actions that makes *actual* equal *desired*."""
-    links: list[Link] = []
+    links: list[Link | LinkTree] = []
     replaces: list[Replace] = []
     removes: list[Remove] = []
     intact = _intact(actual)
@@ -97,7 +114,7 @@ def plan(desired: Desired, actual: Actual) -> Plan:
         seen = actual.trees.get(tree.key, NO_TREE)
         for action in _tree_actions(tree, seen, actual, intact, prune=desired.prune):
             match action:
-                case Link():
+                case Link() | LinkTree():
                     links.append(action)
                 case Replace():
                     replaces.append(action)
@@ -116,8 +133,12 @@ def _intact(actual: Actual) -> frozenset[Digest]:
 
 def _tree_actions(
     tree: DesiredTree, seen: ActualTree, actual: Actual, intact: frozenset[Digest], *, prune: bool
-) -> Iterator[Link | Replace | Remove]:
+) -> Iterator[Link | LinkTree | Replace | Remove]:
     """What one tree needs, in the order of its files."""
+    if tree.files and not seen.placed and not seen.foreign:
+        yield LinkTree(tree=tree.key, files=tree.files)
+        yield from (Remove(tree=tree.key, path=path) for path in _superfluous(tree, seen, prune=prune))
+        return
     # Two comparisons in C say of a whole tree that there is nothing to do for its files.
     in_place = seen.placed == tree.files and intact.issuperset(tree.files.values())
     for path, digest in () if in_place else tree.files.items():
@@ -183,7 +204,7 @@ def _may_be(path: str, digest: Digest, seen: ActualTree, size: int) -> bool:
     return seen.placed.get(path) == digest or (foreign is not None and foreign.could_match(size))
 
 
-def _by_place(actions: Iterable[Link] | Iterable[Replace] | Iterable[Remove]) -> list[Action]:
+def _by_place(actions: Iterable[Link | LinkTree] | Iterable[Replace] | Iterable[Remove]) -> list[Action]:
     return sorted(actions, key=lambda action: (action.tree, action.path))
 
 
@@ -201,6 +222,12 @@ def _summary(actions: Iterable[Action], desired: Desired, actual: Actual) -> Sum
                     elsewhere[others[key]] = elsewhere.get(others[key], 0) + desired.size(digest)
                 else:
                     copied += desired.size(digest) if desired.needs_copies else 0
+            case LinkTree(tree=key, files=files):
+                link_files += len(files)
+                if key in others:
+                    elsewhere[others[key]] = elsewhere.get(others[key], 0) + sum(map(desired.size, files.values()))
+                elif desired.needs_copies:
+                    copied += sum(map(desired.size, files.values()))
             case Remove():
                 remove_files += 1
             case _:
@@ -218,8 +245,9 @@ def _summary(actions: Iterable[Action], desired: Desired, actual: Actual) -> Sum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingWork:
-    """What a first look, without a lease, found to do: trees, and the sizes of blobs to be fetched for them."""
+    """What an observation found to do: the plan, the trees with work, and the sizes of blobs to be fetched for them."""
 
+    plan: Plan
     trees: tuple[DesiredTree, ...] = ()
     missing: Mapping[Digest, int] = field(default_factory=dict)
 
@@ -234,7 +262,8 @@ def find_work(desired: Desired, actual: Actual) -> PendingWork:
         again = desired.force_refetch and not desired.force_refetch.isdisjoint(tree.files.values())
         if tree.key in touched or again or not seen.recorded or not same_choice(seen.labels, tree.labels):
             found.append(tree)
-    return PendingWork(trees=tuple(found), missing={a.digest: a.size for a in work.actions if isinstance(a, Fetch)})
+    missing = {action.digest: action.size for action in work.actions if isinstance(action, Fetch)}
+    return PendingWork(plan=work, trees=tuple(found), missing=missing)
 
 
 def same_choice(recorded: Mapping[str, str], wanted: Mapping[str, str]) -> bool:

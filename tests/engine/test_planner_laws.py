@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from modelstow.cas import BlobState, BlobStatus, Digest
 from modelstow.reconcile.desired.lockfile import LockedBlob
-from modelstow.reconcile.planning.planner import Fetch, Link, Plan, Remove, Replace, plan, statuses
+from modelstow.reconcile.planning.planner import Fetch, Link, LinkTree, Plan, Remove, Replace, plan, statuses
 from modelstow.reconcile.planning.state import Actual, ActualTree, Desired, DesiredTree, Foreign, ModelState, TreeKey
 
 SIZE = 7
@@ -67,7 +67,7 @@ def ideal_apply(desired: Desired, actual: Actual, work: Plan) -> Actual:
                 blobs[digest] = BlobStatus(BlobState.INTACT, ino=2)
     for digest in fetched:
         blobs[digest] = BlobStatus(BlobState.INTACT, ino=2)
-    for action in work.actions:
+    for action in (link for a in work.actions for link in (a.links() if isinstance(a, LinkTree) else [a])):
         match action:
             case Link(tree=key, path=path, digest=digest) | Replace(tree=key, path=path, digest=digest):
                 assert blobs[digest].state is BlobState.INTACT, "a link was planned before its blob"
@@ -144,7 +144,7 @@ def test_what_is_there_is_never_fetched(world: tuple[Desired, Actual]):
 def test_fetches_come_first_then_links_then_replacements_then_removals(world: tuple[Desired, Actual]):
     """Nothing is linked before everything is there; resumes come before new fetches."""
     desired, actual = world
-    order = {Fetch: 0, Link: 1, Replace: 2, Remove: 3}
+    order = {Fetch: 0, Link: 1, LinkTree: 1, Replace: 2, Remove: 3}
 
     actions = plan(desired, actual).actions
 

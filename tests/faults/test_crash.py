@@ -75,7 +75,7 @@ def lock_with(cli: Cli, models: dict[str, dict[str, dict[str, bytes]]]) -> None:
         for variant, files in variants.items()
         for path, data in files.items()
     }
-    blobs = {digest: replace(blob, urls=(where[digest],)) for digest, blob in lock.blobs.items()}
+    blobs = {digest: blob._replace(urls=(where[digest],)) for digest, blob in lock.blobs.items()}
     write_lock(cli.folder, replace(lock, blobs=blobs))
 
 

@@ -33,7 +33,7 @@ def locked(key: str, variants: Variants, bases: Iterable[str]) -> Lockfile:
         for path, data in files.items():
             places.setdefault(Digest.of(data), f"{variant}/{path}")
     rows = list(bases)
-    blobs = {d: replace(blob, urls=tuple(f"{base}/{places[d]}" for base in rows)) for d, blob in lock.blobs.items()}
+    blobs = {d: blob._replace(urls=tuple(f"{base}/{places[d]}" for base in rows)) for d, blob in lock.blobs.items()}
     return replace(lock, blobs=blobs)
 
 

@@ -46,7 +46,7 @@ def locked(version: int):
     from dataclasses import replace
 
     lock = lock_of({f"{name}@1": {"v": files} for name, files in VERSIONS[version].items()})
-    blobs = {d: replace(blob, urls=(f"mem://o/{d.hex}/a",)) for d, blob in lock.blobs.items()}
+    blobs = {d: blob._replace(urls=(f"mem://o/{d.hex}/a",)) for d, blob in lock.blobs.items()}
     return replace(lock, blobs=blobs)
 
 

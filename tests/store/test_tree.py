@@ -9,10 +9,11 @@ from threading import Event, Thread
 import pytest
 from store_fixtures import MIDDLE, SMALL, age, store_at, umask
 
-from modelstow.cas import EMPTY, BlobStore, Digest, LinkKind, LinkMode, trash, tree
+from modelstow.cas import EMPTY, BlobStore, Digest, LinkKind, LinkMode, materialise, trash, tree
 from modelstow.cas.inventory import Inventory, InventoryEntry
 from modelstow.cas.links import Linker
-from modelstow.cas.tree import Quarantine, TreeEntry
+from modelstow.cas.materialise import TreeEntry
+from modelstow.cas.tree import Quarantine
 
 CONTENT = {"a": SMALL, "deep/er/b": MIDDLE, "deep/c": SMALL, "deep/empty": b""}
 
@@ -27,7 +28,7 @@ def populated(
             store.ingest.add_bytes(data)
     root = store.layout.trees / name
     root.mkdir()
-    return store, root, tree.populate(root, items(content), store.layout.blob, Linker(LinkMode.AUTO))
+    return store, root, materialise.populate(root, items(content), store.layout.blob, Linker(LinkMode.AUTO))
 
 
 def items(content: dict[str, bytes]) -> dict[str, TreeEntry]:
@@ -96,9 +97,9 @@ def test_a_symlink_in_the_destination_is_not_followed(tmp_path: Path):
     (root / "deep").symlink_to(outside)
 
     with pytest.raises(OSError):
-        tree.populate(root, items({"deep/c": SMALL}), store.layout.blob, Linker(LinkMode.AUTO))
+        materialise.populate(root, items({"deep/c": SMALL}), store.layout.blob, Linker(LinkMode.AUTO))
     with pytest.raises(OSError):
-        tree.populate(root, items({"deep/er/b": SMALL}), store.layout.blob, Linker(LinkMode.AUTO), replace=True)
+        materialise.populate(root, items({"deep/er/b": SMALL}), store.layout.blob, Linker(LinkMode.AUTO), replace=True)
     assert list(outside.iterdir()) == []
 
 
@@ -125,7 +126,7 @@ def test_a_symlink_swapped_in_while_a_tree_is_populated_is_not_followed(tmp_path
         for number in range(300):
             try:
                 linker = Linker(LinkMode.AUTO)
-                tree.populate(root, items({f"deep/{number}": SMALL}), store.layout.blob, linker, replace=True)
+                materialise.populate(root, items({f"deep/{number}": SMALL}), store.layout.blob, linker, replace=True)
             except OSError:
                 pass
     finally:

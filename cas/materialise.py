@@ -1,0 +1,191 @@
+"""Filling folders with blobs: a new tree by hardlinks alone where it can be, anything else path by path.
+
+No step follows a symlink inside a tree: folders are opened one by one from the tree's top, and files are named relative
+to them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from . import links
+from .digest import Digest
+from .inventory import EntryColumns, InventoryEntry
+from .links import UNAVAILABLE, Linker, LinkKind
+from .tree import OPEN_FOLDER, open_below
+
+_MANY = 2_000  # from so many files on a second thread pays: link(2) releases the GIL
+
+
+@dataclass(frozen=True, slots=True)
+class TreeEntry:
+    """What a path of a tree should hold."""
+
+    digest: Digest
+    size: int  # bytes
+    ino: int = 0  # the blob's inode as it was last seen; 0: a stat after linking tells
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[int]:
+    fd = os.open(path, OPEN_FOLDER)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def link_all(root: Path, entries: EntryColumns, blobs: Path, *, folder_mode: int = 0o755) -> EntryColumns | None:
+    """Hardlink every file of a new tree into the empty folder *root*, and create its empty ones; names durable on return.
+
+    What was linked, by the inodes that the folders list afterwards: *entries* itself where they are the expected ones.
+    None where hardlinks cannot be had here; then *root* holds no file. Raises OSError.
+    """
+    groups: dict[str, list[tuple[str, int]]] = {}
+    for row, path in enumerate(entries.paths):
+        folder, _, name = path.rpartition("/")
+        groups.setdefault(folder, []).append((name, row))
+    inodes = list(entries.inodes)
+    with _opened(root) as top, _opened(blobs) as source:
+        made = _make_folders(top, groups, folder_mode)
+
+        def link(group: tuple[str, list[tuple[str, int]]]) -> bool:
+            fd = open_below(top, group[0])
+            try:
+                _link_rows(source, fd, group[1], entries)
+                os.fsync(fd)
+                _list_inodes(fd, group[1], entries, inodes)
+            except OSError as error:
+                if error.errno not in UNAVAILABLE:
+                    raise
+                return False
+            finally:
+                os.close(fd)
+            return True
+
+        if len(inodes) < _MANY:
+            linked = all(map(link, groups.items()))
+        else:
+            with ThreadPoolExecutor(2) as pool:
+                linked = all(pool.map(link, groups.items()))
+        if not linked:
+            _unlink_all(top, groups)
+            return None
+        _sync_folders(top, made - groups.keys())
+    if inodes == entries.inodes:
+        return entries
+    return EntryColumns(entries.paths, entries.digests, entries.kinds, inodes)
+
+
+def _link_rows(source: int, folder: int, rows: Iterable[tuple[str, int]], entries: EntryColumns) -> None:
+    for name, row in rows:
+        if entries.kinds[row] == "e":
+            links.create_empty(folder, name)
+        else:
+            blob = entries.hex(row)
+            os.link(f"{blob[:2]}/{blob}", name, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
+
+
+def _list_inodes(folder: int, rows: Iterable[tuple[str, int]], entries: EntryColumns, inodes: list[int]) -> None:
+    """Put the inodes that a folder lists into *inodes*, where others were expected: a repair may replace a blob."""
+    with os.scandir(folder) as listing:
+        found = {entry.name: entry.inode() for entry in listing}
+    for name, row in rows:
+        if inodes[row] not in (0, found.get(name)):
+            # Some overlays list other numbers than stat gives.
+            inodes[row] = os.stat(name, dir_fd=folder, follow_symlinks=False).st_ino
+
+
+def _unlink_all(top: int, groups: Mapping[str, Iterable[tuple[str, int]]]) -> None:
+    for folder, rows in groups.items():
+        fd = open_below(top, folder)
+        try:
+            for name, _ in rows:
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=fd)
+        finally:
+            os.close(fd)
+
+
+def _sync_folders(top: int, folders: Iterable[str]) -> None:
+    for folder in folders:
+        fd = open_below(top, folder)
+        os.fsync(fd)
+        os.close(fd)
+    os.fsync(top)
+
+
+def populate(
+    root: Path,
+    items: Mapping[str, TreeEntry],
+    blob: Callable[[Digest], str],
+    linker: Linker,
+    *,
+    replace: bool = False,
+    target: Callable[[str, Digest], str] | None = None,
+    folder_mode: int = 0o755,
+) -> dict[str, InventoryEntry]:
+    """Place *items* below the existing folder *root*; names and copies are durable on return.
+
+    With *replace* a name that is taken gives way in one step; what stood there must have been displaced or be ours.
+    *target* says what a symlink at a path should hold. Raises LinkError, FileExistsError, OSError.
+    """
+    groups: dict[str, list[tuple[str, str, TreeEntry]]] = {}
+    for path, item in items.items():
+        folder, _, name = path.rpartition("/")
+        groups.setdefault(folder, []).append((name, path, item))
+    with _opened(root) as top:
+        made = _make_folders(top, groups, folder_mode)
+
+        def one(group: tuple[str, list[tuple[str, str, TreeEntry]]]) -> list[tuple[str, InventoryEntry]]:
+            folder, rows = group
+            fd = open_below(top, folder)
+            try:
+                placed = []
+                if replace:
+                    links.remove_temp_names(fd)
+                for name, path, item in rows:
+                    say = target(path, item.digest) if target else ""
+                    how = links.replace if replace else Linker.place
+                    kind = how(linker, blob(item.digest), item.digest, item.size, fd, name, target=say)
+                    linked = kind is LinkKind.HARDLINK and item.ino
+                    ino = item.ino if linked else os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino
+                    placed.append((path, InventoryEntry(item.digest, kind, ino)))
+                os.fsync(fd)
+                return placed
+            finally:
+                os.close(fd)
+
+        if len(items) < _MANY:
+            rows = [row for group in groups.items() for row in one(group)]
+        else:
+            with ThreadPoolExecutor(2) as pool:
+                rows = [row for batch in pool.map(one, groups.items()) for row in batch]
+        _sync_folders(top, made - groups.keys())
+    result = dict(rows)
+    return {path: result[path] for path in items}
+
+
+def _make_folders(top: int, folders: Iterable[str], mode: int) -> set[str]:
+    made: set[str] = set()
+    for folder in sorted(folders):
+        walked = ""
+        for part in PurePosixPath(folder).parts:
+            walked = f"{walked}/{part}" if walked else part
+            if walked in made:
+                continue
+            fd = open_below(top, walked.rpartition("/")[0])
+            try:
+                os.mkdir(part, dir_fd=fd)
+                os.chmod(part, mode, dir_fd=fd)
+            except FileExistsError:
+                pass
+            finally:
+                os.close(fd)
+            made.add(walked)
+    return made

@@ -1,0 +1,77 @@
+"""Recovery: finishes or undoes a change of a tree that a crash interrupted, by the intent that it left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from modelstow.cas import BlobStore, trash, tree
+from modelstow.cas.inventory import Inventory, InventoryEntry
+from modelstow.cas.tree import Quarantine
+
+from ..events.events import Displaced, Sink
+from ..planning.state import TreeKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """Recovers trees of one store. Hold the tree's lock."""
+
+    store: BlobStore
+    emit: Sink
+
+    def recover(self, key: TreeKey, live: Path) -> bool:
+        """Finish or undo a change that did not end. True if there was one."""
+        records = self.store.trees
+        announced = records.read_intent(key.tree)
+        if announced is None:
+            return False
+        old = records.read(key.tree)
+        if announced.staging:
+            staging = live.parent / announced.staging
+            if inode(staging) == announced.staging_ino:
+                self.discard_staging(staging, announced.files)
+            elif staging.is_dir():
+                self.drain(staging, live, old or announced)
+        files = dict(old.files) if old else {}
+        files = {path: placed for path, placed in files.items() if os.path.lexists(live / path)}
+        files |= {p: placed for p, placed in announced.files.items() if tree.as_placed(f"{live}/{p}", placed)}
+        if files:
+            merged = replace(announced, files=files, staging="", staging_ino=0, labels=(old or announced).labels)
+            records.commit(merged)
+        else:
+            records.remove(key.tree)
+        return True
+
+    def discard_staging(self, staging: Path, files: Mapping[str, InventoryEntry]) -> None:
+        """Remove a folder that never became a tree: all that is in it was put there by us."""
+        for path in files:
+            try:
+                tree.unlink(staging, path)
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+        tree.remove_managed(staging, files, Quarantine(self.store.layout.quarantine, "staging"))
+
+    def drain(self, old_folder: Path, live: Path, old: Inventory) -> None:
+        """Empty the folder that an exchange put aside: what is the user's goes into the live tree or to quarantine."""
+        quarantine = Quarantine(self.store.layout.quarantine, live.name)
+        tree.drain(old_folder, live, old.files, quarantine)
+        report_displaced(self.emit, live, quarantine)
+        if not trash.put(self.store.layout, old_folder, old):
+            tree.remove_managed(old_folder, old.files, quarantine)
+
+
+def report_displaced(emit: Sink, root: Path, quarantine: Quarantine) -> None:
+    """Say where what stood in the way is now."""
+    for path, to in quarantine.displaced.quarantined.items():
+        emit(Displaced(path=root / path, to=Path(to)))
+
+
+def inode(path: Path) -> int:
+    """The inode of what has this name; 0 where nothing has."""
+    try:
+        return os.lstat(path).st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
