@@ -18,14 +18,15 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 
 from . import locks
 from .blobs import Blobs, BlobState
-from .buffers import aligned_buffer
+from .buffers import STEP, aligned_buffer
+from .chunking import DEFAULT, Chunking
 from .commit import Commit
 from .digest import EMPTY, Digest
 from .durable import Syncer, write_all
 from .errors import ChecksumError
 from .layout import TABLE_FROM, Layout
 from .partial import Partial, read_fully
-from .pieces import PIECE, PieceTable, piece_count, piece_hash, piece_range
+from .pieces import PieceHasher, PieceTable, piece_hash
 
 SMALL = TABLE_FROM
 """Bytes of a file that is small: it has no piece table, and reading it again costs less than remembering it."""
@@ -43,9 +44,12 @@ class Ingest:
 
     # ---- the digest is known
 
-    def open(self, digest: Digest, size: int) -> Partial:
-        """A blob's partial, with what an earlier run left of it. Hold the blob's lock. Raises OSError."""
-        return Partial(self._layout, digest, size)
+    def open(self, digest: Digest, size: int, *, chunking: Chunking | None = DEFAULT) -> Partial:
+        """The partial of a blob, with the pieces that an earlier run left. Hold the blob's lock. Raises OSError.
+
+        A partial of another *chunking* is replaced by an empty one; None takes what is there, or ``DEFAULT``.
+        """
+        return Partial(self._layout, digest, size, chunking)
 
     def commit(self, partial: Partial, *, replace: bool = False) -> None:
         """Make a partial a blob, if and only if its sha256 is its name. Durable on return.
@@ -67,17 +71,12 @@ class Ingest:
 
         Raises ChecksumError if it is not (what an earlier run had fetched stays), OSError.
         """
-        partial = self.open(digest, size)
+        partial = self.open(digest, size, chunking=None)
         copied = list(partial.table.missing())
         try:
-            buffer = aligned_buffer(min(PIECE, size))
+            buffer = aligned_buffer(min(STEP, size))
             for index in copied:
-                start, stop = piece_range(index, size)
-                view = buffer[: stop - start]
-                if not read_fully(source_fd, view, start):
-                    raise ChecksumError(f"the file ended early while it was copied as {digest.short}…")
-                partial.write(start, view)
-                partial.finish(index, piece_hash(view))
+                _copy_piece(source_fd, partial, index, buffer)
             self.commit(partial)
         except ChecksumError:
             partial.invalidate(copied)
@@ -92,12 +91,12 @@ class Ingest:
             return digest
         with self._lock(digest, "adding"):
             if self._blobs.stat(digest, len(data)).state is not BlobState.INTACT:
-                partial = self.open(digest, len(data))
+                partial = self.open(digest, len(data), chunking=None)
                 try:
                     partial.write(0, data)
                     view = memoryview(data)
-                    for index in range(piece_count(len(data))):
-                        start, stop = piece_range(index, len(data))
+                    for index in range(len(partial.table.slots)):
+                        start, stop = partial.table.range(index)
                         partial.finish(index, piece_hash(view[start:stop]))
                     self.commit(partial)
                 finally:
@@ -128,7 +127,7 @@ class Ingest:
             file.write(table.encode())
         os.rename(incoming.path, path)
         incoming.done = True
-        partial = self.open(digest, size)
+        partial = self.open(digest, size, chunking=table.chunking)
         try:
             self.commit(partial)
         finally:
@@ -183,6 +182,19 @@ class Ingest:
                 syncer.sync_folder(os.path.dirname(self._layout.blob(digest)))
         self._blobs.clear_suspects(fresh.keys() - set(damaged))
         return damaged
+
+
+def _copy_piece(source_fd: int, partial: Partial, index: int, buffer: memoryview) -> None:
+    """Copy one piece through *buffer*. Raises ChecksumError where the source ends before it, OSError."""
+    hasher, (start, stop) = PieceHasher(), partial.table.range(index)
+    while start < stop:
+        view = buffer[: stop - start]
+        if not read_fully(source_fd, view, start):
+            raise ChecksumError(f"the file ended early while it was copied as {partial.digest.short}…")
+        partial.write(start, view)
+        hasher.update(view)
+        start += len(view)
+    partial.finish(index, hasher.digest())
 
 
 class _TempFile:

@@ -266,7 +266,7 @@ def test_a_file_cut_while_it_is_written_is_an_error_not_a_loop(tmp_path: Path):
     partial = partial_with(store, BIG, 0, 1, 2)
     os.truncate(partial.path, PIECE)
 
-    with pytest.raises(OSError, match="was cut"):
+    with pytest.raises(OSError, match="was truncated"):
         partial.actual_digest()
 
 
