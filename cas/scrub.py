@@ -17,7 +17,7 @@ from .chunking import DEFAULT, Chunking
 from .digest import EMPTY, Digest
 from .durable import write_file
 from .layout import TABLE_FROM
-from .pieces import PieceTable, PieceTableBuilder, hash_piece_of, open_regular, proven_table
+from .pieces import PieceTable, PieceTableBuilder, TableState, hash_piece_of, open_regular, proven_table
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -131,6 +131,17 @@ def hash_file(fd: int, size: int) -> PieceTable:
         builder.update(buffer[:count])
         read += count
     return builder.build(Digest.of_hex(hasher.hexdigest()))
+
+
+def prove(path: str, digest: Digest, size: int) -> PieceTable | None:
+    """Proven table of a file of *size* bytes from one pass; None if its sha256 is not *digest*. Raises OSError."""
+    fd = open_regular(path)
+    try:
+        table = hash_file(fd, size)
+    finally:
+        os.close(fd)
+    table.state = TableState.PROVEN
+    return table if table.digest == digest else None
 
 
 def _runs(table: PieceTable) -> list[range]:
