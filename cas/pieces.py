@@ -245,11 +245,11 @@ class PieceTable:
 def read_table(path: str, digest: Digest) -> PieceTable | None:
     """The table of *digest* at *path*; None if there is none, or none that can be read."""
     try:
-        fd = open_regular(path)
+        with os.fdopen(open_regular(path), "rb") as file:
+            raw = file.read()
     except OSError:
         return None
-    with os.fdopen(fd, "rb") as file:
-        return PieceTable.decode(file.read(), digest)
+    return PieceTable.decode(raw, digest)
 
 
 def open_regular(path: str, flags: int = os.O_RDONLY) -> int:

@@ -97,7 +97,7 @@ class _Forged:
 
 @given(st.lists(st.integers(1, 200_000), max_size=12))
 def test_a_builder_hashes_pieces_whatever_the_parts_are(lengths: list[int]):
-    """The borders of what arrives are not those of pieces."""
+    """The boundaries of what arrives are not those of pieces."""
     builder, offset = PieceTableBuilder(DIGEST, len(DATA), TINY), 0
     for length in [*lengths, len(DATA)]:
         builder.update(memoryview(DATA)[offset : offset + length])

@@ -25,7 +25,7 @@ SIZE = 2 * PIECE + 5
 DATA = (some_bytes(1 << 16) * (SIZE // (1 << 16) + 1))[:SIZE]
 DIGEST = Digest.of(DATA)
 NOISE = some_bytes(2 * PIECE + 1, seed=1)
-borders = st.sampled_from([1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE - 1, 2 * PIECE, 2 * PIECE + 1])
+boundaries = st.sampled_from([1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE - 1, 2 * PIECE, 2 * PIECE + 1])
 
 
 def packed(data: bytes, digest: Digest | None = None) -> tuple[CompressedIndex, bytes]:
@@ -46,9 +46,9 @@ def resealed(raw: bytes, at: int, new: bytes) -> bytes:
 
 
 @settings(max_examples=14)
-@given(borders, st.booleans())
+@given(boundaries, st.booleans())
 def test_what_was_packed_comes_back_piece_by_piece(size: int, compressible: bool):
-    """Around the borders of pieces too, and whether or not it became smaller."""
+    """At the boundaries of pieces too, and whether or not it became smaller."""
     data = b"weights!" * (size // 8) + b"x" * (size % 8) if compressible else NOISE[:size]
     index, file = packed(data)
 

@@ -196,7 +196,7 @@ def test_a_file_that_changed_while_it_was_read_gets_no_table(tmp_path: Path):
 
 
 def test_only_a_proven_table_is_written(tmp_path: Path):
-    """Anything else would vouch for bytes that nobody checked."""
+    """Anything else would vouch for bytes that were not verified."""
     store, digest = store_at(tmp_path), Digest.of(SMALL)
     touched(store, SMALL)
 
