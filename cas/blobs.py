@@ -1,4 +1,4 @@
-"""The committed blobs of a store: what one stat says of each, which are suspect, and the way into quarantine."""
+"""Committed blobs: their status by stat, the record of suspects, integrity stamps, and quarantine."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .digest import Digest
+from .durable import write_file
 from .layout import Layout
+from .pieces import ForeignStamp, PieceTable, TableState, proven_table
 
 
 class BlobState(enum.Enum):
-    """Whether a blob may be used as it is."""
+    """Whether a blob may be used without reading it."""
 
     ABSENT = "absent"
-    INTACT = "intact"  # size and mtime are those of its digest
+    INTACT = "intact"  # size and integrity stamp are right
     SUSPECT = "suspect"  # something has its name, and must be read before it is used
 
 
 @dataclass(frozen=True, slots=True)
 class BlobStatus:
-    """A blob as one stat saw it. ``ino`` is 0 where there is nothing."""
+    """A blob as one stat showed it. ``ino`` is 0 if nothing has its name."""
 
     state: BlobState
     ino: int = 0
@@ -36,35 +38,43 @@ ABSENT = BlobStatus(BlobState.ABSENT)
 
 
 class Blobs:
-    """Blobs by digest below ``blobs/``. Reads no content. Safe for threads."""
+    """The blobs below ``blobs/``, by digest. Reads no content. Safe for threads."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._suspects: frozenset[str] | None = None
 
     def stat(self, digest: Digest, size: int) -> BlobStatus:
-        """The status of a blob of *size* bytes, by one stat. Raises OSError for anything but absence."""
+        """Status of a blob of *size* bytes. Raises OSError for anything but absence.
+
+        One stat; only for a file of the right size with another mtime than the digest's is a piece table opened, which may
+        hold a foreign stamp.
+        """
         return self.stat_all({digest: size})[digest]
 
     def stat_all(self, sizes: Mapping[Digest, int]) -> dict[Digest, BlobStatus]:
-        """The status of each of many blobs by its size in bytes, in their order. Raises as ``stat``."""
+        """Status of each of many blobs by its size in bytes, in their order. As ``stat``."""
         lstat, regular, suspects = os.lstat, stat.S_ISREG, self.suspects()
         folder, intact, suspect = str(self._layout.blobs), BlobState.INTACT, BlobState.SUSPECT
-        found: dict[Digest, BlobStatus] = {}
+        result: dict[Digest, BlobStatus] = {}
         for digest, size in sizes.items():
             hex_ = digest.hex
             try:
-                there = lstat(f"{folder}/{hex_[:2]}/{hex_}")
+                found = lstat(f"{folder}/{hex_[:2]}/{hex_}")
             except (FileNotFoundError, NotADirectoryError):
-                found[digest] = ABSENT
+                result[digest] = ABSENT
                 continue
-            proven = there.st_size == size and there.st_mtime_ns == digest.mtime * 1_000_000_000
-            good = proven and regular(there.st_mode) and hex_ not in suspects
-            found[digest] = BlobStatus(intact if good else suspect, there.st_ino)
-        return found
+            good = found.st_size == size and regular(found.st_mode) and hex_ not in suspects
+            good = good and (found.st_mtime_ns == digest.mtime * 1_000_000_000 or self._has_foreign_stamp(digest, found))
+            result[digest] = BlobStatus(intact if good else suspect, found.st_ino)
+        return result
+
+    def _has_foreign_stamp(self, digest: Digest, found: os.stat_result) -> bool:
+        table = proven_table(self._layout.table(digest), digest, found.st_size)
+        return table is not None and table.stamp == ForeignStamp.of(found)
 
     def entries(self) -> Iterator[tuple[Digest, os.DirEntry[str]]]:
-        """Every committed blob with its directory entry, in no order. Foreign names are passed over."""
+        """Every committed blob with its directory entry, in no order. Names that are not digests are skipped."""
         for fan in range(256):
             try:
                 entries = os.scandir(f"{self._layout.blobs}/{fan:02x}")
@@ -81,47 +91,74 @@ class Blobs:
     # ---- suspects
 
     def suspects(self) -> frozenset[str]:
-        """Hex digests that a verification found damaged and that were not repaired since; read once, until ``refresh``."""
+        """Hex digests that a verification found damaged and that were not repaired since; cached until ``refresh``."""
         if self._suspects is None:
             self.refresh()
         assert self._suspects is not None
         return self._suspects
 
     def refresh(self) -> None:
-        """Read again what verifications recorded."""
+        """Read the record of suspects again. A folder that cannot be read has none."""
         try:
             self._suspects = frozenset(os.listdir(self._layout.suspects))
         except OSError:
             self._suspects = frozenset()
 
     def note_suspect(self, digest: Digest) -> None:
-        """Record that a verification found this blob damaged. Raises OSError."""
+        """Record that a verification found this blob damaged. Not synced. Raises OSError."""
         (self._layout.suspects / digest.hex).touch()
         self._suspects = None
 
     def clear_suspects(self, digests: Iterable[Digest]) -> None:
-        """Remove blobs from the record of damaged ones, which is read again for it. Raises OSError."""
+        """Remove blobs from the record of suspects, which is read again first. Not synced. Raises OSError."""
         self.refresh()
         for hex_ in self.suspects() & {digest.hex for digest in digests}:
             with suppress(FileNotFoundError):
                 os.unlink(self._layout.suspects / hex_)
             self._suspects = None
 
+    # ---- integrity stamps
+
     def restamp(self, digest: Digest) -> None:
-        """Give a blob that was just proven in place its mode and mtime back. Hold its lock. Raises OSError."""
+        """Set the mode and digest mtime of a blob that was just read and found right. Hold its lock.
+
+        Not synced. Raises OSError; PermissionError for another user's file.
+        """
         path = self._layout.blob(digest)
         os.chmod(path, 0o444)
         os.utime(path, (digest.mtime, digest.mtime))
         self.clear_suspects([digest])
 
+    def foreign_stamp(self, digest: Digest) -> ForeignStamp | None:
+        """The stamp of a blob that is about to be read, for ``stamp_foreign``; None if it was modified too recently.
+
+        Raises OSError.
+        """
+        return ForeignStamp.take(os.lstat(self._layout.blob(digest)))
+
+    def stamp_foreign(self, digest: Digest, table: PieceTable) -> bool:
+        """Write the table of a blob that must keep a foreign mtime, with its stamp; durable on return. Hold its lock.
+
+        *table* is proven, and its ``stamp`` was taken before the pass that proved it. False, with nothing written, if it
+        has none or the file is another by now. Raises ValueError for a table that is not proven, OSError.
+        """
+        if table.digest != digest or table.state is not TableState.PROVEN or not table.complete:
+            raise ValueError(f"the table of {digest.short} is not proven")
+        found = os.lstat(self._layout.blob(digest))
+        if not stat.S_ISREG(found.st_mode) or found.st_size != table.size or table.stamp != ForeignStamp.of(found):
+            return False
+        write_file(Path(self._layout.table(digest)), table.encode(), mode=0o444)
+        self.clear_suspects([digest])
+        return True
+
     # ---- quarantine
 
     def name_in_quarantine(self, digest: Digest) -> Path:
-        """A free name in ``quarantine/`` for a file that has a blob's name."""
+        """A free path in ``quarantine/`` for a file that has this blob's name."""
         return self._layout.quarantine / f"{digest.hex}-{int(time.time())}-{secrets.token_hex(4)}"
 
     def quarantine(self, digest: Digest) -> Path | None:
-        """Move whatever has a blob's name to ``quarantine/`` and remove its table; where it is now. Raises OSError."""
+        """Move what has a blob's name to ``quarantine/`` and remove its table; the new path, or None. Raises OSError."""
         target = self.name_in_quarantine(digest)
         try:
             os.rename(self._layout.blob(digest), target)

@@ -1,4 +1,4 @@
-"""Cancellation: one token for the caller, a child of it for each run."""
+"""Cancellation tokens: one for the caller, a child of it for each run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .errors import Cancelled
 
 
 class CancellationToken:
-    """Says that work should end soon. Cancelling a token cancels its children; a child's end concerns no other.
+    """A request that work end soon. Cancelling a token cancels its children, never its parent.
 
-    Threads poll ``cancelled`` between reads and writes, and wait with ``wait`` where they would sleep. Safe for threads
-    and for signal handlers.
+    Threads poll ``cancelled`` between reads and writes, and call ``wait`` instead of sleeping. Safe for threads and
+    signal handlers.
     """
 
     def __init__(self, parent: CancellationToken | None = None) -> None:
@@ -27,9 +27,11 @@ class CancellationToken:
 
     @property
     def cancelled(self) -> bool:
+        """Whether ``cancel`` was called on this token or a parent."""
         return self._event.is_set()
 
     def cancel(self) -> None:
+        """Cancel this token and its children, for good; may be called again."""
         self._event.set()
         with self._mutex:
             children = list(self._children)
@@ -37,10 +39,10 @@ class CancellationToken:
             child.cancel()
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long, or until cancelled; whether it is."""
+        """Wait *seconds*, or until cancelled; whether it is cancelled."""
         return self._event.wait(seconds)
 
     def check(self, what: str) -> None:
-        """Raises Cancelled with this text if cancelled."""
+        """Raise Cancelled with the message *what* if cancelled."""
         if self._event.is_set():
             raise Cancelled(what)

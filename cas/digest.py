@@ -1,4 +1,4 @@
-"""Identity: the sha256 of some bytes, and the timestamp that stands for it in an inode."""
+"""Digests: the sha256 that names a blob, and the digest mtime that is computed from it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 _PREFIX = "sha256:"
 
-# The proof in the inode: an even whole second between 1990-01-01 and 2020-01-01, far from any clock that runs today,
-# and even because FAT keeps no odd ones.
+# The digest mtime is an even whole second between 1990-01-01 and 2020-01-01: far from any clock that runs today, and even
+# because FAT stores no odd ones.
 _MTIME_FIRST = 631_152_000
 _MTIME_SLOTS = (1_577_836_800 - _MTIME_FIRST) // 2
 
 
 class Digest(str):
-    """Name of some bytes, in its one canonical text form: ``sha256:<64 lower-case hex>``.
+    """The name of some bytes, in its one canonical text form: ``sha256:<64 lower-case hex>``.
 
-    Two blobs are the same blob exactly when their digests are equal. A str, because a lockfile holds a hundred
+    Two blobs are the same blob if and only if their digests are equal. A str, because a lockfile holds a hundred
     thousand of them: hashing and comparing then happen in C, and JSON needs no conversion.
     """
 
@@ -26,7 +26,7 @@ class Digest(str):
 
     @classmethod
     def parse(cls, text: object) -> Digest:
-        """Read the canonical text form. Raises ValueError naming the part that is wrong."""
+        """The digest in canonical text form. Raises ValueError that names the part that is wrong."""
         if not isinstance(text, str):
             raise ValueError(f"a digest is text, not {type(text).__name__}")
         algorithm, colon, hex_ = text.partition(":")
@@ -40,7 +40,7 @@ class Digest(str):
 
     @classmethod
     def of_hex(cls, hex_: str) -> Digest:
-        """Trusted constructor from 64 lower-case hex digits."""
+        """The digest of 64 lower-case hex digits, which are not checked."""
         return cls(_PREFIX + hex_)
 
     @classmethod
@@ -58,18 +58,22 @@ class Digest(str):
 
     @property
     def hex(self) -> str:
+        """The 64 hex digits."""
         return self[len(_PREFIX) :]
 
     @property
     def short(self) -> str:
-        """First 12 hex digits, for messages only; never parse it back."""
+        """The first 12 hex digits, for messages only; never parsed."""
         return self[len(_PREFIX) : len(_PREFIX) + 12]
 
     @property
     def mtime(self) -> int:
-        """Whole seconds since 1970 that a blob of this name carries as its mtime; any write through any link changes it."""
+        """The digest mtime, in whole seconds since 1970: the integrity stamp that a blob of this name carries.
+
+        Any write through any link changes it. It can be forged, so it is no proof.
+        """
         return _MTIME_FIRST + 2 * (int(self[len(_PREFIX) : len(_PREFIX) + 12], 16) % _MTIME_SLOTS)
 
 
 EMPTY = Digest.of(b"")
-"""The name of no bytes. Empty files are created, never linked, so the store keeps no blob of this name."""
+"""The digest of zero bytes. Empty files are created, never linked, so the store keeps no blob of this name."""

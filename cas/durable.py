@@ -1,4 +1,4 @@
-"""Small files that are there whole or not at all, before and after a power cut."""
+"""Durable writes: files that a crash or power cut leaves whole or absent, and group syncs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from pathlib import Path
 from . import locks
 
 UNFINISHED = ".tmp-"
-"""How the names of files begin that are being written."""
+"""Prefix of temporary files, which readers ignore."""
 
-
-_MANY = 16  # files from which one sync of the file system is cheaper than one a file
+_GROUP_MIN = 16  # files from which one sync of the file system is cheaper than one for each
 
 
 def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Replace *path* by *data* in one step: write beside it, fsync, rename, fsync the folder.
+    """Replace the content of *path* atomically: temporary file, fsync, rename, fsync of the folder. Raises OSError.
 
-    Durable on return. A crash leaves the old content or the new, and perhaps a ``.tmp-*`` neighbour, which is locked
-    while its writer lives: ``remove_temp_files`` removes the others.
+    Durable on return. A crash leaves the old content or the new, and perhaps the temporary file, which is locked while its
+    writer lives, so that ``remove_temp_files`` removes those of dead ones.
     """
     while not _replace(path, data, mode):
         pass
@@ -28,18 +27,18 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def _replace(path: Path, data: bytes, mode: int) -> bool:
-    beside = path.with_name(f"{UNFINISHED}{secrets.token_hex(6)}")
-    fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    temp = path.with_name(f"{UNFINISHED}{secrets.token_hex(6)}")
+    fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
         locks.try_lock(fd, shared=False)
         os.fchmod(fd, mode)
         write_all(fd, data)
         os.fsync(fd)
-        os.replace(beside, path)
+        os.replace(temp, path)
     except FileNotFoundError:
-        return False  # taken for the leftover of a dead writer, before it was locked or where locks lie
+        return False  # removed as a dead writer's, before it was locked or where file locks are unreliable
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temp.unlink(missing_ok=True)
         raise
     finally:
         os.close(fd)
@@ -47,7 +46,7 @@ def _replace(path: Path, data: bytes, mode: int) -> bool:
 
 
 def remove_temp_files(folders: Iterable[Path]) -> None:
-    """Remove what ``write_file`` left in *folders* when it was killed. Raises OSError."""
+    """Remove temporary files of dead writers in *folders*. Raises OSError."""
     for folder in folders:
         for path in folder.glob(f"{UNFINISHED}*") if folder.is_dir() else ():
             if not locks.is_held(path):
@@ -55,7 +54,7 @@ def remove_temp_files(folders: Iterable[Path]) -> None:
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int | None = None) -> None:
-    """Write every byte; write(2) may do less than asked (a quota, a signal, RLIMIT_FSIZE)."""
+    """Write all of *data*, at *offset* if given; write(2) may write less (quota, signal, RLIMIT_FSIZE). Raises OSError."""
     view = memoryview(data)
     while view:
         count = os.write(fd, view) if offset is None else os.pwrite(fd, view, offset)
@@ -65,7 +64,7 @@ def write_all(fd: int, data: bytes | memoryview, offset: int | None = None) -> N
 
 
 def fsync_folder(path: Path | str) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -74,20 +73,20 @@ def fsync_folder(path: Path | str) -> None:
 
 
 class Syncer:
-    """Makes the content of several files, and then their names, durable. A context manager.
+    """A group sync: makes the content of several files durable, then their names. A context manager, for one thread.
 
-    From ``_MANY`` files on, and on a local file system that is known to write what it holds at syncfs(2), one call serves
-    all: ten thousand small files cost seconds instead of a minute. A failure is repeated to each file: nothing that could
-    not be synced may be trusted, and asking again would hide it. Elsewhere each file and folder is synced by itself.
+    From 16 files on, and on a local file system whose syncfs(2) is known to write everything, one call serves all of them:
+    ten thousand small files cost seconds instead of a minute. Its failure is raised for each file, because a second call
+    would succeed without having written what the first could not. Elsewhere each file and folder is synced by itself.
     """
 
     def __init__(self, folder: str, count: int) -> None:
-        """*folder*: one on the file system that holds all of them."""
+        """*folder* is any on the file system of all *count* files."""
         self._folder, self._count, self._fd = folder, count, -1
         self._outcomes: dict[str, OSError | None] = {}
 
     def __enter__(self) -> Syncer:
-        if self._count >= _MANY:
+        if self._count >= _GROUP_MIN:
             from . import syscalls
 
             self._fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -101,17 +100,17 @@ class Syncer:
             self._fd = -1
 
     def sync_file(self, fd: int) -> None:
-        """The content of an open file; all files of the group are written by now. Raises OSError."""
+        """Make the content of an open file durable, after all files of the group were written. Raises OSError."""
         if self._fd < 0:
             os.fsync(fd)
             return
         from . import syscalls
 
         self._once("content", lambda: syscalls.syncfs(self._fd))
-        syscalls.check_written(fd)  # what failed before, or what another process was told of
+        syscalls.check_written(fd)  # a failure that an earlier sync, or another process's, has consumed
 
     def sync_folder(self, folder: str) -> None:
-        """The names in a folder; all names of the group are there by now. Raises OSError."""
+        """Make the names in a folder durable, after all files of the group have theirs. Raises OSError."""
         if self._fd < 0:
             self._once(folder, lambda: fsync_folder(folder))
         else:

@@ -1,4 +1,4 @@
-"""Errors of a store: one base, a code that scripts may rely on, and fields beside the text."""
+"""Errors of the store: one base class, a stable code for scripts, and the facts as fields."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import errno
 
 
 class Cause(enum.Enum):
-    """What an error is about, for those who know what the user can do about it: this package knows no command line."""
+    """Kind of an error, by which a caller chooses a hint for the user: this package knows no command line."""
 
-    LATER_FORMAT = enum.auto()  # a newer version made the store
+    LATER_FORMAT = enum.auto()  # made by a later version
     NOT_A_STORE = enum.auto()
     LOCK_HELD = enum.auto()
-    LOCK_LOST = enum.auto()  # the lock file was removed, or this file system does not keep locks
+    LOCK_LOST = enum.auto()  # the lock file was removed, or file locks are unreliable here
     LINK_UNAVAILABLE = enum.auto()
     INVENTORY_UNREADABLE = enum.auto()
     LEASE_UNREADABLE = enum.auto()
@@ -20,7 +20,7 @@ class Cause(enum.Enum):
 
 
 class CasError(Exception):
-    """A store could not do what was asked. ``details`` holds as fields what ``str()`` says in words."""
+    """Base of the store's errors. ``details`` holds as fields what ``str()`` says in words."""
 
     code = "UNKNOWN_ERROR"
 
@@ -30,50 +30,50 @@ class CasError(Exception):
 
 
 class StoreFormatError(CasError):
-    """The store's format or one of its features is not known here; nothing was changed."""
+    """The store has a format or feature that this version does not know; nothing was changed."""
 
     code = "SCHEMA_VERSION_MISMATCH"
 
 
 class StoreStateError(CasError):
-    """Something that garbage collection must read cannot be read, so nothing was deleted."""
+    """A root, lease or record cannot be read, so what it keeps is unknown and nothing was deleted."""
 
     code = "FILESYSTEM_ERROR"
 
 
 class LockTimeoutError(CasError):
-    """A lock was not had in time. ``details``: holder, what it is doing, timeout in seconds."""
+    """A lock was not acquired in time, or lost. ``details``: holder (a dict or None), timeout (seconds)."""
 
     code = "LOCK_TIMEOUT"
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says of a disk without room."""
+"""Error numbers of a full disk or an exhausted quota."""
 
 
 class NoSpaceError(CasError):
-    """Not enough room. ``details``: bytes_needed, bytes_available, path."""
+    """Not enough free space. ``details``: bytes_needed, bytes_available, path."""
 
     code = "NO_SPACE"
 
 
 class ChecksumError(CasError):
-    """Bytes do not hash to the name they should carry. ``details``: file_path, expected, actual, sources."""
+    """Bytes hash to another digest than expected. ``details``: file_path, expected, actual, sources."""
 
     code = "CHECKSUM_FAIL"
 
 
 class SizeMismatchError(ChecksumError):
-    """Bytes have another length than the lockfile says. ``details``: file_path, expected, actual, sources."""
+    """Bytes have another length than expected. ``details``: file_path, expected, actual, sources."""
 
     code = "SIZE_MISMATCH"
 
 
 class LinkError(CasError):
-    """No allowed way of placing a blob in a tree worked."""
+    """No allowed kind of link could place a blob in a tree."""
 
     code = "FILESYSTEM_ERROR"
 
 
 class Cancelled(CasError):
-    """The caller's token was cancelled; what was being waited for was not acquired, what was being written is resumable."""
+    """The caller's token was cancelled. No lock was acquired; what was being written can be resumed."""

@@ -1,11 +1,12 @@
-"""Ingest: the one way into a store. A descriptor or a stream in, a proven blob out.
+"""Ingest: every way into a store, from bytes to a committed blob.
 
-* ``open`` and ``commit`` for bytes whose digest is known before they arrive: a ``Partial`` is written and committed.
-* ``copy`` for an open file that is believed to be a blob.
-* ``incoming`` and ``take`` for bytes whose digest is known only after the last of them was read.
-* ``add_small`` for many small files at once: no lock, no partial, no journal, two syncs for all of them.
+* ``open`` and ``commit``: bytes whose digest is known before they arrive; a ``Partial`` is written and committed.
+* ``copy``: an open file that should be a certain blob.
+* ``incoming`` and ``take``: bytes whose digest is known only after the last of them was read.
+* ``add_bytes``: bytes in memory.
+* ``add_small``: many small files, without lock, partial or journal, and with two syncs for a group of them.
 
-Whichever way, the sha256 of the bytes is the name they get, and they are durable before they have it.
+Each verifies that the sha256 of the bytes is the blob's name, and makes the bytes durable before they have it.
 """
 
 from __future__ import annotations
@@ -18,66 +19,68 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 
 from . import locks
 from .blobs import Blobs, BlobState
-from .buffers import aligned_buffer
+from .buffers import STEP, aligned_buffer
+from .chunking import DEFAULT, Chunking
 from .commit import Commit
 from .digest import EMPTY, Digest
 from .durable import Syncer, write_all
 from .errors import ChecksumError
 from .layout import TABLE_FROM, Layout
 from .partial import Partial, read_fully
-from .pieces import PIECE, PieceTable, piece_count, piece_hash, piece_range
+from .pieces import PieceHasher, PieceTable, piece_hash
 
 SMALL = TABLE_FROM
-"""Bytes of a file that is small: it has no piece table, and reading it again costs less than remembering it."""
-_GROUP, _GROUP_BYTES = 250, 32 << 20  # files and bytes that are synced together
+"""Most bytes of a small file: it has no piece table, and reading it again costs less than a journal."""
+_GROUP, _GROUP_BYTES = 250, 32 << 20  # most files and bytes that are synced together
 
 LockBlob = Callable[[Digest, str], AbstractContextManager[object]]
-"""Takes a blob's lock; the text says for what."""
+"""Acquires a blob's lock; the text is what for, as its holder note shows it."""
 
 
 class Ingest:
-    """Makes blobs. *lock* is taken where a blob's partial is written and the caller does not hold it."""
+    """The writer of a store's blobs. *lock* is for methods that acquire a blob's lock themselves. Safe for threads."""
 
     def __init__(self, layout: Layout, blobs: Blobs, lock: LockBlob) -> None:
         self._layout, self._blobs, self._lock = layout, blobs, lock
 
     # ---- the digest is known
 
-    def open(self, digest: Digest, size: int) -> Partial:
-        """A blob's partial, with what an earlier run left of it. Hold the blob's lock. Raises OSError."""
-        return Partial(self._layout, digest, size)
+    def open(self, digest: Digest, size: int, *, chunking: Chunking | None = DEFAULT) -> Partial:
+        """The partial of a blob, with the pieces that an earlier run left. Hold the blob's lock. Raises OSError.
+
+        A partial of another *chunking* is replaced by an empty one; None takes what is there, or ``DEFAULT``.
+        """
+        return Partial(self._layout, digest, size, chunking)
 
     def commit(self, partial: Partial, *, replace: bool = False) -> None:
-        """Make a partial a blob, if and only if its sha256 is its name. Durable on return.
+        """Make a partial a blob, if its sha256 is its name. Durable on return. Hold the blob's lock, and join every writer.
 
-        A blob that is there and intact is kept, unless *replace* is set; a damaged one, or with *replace* any, is moved to
-        quarantine first. On ChecksumError the partial is left as it is, for the caller to judge its pieces. Once it is
-        marked, any OSError discards it: what could not be synced is never trusted again.
+        An intact blob of that name is kept, unless *replace* is set; a damaged one, or with *replace* any, is moved to
+        quarantine first. Raises ChecksumError, which leaves the partial as it is, for the caller to judge its pieces;
+        LockTimeoutError, OSError, which discard it: what could not be synced is never trusted again.
         """
         for error in self.commit_all([partial], replace=[partial.digest] if replace else ()).values():
             raise error
 
     def commit_all(self, partials: Sequence[Partial], *, replace: Container[Digest] = ()) -> dict[Digest, Exception]:
-        """Commit several partials, which are synced together; *replace* names those to be replaced. The errors of those
-        that failed; the others are durable on return."""
+        """Commit several partials with the syncs of one. Errors by digest of those that failed; the others are durable.
+
+        *replace*: digests whose blobs are replaced even if intact. Otherwise as ``commit``.
+        """
         return Commit(self._layout, self._blobs, replace=replace).run(partials)
 
     def copy(self, source_fd: int, digest: Digest, size: int) -> None:
-        """Commit a copy of an open file that is believed to be this blob. Hold the blob's lock.
+        """Commit a copy of an open file that should be this blob. Hold the blob's lock. Durable on return.
 
-        Raises ChecksumError if it is not (what an earlier run had fetched stays), OSError.
+        Only pieces that the partial lacks are read. Raises ChecksumError if the file is another (pieces of earlier runs
+        are kept), OSError.
         """
-        partial = self.open(digest, size)
+        partial = self.open(digest, size, chunking=None)
         copied = list(partial.table.missing())
         try:
-            buffer = aligned_buffer(min(PIECE, size))
+            buffer = aligned_buffer(min(STEP, size))
             for index in copied:
-                start, stop = piece_range(index, size)
-                view = buffer[: stop - start]
-                if not read_fully(source_fd, view, start):
-                    raise ChecksumError(f"the file ended early while it was copied as {digest.short}…")
-                partial.write(start, view)
-                partial.finish(index, piece_hash(view))
+                _copy_piece(source_fd, partial, index, buffer)
             self.commit(partial)
         except ChecksumError:
             partial.invalidate(copied)
@@ -86,18 +89,21 @@ class Ingest:
             partial.close_or_discard()
 
     def add_bytes(self, data: bytes) -> Digest:
-        """Commit bytes in memory; their digest. Raises OSError, LockTimeoutError."""
+        """Commit bytes in memory and return their digest. Durable on return. Acquires the blob's lock.
+
+        Raises OSError, LockTimeoutError.
+        """
         digest = Digest.of(data)
         if not data:
             return digest
         with self._lock(digest, "adding"):
             if self._blobs.stat(digest, len(data)).state is not BlobState.INTACT:
-                partial = self.open(digest, len(data))
+                partial = self.open(digest, len(data), chunking=None)
                 try:
                     partial.write(0, data)
                     view = memoryview(data)
-                    for index in range(piece_count(len(data))):
-                        start, stop = piece_range(index, len(data))
+                    for index in range(len(partial.table.slots)):
+                        start, stop = partial.table.range(index)
                         partial.finish(index, piece_hash(view[start:stop]))
                     self.commit(partial)
                 finally:
@@ -107,13 +113,13 @@ class Ingest:
     # ---- the digest is known after the last byte
 
     def incoming(self, key: str = "") -> Incoming:
-        """A file for bytes that have no name yet. With the same *key* a later run finds what this one leaves."""
+        """A file for bytes of unknown digest. A later run with the same *key* resumes it; without a key it is temporary."""
         return Incoming(self._layout, key)
 
     def take(self, incoming: Incoming, table: PieceTable) -> None:
-        """Commit an incoming file without a copy; *table* was made by reading it. Hold the blob's lock.
+        """Commit an incoming file; one over 1 MiB is renamed, not copied. Hold the blob's lock. Durable on return.
 
-        Raises ChecksumError if it was changed since, OSError.
+        *table* is that of ``scrub.hash_file``. Raises ChecksumError if the file changed since, OSError.
         """
         digest, size = table.digest, table.size
         if not size or self._blobs.stat(digest, size).state is BlobState.INTACT:
@@ -128,17 +134,17 @@ class Ingest:
             file.write(table.encode())
         os.rename(incoming.path, path)
         incoming.done = True
-        partial = self.open(digest, size)
+        partial = self.open(digest, size, chunking=table.chunking)
         try:
             self.commit(partial)
         finally:
             partial.close_or_discard()
 
     def add_small(self, contents: Iterable[bytes]) -> Iterator[Digest]:
-        """Commit files of at most ``SMALL`` bytes; their digests in order, each durable when it is yielded.
+        """Commit files of at most ``SMALL`` bytes each. Yields their digests in order; a blob is durable when yielded.
 
-        Groups of some hundred are written, synced and published together. Nothing is left behind by a kill where the file
-        system has files without names. Raises OSError, LockTimeoutError: what was yielded before is kept.
+        They are synced in groups of up to 250. A kill leaves nothing behind if the file system has O_TMPFILE. Raises
+        OSError, LockTimeoutError; blobs that were yielded before stay.
         """
         group: list[tuple[Digest, bytes]] = []
         held = 0
@@ -158,12 +164,12 @@ class Ingest:
         }
         if fresh:
             damaged = self._publish(fresh)
-            for digest in damaged:  # rare: the way with a lock, a partial and a place in quarantine
+            for digest in damaged:  # rare, and needs a lock, a partial and the quarantine
                 self.add_bytes(fresh[digest])
         return [digest for digest, _ in group]
 
     def _publish(self, fresh: dict[Digest, bytes]) -> list[Digest]:
-        """Write, sync and link. The digests under whose names something else is found."""
+        """Write, sync and link new blobs. The digests whose names are taken by something that is not intact."""
         damaged: list[Digest] = []
         with ExitStack() as stack, Syncer(str(self._layout.blobs), len(fresh)) as syncer:
             files = {digest: stack.enter_context(_TempFile(self._layout)) for digest in fresh}
@@ -185,8 +191,21 @@ class Ingest:
         return damaged
 
 
+def _copy_piece(source_fd: int, partial: Partial, index: int, buffer: memoryview) -> None:
+    """Copy one piece through *buffer*. Raises ChecksumError where the source ends before it, OSError."""
+    hasher, (start, stop) = PieceHasher(), partial.table.range(index)
+    while start < stop:
+        view = buffer[: stop - start]
+        if not read_fully(source_fd, view, start):
+            raise ChecksumError(f"the file ended early while it was copied as {partial.digest.short}…")
+        partial.write(start, view)
+        hasher.update(view)
+        start += len(view)
+    partial.finish(index, hasher.digest())
+
+
 class _TempFile:
-    """A file in ``partial/`` that has no name where the file system offers that, so that a kill leaves nothing of it."""
+    """A temporary file in ``partial/``, without a name (O_TMPFILE) where possible, so that a kill leaves nothing behind."""
 
     def __init__(self, layout: Layout) -> None:
         self._folder = str(layout.partials)
@@ -202,7 +221,7 @@ class _TempFile:
         return self
 
     def link(self, target: str) -> None:
-        """Give it a name. Raises FileExistsError, OSError."""
+        """Link it as *target*. Raises FileExistsError, OSError."""
         if self._path:
             os.link(self._path, target, follow_symlinks=False)
         else:
@@ -216,7 +235,10 @@ class _TempFile:
 
 
 class Incoming:
-    """A file for bytes whose digest is not known yet, locked while it is open. With a key it survives for a later run."""
+    """A file for bytes whose digest is not known yet; a context manager, which holds a lock on the file.
+
+    With a key the file stays for a later run unless ``done`` is set; its ``path`` and ``fd`` are valid inside the block.
+    """
 
     def __init__(self, layout: Layout, key: str) -> None:
         self._folder, self._resumes = layout.partials, bool(key)
@@ -226,7 +248,7 @@ class Incoming:
 
     def __enter__(self) -> Incoming:
         self.fd = self._open()
-        if not locks.try_lock(self.fd, shared=False):  # another process reads the same: done twice, never wrongly
+        if not locks.try_lock(self.fd, shared=False):  # another process reads the same source: the work is done twice
             os.close(self.fd)
             self._resumes, self.path = False, f"{self._folder}/incoming-{secrets.token_hex(16)}"
             self.fd = self._open()
@@ -238,13 +260,13 @@ class Incoming:
 
     @property
     def held(self) -> int:
-        """Bytes that are there, of an earlier run too."""
+        """Bytes in the file, those of an earlier run included."""
         return os.fstat(self.fd).st_size
 
     def __exit__(self, *error: object) -> None:
         if self.done or not self._resumes or not self.held:
             with suppress(FileNotFoundError):
-                # It may be a blob by now, and its name another file's.
+                # The inode may be a blob by now, and the path another file.
                 if os.path.samestat(os.lstat(self.path), os.fstat(self.fd)):
                     os.unlink(self.path)
         os.close(self.fd)

@@ -1,16 +1,16 @@
-"""The layout of a store on disk, and the file that says which format it has.
+"""The layout of a store on disk, and its format file.
 
     ROOT/
       modelstow.json                       format, features, epoch, shared
       blobs/sha256/ab/<64 hex>             committed blobs (0444, mtime computed from the digest)
       blobs/sha256/ab/<64 hex>.pieces      piece table of a blob over 1 MiB
       models/<name>@<version>/<variant>/   trees
-      pins/                                what the user wants kept
-      partial/<64 hex>[.pieces]            unfinished blobs and their journals
-      quarantine/  trash/                  damaged and displaced files / trees that were just removed
-      state/                               inventories, used, leases, locks, suspects, epoch, and what callers keep there
+      pins/                                roots that the user set
+      partial/<64 hex>[.pieces]            partials and their journals
+      quarantine/  trash/                  damaged and displaced files; removed trees
+      state/                               inventories, used, leases, locks, suspects, epoch, and folders of the caller
 
-Losing ``state/`` or ``partial/`` never loses a model; the epoch tells gc that it happened.
+Losing ``state/`` or ``partial/`` never loses a model; the epoch shows gc that it happened.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .errors import Cause, StoreFormatError
 
 FORMAT = 1
 TABLE_FROM = 1 << 20
-"""Blobs up to this many bytes have no piece table: sha256 is quick enough there."""
+"""Bytes up to which a blob has no piece table: reading it whole is quick enough. (One with a foreign stamp has.)"""
 
 _FOLDERS = ("models", "pins", "partial", "quarantine", "trash")
 _STATE = ("inventories", "leases", "locks", "suspects", "used")
@@ -37,9 +37,9 @@ _STATE = ("inventories", "leases", "locks", "suspects", "used")
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of one store. Pure: computes names, touches nothing.
+    """The paths of one store. Pure: computes names, reads and writes nothing.
 
-    Paths of blobs and their companion files are plain strings, since a hundred thousand of them are made in a row.
+    Paths of blobs and their tables are plain strings, because a hundred thousand of them are made in a row.
     """
 
     root: Path
@@ -79,7 +79,7 @@ class Layout:
         return f"{self.base}/partial/{digest.hex}"
 
     def journal(self, digest: Digest) -> str:
-        """The piece table of a partial."""
+        """The path of a partial's piece table."""
         return self.partial(digest) + ".pieces"
 
     @cached_property
@@ -95,7 +95,7 @@ class Layout:
         return self.root / "state"
 
     def state_dir(self, name: str) -> Path:
-        """A folder of the caller's own below ``state/``; ``BlobStore.make_state_dir`` makes it."""
+        """The path of a caller's folder below ``state/``; ``BlobStore.make_state_dir`` makes it."""
         return self.state / name
 
     @cached_property
@@ -121,7 +121,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreConfig:
-    """What modelstow.json says. ``incompat`` features forbid any use, ``ro_compat`` ones forbid writing (as in ext4)."""
+    """The content of modelstow.json. Unknown ``incompat`` features forbid use, ``ro_compat`` ones writing (as in ext4)."""
 
     format: int = FORMAT
     epoch: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -130,13 +130,14 @@ class StoreConfig:
     ro_compat: tuple[str, ...] = ()
 
     def text(self) -> str:
+        """The file's content."""
         features = {"incompat": list(self.incompat), "ro_compat": list(self.ro_compat)}
         document = {"format": self.format, "features": features, "epoch": self.epoch, "shared": self.shared}
         return json.dumps(document, indent=1) + "\n"
 
     @classmethod
     def parse(cls, text: str, *, where: Path) -> StoreConfig:
-        """Read modelstow.json. Raises StoreFormatError for anything this version does not understand."""
+        """The configuration in *text*. Raises StoreFormatError for anything that this version does not know."""
         try:
             document = json.loads(text)
             features = document.get("features", {})
@@ -149,12 +150,12 @@ class StoreConfig:
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreFormatError(
-                f"{where} is not a store's format file: {error}; it was left as it is", cause=Cause.NOT_A_STORE
+                f"{where} is not a store's format file ({error}); it was left unchanged", cause=Cause.NOT_A_STORE
             ) from error
         if config.format != FORMAT or config.incompat:
             known = f"format {config.format}, features {list(config.incompat)}"
             raise StoreFormatError(
-                f"{where} says {known}; this version knows format {FORMAT} and no features",
+                f"{where} has {known}; this version knows format {FORMAT} and no features",
                 cause=Cause.LATER_FORMAT,
                 found_version=config.format,
                 supported_versions=[FORMAT],
@@ -163,27 +164,28 @@ class StoreConfig:
 
     @property
     def folder_mode(self) -> int:
+        """Mode of the store's folders."""
         return 0o2775 if self.shared else 0o700
 
 
 def read_config(layout: Layout) -> StoreConfig | None:
-    """The store's format file, or None where no store is. Raises StoreFormatError, OSError."""
+    """The store's configuration; None if there is no store. Raises StoreFormatError, OSError."""
     try:
         text = layout.config.read_text("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except UnicodeDecodeError as error:
-        raise StoreFormatError(f"{layout.config} is not text; it was left as it is") from error
+        raise StoreFormatError(f"{layout.config} is not text; it was left unchanged") from error
     return StoreConfig.parse(text, where=layout.config)
 
 
 def make_folders(layout: Layout, config: StoreConfig) -> None:
-    """Create what is missing, with explicit modes whatever the umask; never changes a folder that is there.
+    """Make the folders that are missing, with modes that do not depend on the umask. Raises OSError.
 
-    All 256 fan-out folders are made at once and never removed, so that a sweep cannot take one from under a commit.
+    All 256 fan-out folders are made at once and never removed, so that no sweep removes one while a commit links into it.
     """
     mode = config.folder_mode
-    if not layout.root.is_dir():  # one that is there may be a mount point of any mode
+    if not layout.root.is_dir():  # an existing one may be a mount point of any mode
         make_folder(layout.root, mode, parents=True)
     for folder in (*(layout.root / name for name in _FOLDERS), layout.state, *(layout.state / n for n in _STATE)):
         make_folder(folder, mode)
@@ -195,7 +197,7 @@ def make_folders(layout: Layout, config: StoreConfig) -> None:
 
 
 def make_folder(path: Path, mode: int, *, parents: bool = False) -> None:
-    """Make a folder with exactly this mode; one that exists is left as it is. Raises OSError, also for another user's."""
+    """Make a folder with exactly this mode; an existing one is left unchanged. Raises OSError, also for another user's."""
     try:
         path.mkdir(parents=parents)
     except FileExistsError:
@@ -205,8 +207,8 @@ def make_folder(path: Path, mode: int, *, parents: bool = False) -> None:
 
 
 def _check_ownership(path: Path, mode: int) -> None:
-    """A private store's folders must be ours: their owner, or whoever may write to them, could put anything there."""
+    """Check that a private store's folder belongs to this user or root: any other writer could put anything there."""
     found = os.lstat(path)
-    me = os.geteuid()
-    if mode == 0o700 and me != 0 and (found.st_uid not in (me, 0) or found.st_mode & stat.S_IWOTH):
+    euid = os.geteuid()
+    if mode == 0o700 and euid != 0 and (found.st_uid not in (euid, 0) or found.st_mode & stat.S_IWOTH):
         raise PermissionError(errno.EPERM, "belongs to another user, or every user may write to it", str(path))

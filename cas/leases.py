@@ -1,9 +1,9 @@
-"""Leases: work in flight, or a program that uses a tree, keeps its blobs from being swept.
+"""Leases: temporary roots, which keep the blobs of work in progress, or of a program that uses a tree.
 
-A lease names every digest before the first of them is relied on. It is made under the store's shared lock, so that no
-sweep runs between looking and being seen. Its held lock proves that its holder lives; elsewhere (another host, another
-boot) its mtime does, which a holder renews. Work that ended badly leaves its lease behind, without a lock: it keeps its
-blobs for another week, because an interrupted fetch of 400 GB is not garbage that night.
+A lease lists every digest before the first of them is relied on. It is made under the store's shared lock, so that no sweep
+runs between its holder's first stat and its appearance. A lease is active while its lock is held, and for a week after its
+mtime, which the holder renews: where its lock cannot be seen (another host) that is the sign of life, and an interrupted
+fetch of 400 GB is not garbage the same night.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Thread
-from threading import Lock as Mutex
 
 from . import locks
 from .cancellation import CancellationToken
@@ -27,14 +27,15 @@ from .errors import Cause, StoreStateError
 from .store import BlobStore
 
 UNFINISHED_S = 7 * 86_400
-"""How long unfinished work keeps its blobs after its process died."""
+"""Time that unfinished work keeps its blobs after its process died."""
 HEARTBEAT_S = 600.0
+"""Time between two renewals of a lease's mtime."""
 _SUFFIX = ".lease"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRecord:
-    """What a lease file says."""
+    """The content of a lease file."""
 
     doing: str
     digests: frozenset[Digest]
@@ -42,11 +43,11 @@ class LeaseRecord:
 
 
 class Lease:
-    """A held lease. ``finish`` removes it; ``close`` leaves it behind as unfinished work."""
+    """A held lease, with a thread that renews its mtime. ``finish`` removes it; ``close`` leaves unfinished work."""
 
     def __init__(self, store: BlobStore, record: LeaseRecord) -> None:
-        """Write and hold the lease; durable on return. Hold the store's shared lock. Raises OSError."""
-        self._store, self._record, self._mutex = store, record, Mutex()
+        """Write and hold a lease; durable on return. Hold the store's shared lock. Use ``take``. Raises OSError."""
+        self._store, self._record, self._mutex = store, record, threading.Lock()
         self._path, self._fd = self._create()
         self._ended = Event()
         Thread(target=self._beat, name="lease-heartbeat", daemon=True).start()
@@ -65,11 +66,11 @@ class Lease:
             os.close(old[1])
 
     def renew(self) -> bool:
-        """Make sure that the lease still stands (a process may have slept for a week); False if it had to be made anew.
+        """Ensure that the lease still exists: a suspended process may wake after a week. False if it had to be recreated.
 
-        Raises OSError, LockTimeoutError.
+        Then blobs may have been swept meanwhile. Any thread may call it. Raises OSError, LockTimeoutError.
         """
-        with self._mutex:  # every thread of a fetch renews before its commit
+        with self._mutex:  # each thread of a fetch renews before its commit
             try:
                 if os.path.samestat(os.stat(self._path), os.fstat(self._fd)):
                     return True
@@ -82,12 +83,12 @@ class Lease:
             return False
 
     def finish(self) -> None:
-        """The work is done: what it needed is kept by roots now."""
+        """Remove the lease: other roots keep the digests now. Not synced. Raises OSError."""
         self._path.unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:
-        """Let go, leaving the file behind as the root of unfinished work."""
+        """Release the lease; its file stays as the root of unfinished work."""
         self._ended.set()
         if self._fd >= 0:
             os.close(self._fd)
@@ -95,40 +96,42 @@ class Lease:
 
     def _create(self) -> tuple[Path, int]:
         while True:
-            with suppress(FileNotFoundError):  # taken for the leftover of a dead writer, before it was locked
+            with suppress(FileNotFoundError):  # removed as a dead writer's, before it was locked
                 return self._write()
 
     def _write(self) -> tuple[Path, int]:
         folder = self._store.layout.leases
         path = folder / f"{secrets.token_hex(8)}{_SUFFIX}"
-        beside = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
-        held = locks.acquire(beside, doing=self._record.doing, mode=self._store.lock_mode)
+        temp = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
+        held = locks.acquire(temp, doing=self._record.doing, mode=self._store.lock_mode)
         try:
             held.write_note(
                 digests=[digest.hex for digest in sorted(self._record.digests)],
                 reserved={digest.hex: size for digest, size in self._record.reserved.items()},
             )
             os.fsync(held.fd)
-            os.rename(beside, path)
+            os.rename(temp, path)
             fsync_folder(folder)
             return path, os.dup(held.fd)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            temp.unlink(missing_ok=True)
             raise
         finally:
             held.close()
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
-            with suppress(OSError):  # it may be gone for now; the next commit renews it
+            with suppress(OSError):  # it may be unreachable now; the next commit renews it
                 os.utime(self._path)
 
 
 def shared_store_lock(
     store: BlobStore, *, doing: str, timeout_s: float | None = None, token: CancellationToken | None = None
 ) -> locks.Lock:
-    """The store's lock for those who add, held for moments. They pass a gate that a waiting sweep holds, so that it
-    is not starved by a stream of them."""
+    """The store's lock for adding a lease; hold it for moments. Raises LockTimeoutError, Cancelled, OSError.
+
+    It is acquired through a gate that a waiting exclusive holder keeps closed, so that shared ones do not starve it.
+    """
     with store.lock("gate", doing=doing, shared=True, timeout_s=timeout_s, token=token):
         return store.lock("store", doing=doing, shared=True, timeout_s=timeout_s, token=token)
 
@@ -136,14 +139,14 @@ def shared_store_lock(
 def exclusive_store_lock(
     store: BlobStore, *, doing: str, timeout_s: float | None = None, token: CancellationToken | None = None
 ) -> locks.Lock:
-    """The store's lock for those who delete."""
+    """The store's lock for deleting. Raises LockTimeoutError, Cancelled, OSError."""
     with store.lock("gate", doing=doing, timeout_s=timeout_s, token=token):
         return store.lock("store", doing=doing, timeout_s=timeout_s, token=token)
 
 
 def take(store: BlobStore, *, doing: str, digests: Iterable[Digest], reserved: Mapping[Digest, int] | None = None,
          timeout_s: float | None = None, token: CancellationToken | None = None) -> Lease:  # fmt: skip
-    """Lease *digests*. *reserved* are the sizes of blobs that the holder is going to fetch.
+    """A new lease on *digests*; durable on return. *reserved* is the bytes of blobs that its holder is going to fetch.
 
     Raises LockTimeoutError, Cancelled, OSError.
     """
@@ -153,9 +156,9 @@ def take(store: BlobStore, *, doing: str, digests: Iterable[Digest], reserved: M
 
 
 def active(store: BlobStore, *, remove_expired: bool = False, held: bool = True) -> list[tuple[Path, LeaseRecord, bool]]:
-    """Every lease that counts, and whether its holder lives; without *held* only those whose holder does not.
+    """Active leases: path, content, and whether the lock is held; without *held* only those whose lock is not.
 
-    Raises StoreStateError for one that cannot be read.
+    *remove_expired* deletes the others. Raises StoreStateError for a lease that cannot be read, OSError.
     """
     folder = store.layout.leases
     try:
@@ -181,9 +184,9 @@ def active(store: BlobStore, *, remove_expired: bool = False, held: bool = True)
 
 
 def drop_superseded(store: BlobStore, digests: frozenset[Digest]) -> None:
-    """Remove leases of dead work all of whose blobs the caller has just brought home.
+    """Remove leases of dead processes whose digests are all in *digests*, which the caller has just fetched.
 
-    One that cannot be read stops gc, not those who fetch.
+    An unreadable lease stops garbage collection, not a fetch. Raises OSError.
     """
     with suppress(StoreStateError):
         for path, record, _ in active(store, held=False):
@@ -193,7 +196,7 @@ def drop_superseded(store: BlobStore, digests: frozenset[Digest]) -> None:
 
 def _age(path: Path) -> float:
     try:
-        return max(0.0, time.time() - path.stat().st_mtime)  # a clock that was set back makes things young, never old
+        return max(0.0, time.time() - path.stat().st_mtime)  # after a clock was set back, files are young, never old
     except FileNotFoundError:
         return 0.0
 

@@ -1,8 +1,8 @@
-"""Locks between threads, processes and, where the file system is honest, hosts.
+"""Advisory file locks between threads, processes and, if the file system supports it, hosts.
 
-Order: tree before blob before store; never wait against it. Each lock is a file that is never unlinked; after locking,
-inode and path are compared, because somebody may have replaced it. A lock is a courtesy that saves work: nothing that
-this package publishes becomes wrong where locks lie (Lustre, some NFS), it is only done twice.
+Order: tree before blob before store; never wait against it. A lock file is never unlinked, and after locking its inode is
+compared with the path, because another process may have replaced it. Locks only save work: where file locks are unreliable
+(Lustre, some NFS) work is done twice, but nothing that this package publishes becomes wrong.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from types import TracebackType
 from .cancellation import CancellationToken
 from .errors import FULL, Cancelled, Cause, LockTimeoutError
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.1
-_TELL_S = 0.05  # how often progress is told
+_MIN_PAUSE_S, _MAX_PAUSE_S = 0.005, 0.1
+_PROGRESS_S = 0.05  # least time between two records of progress
 
 
 @functools.cache
 def boot_id() -> str:
-    """Another each time this machine starts; empty where the system does not say."""
+    """Identifier of this boot of the machine; empty if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
         return ""
 
 
-def _started(pid: int) -> str:
-    """When a process started, in clock ticks since boot; empty where it is gone or the system does not say."""
+def _start_ticks(pid: int) -> str:
+    """Start time of a process, in clock ticks since boot; empty if it is gone or the system has no /proc."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # The second field is the command in brackets and may itself hold spaces and brackets.
+            # The second field is the command in parentheses, and may itself contain spaces and parentheses.
             return file.read().rpartition(b") ")[2].split()[19].decode("ascii")
     except (OSError, IndexError):
         return ""
 
 
-def _answers(pid: int) -> bool:
-    """Whether some process has this number."""
+def _pid_exists(pid: int) -> bool:
+    """Whether any process has this number."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -54,29 +54,32 @@ def _answers(pid: int) -> bool:
     return pid > 0
 
 
-_own_start = functools.cache(_started)  # of this process, and of one that was forked from it
+_cached_start_ticks = functools.cache(_start_ticks)  # for this process; a forked child has another pid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Who holds a lock or a lease. A pid alone proves nothing: pids are used again, hosts differ."""
+    """The process that holds a lock or a lease. Its pid alone does not identify it: pids are reused, hosts differ."""
 
     pid: int
     host: str
-    boot: str
-    started: str
-    since: int  # seconds since 1970, for people
-    doing: str
+    boot: str  # boot_id
+    started: str  # clock ticks since boot
+    since: int  # seconds since 1970, for display
+    doing: str  # what for, for display
 
     @classmethod
     def me(cls, doing: str) -> Holder:
+        """This process, from now on."""
         pid = os.getpid()
         host = os.uname().nodename
-        return cls(pid=pid, host=host, boot=boot_id(), started=_own_start(pid), since=int(time.time()), doing=doing)
+        return cls(
+            pid=pid, host=host, boot=boot_id(), started=_cached_start_ticks(pid), since=int(time.time()), doing=doing
+        )
 
     @classmethod
     def parse(cls, value: object) -> Holder | None:
-        """From JSON data; None where it is not a holder (an empty or torn file)."""
+        """The holder in JSON data; None if there is none (an empty or torn file)."""
         if not isinstance(value, dict):
             return None
         try:
@@ -92,52 +95,56 @@ class Holder:
             return None
 
     def to_json(self) -> dict[str, object]:
-        """What ``parse`` reads."""
+        """JSON data for ``parse``."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     @property
     def mine(self) -> bool:
-        """Whether it is this very process."""
+        """Whether it is this process."""
         return self.pid == os.getpid() and self.alive
 
     @property
     def alive(self) -> bool:
-        """Whether this very process runs on this host, as far as can be told without its lock."""
+        """Whether this process still runs on this host, as far as can be seen without its lock."""
         if self.host != os.uname().nodename or self.boot != boot_id():
             return False
-        if not _own_start(os.getpid()):  # a system without /proc
-            return _answers(self.pid)
-        return bool(self.started) and _started(self.pid) == self.started
+        if not _cached_start_ticks(os.getpid()):  # a system without /proc
+            return _pid_exists(self.pid)
+        return bool(self.started) and _start_ticks(self.pid) == self.started
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} ({self.doing})"
 
 
 class Lock:
-    """A held lock; close it to let go. Its file tells others who holds it and, by its mtime, that work goes on."""
+    """A held lock; a context manager. Close it to release.
+
+    Its file names the holder, if the lock is exclusive, and its mtime is the holder's last progress.
+    """
 
     def __init__(self, path: Path, fd: int, note: dict[str, object]) -> None:
         self.path, self.fd, self.note = path, fd, note
-        self._told = 0.0
+        self._reported_at = 0.0
 
     def progress(self) -> None:
-        """Tell those who wait that this lock's holder is getting on; may be called for every byte."""
+        """Record progress, which extends the time that others wait. Cheap enough for every buffer. Raises OSError."""
         now = time.monotonic()
-        if now - self._told >= _TELL_S:
-            self._told = now
+        if now - self._reported_at >= _PROGRESS_S:
+            self._reported_at = now
             os.utime(self.fd)
 
     def write_note(self, **fields: object) -> None:
-        """Leave *fields* in the lock file for whoever takes or waits for it next."""
+        """Write *fields* into the lock file, for processes that wait for it or take it next. Not synced. Raises OSError."""
         self.note.update(fields)
-        # In one write, over all that stood there: who reads without the lock finds the old note or the new.
+        # One write over the whole old note: a reader without the lock sees the old note or the new.
         os.pwrite(self.fd, json.dumps(self.note).encode().ljust(os.fstat(self.fd).st_size), 0)
 
     def is_current(self) -> bool:
-        """Whether the path still names the locked file; if not, another holder may exist."""
-        return _stands_at(os.fstat(self.fd), self.path)
+        """Whether the path still names the locked file; if not, there may be another holder. Raises OSError."""
+        return _is_at(os.fstat(self.fd), self.path)
 
     def close(self) -> None:
+        """Release the lock; may be called again."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -159,37 +166,37 @@ def acquire(
     mode: int = 0o600,
     on_wait: Callable[[Holder | None], None] | None = None,
 ) -> Lock:
-    """Take the lock whose file is *path*, exclusive unless *shared*.
+    """Acquire the lock whose file is *path*, exclusive unless *shared*.
 
-    Tries without blocking, in short steps, until *timeout_s* seconds after the holder's last sign of progress
-    (0: one try). *on_wait* is told once whose work is waited for, None where nobody can tell.
-    Raises LockTimeoutError naming the holder, Cancelled when *token* is cancelled meanwhile, OSError.
+    Tries without blocking, in short steps, until *timeout_s* seconds after the holder's last progress (0: one attempt).
+    *on_wait* is called at most once, with the holder that is waited for, or None if it is unknown.
+    Raises LockTimeoutError with the holder, Cancelled if *token* is cancelled meanwhile, OSError.
     """
     waited_from = time.monotonic()
     seen_progress: int | None = None
-    pause = _FIRST_PAUSE_S
+    pause = _MIN_PAUSE_S
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         try:
             found = os.fstat(fd)
             if stat.S_IMODE(found.st_mode) != mode and found.st_uid == os.geteuid():  # whatever the umask
                 os.fchmod(fd, mode)
-            if try_lock(fd, shared=shared) and _stands_at(found, path):
+            if try_lock(fd, shared=shared) and _is_at(found, path):
                 lock = Lock(path, fd, _read_note(fd))
                 if not shared:
-                    _sign(lock, doing)
+                    _write_holder(lock, doing)
                 return lock
             progress = os.fstat(fd).st_mtime_ns
             holder = Holder.parse(_read_note(fd).get("holder"))
             if holder is not None and holder.host == os.uname().nodename and not holder.alive:
-                holder = None  # the note of one who is gone: shared holders leave none
+                holder = None  # the note of a holder that is gone: shared ones write none
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)
         if progress != seen_progress:
             seen_progress, waited_from = progress, time.monotonic()
-        if on_wait is not None and pause > _FIRST_PAUSE_S:  # by now, who had just taken it has left its name
+        if on_wait is not None and pause > _MIN_PAUSE_S:  # by now, a new holder has written its note
             on_wait(holder)
             on_wait = None
         if time.monotonic() - waited_from >= timeout_s:
@@ -203,11 +210,11 @@ def acquire(
             raise Cancelled(f"{doing}: cancelled while waiting for {path.name}")
         if token is None:
             time.sleep(pause)
-        pause = min(pause * 2, _LONGEST_PAUSE_S)
+        pause = min(pause * 2, _MAX_PAUSE_S)
 
 
-def _sign(lock: Lock, doing: str) -> None:
-    """Tell others who holds it; on a full disk they are told nothing, since what is locked may be there to make room."""
+def _write_holder(lock: Lock, doing: str) -> None:
+    """Name this process in the lock file. Not on a full disk: the lock may be needed to free space."""
     try:
         lock.write_note(holder=Holder.me(doing).to_json())
     except OSError as error:
@@ -216,7 +223,7 @@ def _sign(lock: Lock, doing: str) -> None:
 
 
 def peek(path: Path) -> dict[str, object]:
-    """The note in a lock file, without taking it; empty where there is none."""
+    """The note in a lock file, read without the lock; empty if there is none."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -228,9 +235,9 @@ def peek(path: Path) -> dict[str, object]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody holds the lock of *path* exclusively just now. Raises OSError where that cannot be asked."""
+    """Whether any process holds the lock of *path* exclusively. Raises OSError if that cannot be tested."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)  # a shared lock needs no more, nor a writable disk
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)  # enough for a shared lock, also on a read-only disk
     except FileNotFoundError:
         return False
     try:
@@ -240,8 +247,8 @@ def is_held(path: Path) -> bool:
 
 
 def try_lock(fd: int, *, shared: bool) -> bool:
-    """Lock an open file without waiting; False if another holds it. Raises OSError."""
-    import portalocker  # loaded with the first lock: it costs 60 ms, and a command without work takes none
+    """Lock an open file without waiting; False if another process holds it. Raises OSError."""
+    import portalocker  # 60 ms that a command without locks does not pay
 
     kind = portalocker.LockFlags.SHARED if shared else portalocker.LockFlags.EXCLUSIVE
     try:
@@ -253,7 +260,7 @@ def try_lock(fd: int, *, shared: bool) -> bool:
     return True
 
 
-def _stands_at(file: os.stat_result, path: Path) -> bool:
+def _is_at(file: os.stat_result, path: Path) -> bool:
     try:
         there = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:

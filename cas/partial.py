@@ -1,4 +1,4 @@
-"""An unfinished blob: a sparse file and the journal of its finished pieces. Survives kill -9, belongs to the digest."""
+"""Partials: unfinished blobs, each a sparse file and the journal of its finished pieces. They survive kill -9."""
 
 from __future__ import annotations
 
@@ -6,41 +6,42 @@ import errno
 import hashlib
 import os
 import secrets
+import threading
 from pathlib import Path
-from threading import Lock as Mutex
 
 from . import syscalls
 from .buffers import STEP, aligned_buffer
+from .chunking import DEFAULT, Chunking
 from .digest import Digest
 from .durable import write_all
 from .layout import TABLE_FROM, Layout
-from .pieces import PIECE, PieceTable, Slot, TableState, open_regular, piece_hash, piece_range, read_table
+from .pieces import PieceTable, Slot, TableState, hash_piece_of, open_regular, read_table
 
 
 class Partial:
-    """The bytes of one blob while they arrive. Open it only under the blob's lock.
+    """An unfinished blob. Hold the blob's lock while it is open.
 
-    Any number of threads may ``write`` and ``finish`` different pieces; one at a time may ``hash_to``. A piece is on
-    record when ``finish`` returns: after a kill it is found again if its bytes still hash to its slot. Nothing is
-    durable before ``BlobStore.commit``.
+    ``write`` and ``finish`` may be called from several threads for different pieces, ``hash_to`` from one at a time. A
+    piece is recorded when ``finish`` returns: after a kill it is kept if its bytes still hash to its slot. Nothing is
+    durable before ``Ingest.commit``.
     """
 
-    def __init__(self, layout: Layout, digest: Digest, size: int) -> None:
-        """Adopt what an earlier run left, as far as it proves good, or begin anew. Raises OSError."""
+    def __init__(self, layout: Layout, digest: Digest, size: int, chunking: Chunking | None = DEFAULT) -> None:
+        """Resume the partial of an earlier run with the pieces that are still right, or start an empty one.
+
+        One of another *chunking* is not resumed; None resumes any, and starts with ``DEFAULT``. Raises OSError.
+        """
         self.digest, self.size = digest, size
         self.path = layout.partial(digest)
         self.table_path = layout.journal(digest)
         self._quarantine = layout.quarantine
         self._journaled = size > TABLE_FROM
-        self._mutex = Mutex()
+        self._mutex = threading.Lock()
         self._hasher, self._hashed = hashlib.sha256(), 0
         self._buffer: memoryview | None = None
-        adopted = self._adopt() if self._journaled else None
+        resumed = self._resume(chunking) if self._journaled else None
         self._table_fd = -1
-        if adopted is None:
-            self._begin()
-        else:
-            self.fd, self.table = adopted
+        self.fd, self.table = resumed or self._start(chunking or DEFAULT)
         try:
             os.ftruncate(self.fd, size)
             if self._journaled:
@@ -50,13 +51,18 @@ class Partial:
             raise
 
     @property
+    def chunking(self) -> Chunking:
+        """The division into the pieces that ``finish`` and ``invalidate`` name."""
+        return self.table.chunking
+
+    @property
     def held_bytes(self) -> int:
         """Bytes in finished pieces."""
         return self.table.held_bytes
 
     @property
     def owns_path(self) -> bool:
-        """Whether its name still is this file's: where locks lie, another may have begun anew."""
+        """Whether its path still names its file: where file locks are unreliable, another process may have replaced it."""
         try:
             return os.path.samestat(os.lstat(self.path), os.fstat(self.fd))
         except FileNotFoundError:
@@ -64,24 +70,24 @@ class Partial:
 
     @property
     def hashed_to(self) -> int:
-        """How many bytes from the start the sha256 covers."""
+        """Bytes from the start that the sha256 covers."""
         return self._hashed
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Put bytes at *offset*. Raises OSError (ENOSPC, EIO, …)."""
+        """Write bytes at *offset*. Not synced. Raises OSError (ENOSPC, EIO, …)."""
         write_all(self.fd, data, offset)
 
     def finish(self, index: int, hash_: bytes, source: int = 0) -> None:
-        """Put a piece on record after all its bytes were written. *hash_* is their xxh3-128."""
+        """Record a piece, all of whose bytes were written. *hash_* is their xxh3-128. Raises OSError."""
         with self._mutex:
             self.table.slots[index] = Slot(hash_, source)
             if self._journaled:
                 self.table.write_slot(self._table_fd, index)
-        start, stop = piece_range(index, self.size)
+        start, stop = self.table.range(index)
         syscalls.start_writeback(self.fd, start, stop - start)
 
     def invalidate(self, indexes: list[int]) -> None:
-        """Strike pieces off the record; they are to be fetched again, and the proof starts anew."""
+        """Remove pieces from the record, to be fetched again; the sha256 restarts at 0. Raises OSError."""
         with self._mutex:
             for index in indexes:
                 self.table.slots[index] = None
@@ -90,44 +96,44 @@ class Partial:
             self._hasher, self._hashed = hashlib.sha256(), 0
 
     def contiguous_end(self) -> int:
-        """Bytes from the start that stand in finished pieces without a gap."""
-        for index in range(self._hashed // PIECE, len(self.table.slots)):
+        """End of the finished pieces that follow each other from the start, in bytes."""
+        for index in range(self.chunking.index_at(self._hashed), len(self.table.slots)):
             if self.table.slots[index] is None:
-                return index * PIECE
+                return self.table.range(index)[0]
         return self.size
 
     def hash_to(self, stop: int) -> None:
-        """Extend the sha256 to *stop*, from the file itself. Raises OSError, also where somebody cut the file."""
+        """Extend the sha256 to *stop*, reading from the file. Raises OSError, also if another process truncated it."""
         if self._buffer is None:
             self._buffer = aligned_buffer(min(STEP, self.size))
         buffer = self._buffer
         while self._hashed < stop:
             count = os.preadv(self.fd, [buffer[: stop - self._hashed]], self._hashed)
             if count == 0:
-                raise OSError(errno.EIO, f"was cut at {self._hashed:,} bytes while it was being written", self.path)
+                raise OSError(errno.EIO, f"was truncated to {self._hashed:,} bytes while it was being written", self.path)
             self._hasher.update(buffer[:count])
             self._hashed += count
 
     def actual_digest(self) -> Digest:
-        """The digest of the bytes that are there. Every writer must have ended."""
+        """The digest of its bytes. Join every writer first. Raises OSError."""
         self.hash_to(self.size)
         return Digest.of_hex(self._hasher.hexdigest())
 
     def mark(self, state: TableState) -> None:
-        """Note in the journal how far this partial is."""
+        """Set the state in the journal. Not synced. Raises OSError."""
         self.table.state = state
         if self._journaled:
             self.table.write_header(self._table_fd)
 
     def close(self) -> None:
-        """Let go of the files; what is on record stays for the next run."""
+        """Close the files; what is recorded stays for the next run."""
         for fd in (self.fd, self._table_fd):
             if fd >= 0:
                 os.close(fd)
         self.fd = self._table_fd = -1
 
     def discard(self) -> None:
-        """Remove it from the disk, unless it is another's by now."""
+        """Remove it from the disk, unless its path names another process's file by now. Raises OSError."""
         owned = self.fd < 0 or self.owns_path or not os.path.lexists(self.path)
         self.close()
         for path in (self.path, self.table_path) if owned else ():
@@ -135,35 +141,36 @@ class Partial:
                 os.unlink(path)
 
     def close_or_discard(self) -> None:
-        """End a run: keep what can be resumed, remove the rest. Nothing is left to do after a commit or ``discard``."""
+        """Keep it for the next run if it can be resumed, else remove it. Does nothing after a commit or ``discard``."""
         if self.fd >= 0 and self._journaled and self.held_bytes:
             self.close()
         elif self.fd >= 0:
             self.discard()
 
-    def _begin(self) -> None:
+    def _start(self, chunking: Chunking) -> tuple[int, PieceTable]:
         for path in (self.path, self.table_path):
-            _clear(path, self._quarantine)
+            _free_path(path, self._quarantine)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self.fd = os.open(self.path, flags, 0o600)
-        self.table = PieceTable(self.digest, self.size)
+        return os.open(self.path, flags, 0o600), PieceTable(self.digest, self.size, chunking=chunking)
 
-    def _adopt(self) -> tuple[int, PieceTable] | None:
-        """Open an earlier run's files, or None. The name alone is worth nothing: anybody may have put a link, a pipe or a
-        file of his own there, and what failed to sync before may be lost under a size that is right."""
+    def _resume(self, chunking: Chunking | None) -> tuple[int, PieceTable] | None:
+        """The files of an earlier run, or None. Nothing is believed for its name: another user may have put a link, a
+        pipe or a file there, and after a failed fsync a file of the right size may have lost its content."""
         table = read_table(self.table_path, self.digest)
         if table is None or table.size != self.size or table.state is not TableState.UNFINISHED:
+            return None
+        if chunking not in (None, table.chunking):
             return None
         try:
             fd = open_regular(self.path, os.O_RDWR)
         except OSError:
             return None
         found = os.fstat(fd)
-        # With a second link this inode may already be a blob: opening it for writing would be fatal.
+        # With a second link this inode may already be a blob, which must never be written to.
         if found.st_nlink != 1 or found.st_uid != os.geteuid():
             os.close(fd)
             return None
-        _keep_what_hashes(fd, table)
+        _drop_wrong_slots(fd, table)
         return fd, table
 
     def _open_table(self) -> None:
@@ -171,8 +178,8 @@ class Partial:
         write_all(self._table_fd, self.table.encode(), 0)
 
 
-def _clear(path: str, quarantine: Path) -> None:
-    """Free a name of ours; a folder that somebody put there is not ours to delete."""
+def _free_path(path: str, quarantine: Path) -> None:
+    """Free a path in ``partial/``. A folder there was not made by this package: it is moved, not deleted."""
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -181,19 +188,17 @@ def _clear(path: str, quarantine: Path) -> None:
         os.rename(path, quarantine / f"{os.path.basename(path)}-{secrets.token_hex(4)}")
 
 
-def _keep_what_hashes(fd: int, table: PieceTable) -> None:
-    """Strike off every slot whose bytes on disk are not those that were written (a power cut loses pages, not sizes)."""
-    buffer = aligned_buffer(min(PIECE, table.size))
+def _drop_wrong_slots(fd: int, table: PieceTable) -> None:
+    """Drop each slot whose bytes on disk hash to something else: a power cut loses pages, not sizes."""
+    buffer = aligned_buffer(min(STEP, table.size))
     for index, slot in enumerate(table.slots):
         if slot is None:
             continue
-        start, stop = piece_range(index, table.size)
-        view = buffer[: stop - start]
         try:
-            holds = read_fully(fd, view, start) and piece_hash(view) == slot.hash
-        except OSError:  # a bad sector costs its piece; to write it anew may well heal it
-            holds = False
-        if not holds:
+            right = hash_piece_of(fd, *table.range(index), buffer) == slot.hash
+        except OSError:  # a bad sector costs its piece; writing the piece again may well heal it
+            right = False
+        if not right:
             table.slots[index] = None
 
 

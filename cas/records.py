@@ -1,8 +1,8 @@
-"""Records: the one format of the small files in which a store keeps what it knows of itself.
+"""Records: the one encoding, versioned and checksummed, of the small files that hold a store's state.
 
 A record is one line of JSON, an object with the keys ``kind`` and ``version`` and the fields of that kind, followed by a
-line that holds the xxh3-128 of the first in hex. From 1 MiB on it is a zstd frame of that JSON instead, whose own
-checksum serves. So a torn or altered file is told from a good one, and one of a later version from one that is known.
+line with the xxh3-128 of the first in hex. From 1 MiB on it is a zstd frame of that JSON instead, which has a checksum
+of its own. So readers recognise a torn or altered file, and one of a later version.
 
 Inventories, roots, pins, leases, corrupt-source records and the hash cache are records.
 """
@@ -22,15 +22,15 @@ from .durable import UNFINISHED
 from .errors import Cause, StoreStateError
 
 INVALID = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
-"""What reading a record, and the fields of one, may raise."""
+"""The errors of ``decode``, and of reading fields of the wrong shape."""
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _COMPRESS_FROM = 1 << 20  # below, loading the library takes longer than the bytes it saves take to write
-_MOST_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 
 
 def encode(kind: str, version: int, fields: Mapping[str, object]) -> bytes:
-    """The bytes of a record. Paths that are not Unicode survive (surrogate escapes)."""
+    """The bytes of a record. Keeps paths that are not Unicode (surrogate escapes)."""
     document = {"kind": kind, "version": version, **fields}
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
     if len(text) >= _COMPRESS_FROM:
@@ -42,16 +42,18 @@ def encode(kind: str, version: int, fields: Mapping[str, object]) -> bytes:
 
 
 def decode(raw: bytes, kind: str, *, version: int) -> dict[str, Any]:
-    """The fields of a record. Raises ValueError where it is torn, altered, of another kind or of another version.
+    """The fields of a record. Raises ValueError if it is torn, altered, or of another kind or version.
 
-    Records of 0.1 carry no version, and mostly no kind: they are read as version 1.
+    Records of modelstow 0.1 have no version, and most no kind: they are read as version 1.
     """
     fields = json.loads(_verified(raw))
     if not isinstance(fields, dict):
-        raise ValueError("it is no record")
+        raise ValueError("it is not a record")
     found_kind, found_version = fields.pop("kind", kind), fields.pop("version", 1)
     if found_kind != kind or found_version != version:
-        raise ValueError(f"it is a record of kind {found_kind!r}, version {found_version!r}, which is not known here")
+        raise ValueError(
+            f"it is a record of kind {found_kind!r}, version {found_version!r}, which this version does not know"
+        )
     return fields
 
 
@@ -69,7 +71,7 @@ def _decompressed(raw: bytes) -> bytes:
 
     try:
         size = zstandard.frame_content_size(raw)
-        if not 0 <= size <= _MOST_BYTES:  # the library believes what a frame declares, whatever cap it is given
+        if not 0 <= size <= _MAX_BYTES:  # the library trusts what a frame declares, whatever limit it is given
             raise ValueError(f"it declares {size:,} bytes")
         return zstandard.ZstdDecompressor().decompress(raw, allow_extra_data=False)
     except zstandard.ZstdError as error:
@@ -80,12 +82,12 @@ def _decompressed(raw: bytes) -> bytes:
 
 
 def join_hex(digests: Iterable[Digest]) -> str:
-    """Digests as one string, 64 hex digits each: the shortest form that JSON reads quickly."""
+    """Digests as one string, 64 hex digits each: short, and quick to read from JSON."""
     return "".join(digest.hex for digest in digests)
 
 
 def split_hex(hexes: str) -> list[Digest]:
-    """What ``join_hex`` made. Raises ValueError for a length that is no multiple of 64."""
+    """The digests in a string of ``join_hex``. Raises ValueError for a length that is not a multiple of 64."""
     if len(hexes) % 64:
         raise ValueError("its digests are cut off")
     return [Digest.of_hex(hexes[at : at + 64]) for at in range(0, len(hexes), 64)]
@@ -95,7 +97,7 @@ def split_hex(hexes: str) -> list[Digest]:
 
 
 def files_in(folder: Path) -> Iterator[tuple[Path, bytes]]:
-    """Each record file of a folder with its content, by name. Raises StoreStateError for one that cannot be read."""
+    """The record files of a folder with their content, sorted by name. Raises StoreStateError for an unreadable one."""
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -111,6 +113,6 @@ def files_in(folder: Path) -> Iterator[tuple[Path, bytes]]:
 
 
 def unreadable(path: Path, error: Exception) -> StoreStateError:
-    """The error for a root that cannot be decoded: garbage collection must not guess what it keeps."""
+    """The error for a root that cannot be decoded: what it keeps is unknown, so nothing may be deleted."""
     what = f"root {path} cannot be read ({error}), so nothing may be deleted"
     return StoreStateError(what, cause=Cause.ROOT_UNREADABLE)

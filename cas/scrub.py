@@ -1,4 +1,4 @@
-"""Re-reading bytes at rest: against the piece table (fast, all cores on one file) or against sha256 (full)."""
+"""Scrubbing: reading bytes at rest again, against the piece table (fast, all cores on one file) or the sha256 (full)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,31 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event, local
+from typing import TYPE_CHECKING
 
 from .buffers import STEP, aligned_buffer
+from .chunking import DEFAULT, Chunking
 from .digest import EMPTY, Digest
 from .durable import write_file
 from .layout import TABLE_FROM
-from .pieces import PieceTable, PieceTableBuilder, hash_piece_of, open_regular, piece_count, piece_range, proven_table
+from .pieces import PieceTable, PieceTableBuilder, TableState, hash_piece_of, open_regular, proven_table
 
-_RUN = 16  # pieces a thread takes at a time: 128 MiB, so that one file of any size keeps every core busy
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+_RUN_BYTES = 128 << 20  # taken by a thread at a time, so that one file of any size keeps every core busy
+_MAX_IN_FLIGHT = 64  # targets, so that a million files are not a million futures
+
+Buffer = Callable[[], memoryview]
+"""The calling thread's buffer."""
+OnBytes = Callable[[int], None]
+"""Called with each count of bytes read, from any of the pool's threads."""
 
 
 class Level(enum.StrEnum):
-    """How deep to look: by stat; against the piece table; against sha256."""
+    """Depth of a verification: stat; piece table; sha256."""
 
     QUICK = "quick"
     FAST = "fast"
@@ -29,24 +41,25 @@ class Level(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScrubTarget:
-    """A file that should hold a blob's bytes. ``table`` is where the blob's piece table would be."""
+    """A file that should hold a blob's bytes. ``table`` is the path of the blob's piece table, which may not exist."""
 
     path: str
     digest: Digest
     size: int  # bytes
     table: str
-    makes_table: bool = False  # a blob in the store without a table gets one from a pass whose sha256 matched
+    makes_table: bool = False  # write a missing table (blobs over 1 MiB) from a pass whose sha256 matched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScrubResult:
-    """What reading one file showed. ``bad_pieces`` is empty where the whole is wrong but no table tells which part."""
+    """Outcome for one file. ``bad_pieces``, of ``chunking``, are empty if the whole is wrong and no table locates it."""
 
     target_file: ScrubTarget
     intact: bool
     bad_pieces: tuple[int, ...] = ()
     bytes_read: int = 0
-    problem: str = ""
+    problem: str = ""  # why it could not be read
+    chunking: Chunking = DEFAULT
 
 
 def scrub(
@@ -54,19 +67,19 @@ def scrub(
     level: Level,
     *,
     threads: int | None = None,
-    on_bytes: Callable[[int], None] | None = None,
+    on_bytes: OnBytes | None = None,
 ) -> Iterator[ScrubResult]:
-    """Read the bytes of every target once and yield a result each, in order. Level FAST or FULL.
+    """Results of reading every target once, in order, at level FAST or FULL.
 
-    Where a fast look finds no table that can be believed, it becomes a full one. A file that cannot be read (EIO,
-    truncated) is not intact and the problem is told; nothing is raised for content.
+    FAST is FULL for a target without a proven table. A file that cannot be read (EIO, truncated, absent) is not intact,
+    with the reason in ``problem``; nothing is raised for content. *on_bytes* is called from several threads.
     """
     from concurrent.futures import ThreadPoolExecutor  # 4 ms that a command without reading does not pay
 
-    workers, buffers, ended = threads or os.cpu_count() or 1, local(), Event()
+    workers, buffers, cancelled = threads or os.cpu_count() or 1, local(), Event()
 
-    def heard(count: int) -> None:
-        if ended.is_set():
+    def count_bytes(count: int) -> None:
+        if cancelled.is_set():
             raise _Cancelled
         if on_bytes is not None:
             on_bytes(count)
@@ -79,90 +92,96 @@ def scrub(
 
     pool = ThreadPoolExecutor(workers)
     try:
-        waiting = []
-        for target_file in targets:
-            table = (
-                proven_table(target_file.table, target_file.digest, target_file.size)
-                if target_file.size > TABLE_FROM
-                else None
-            )
+        in_flight: list[tuple[ScrubTarget, list[Future[ScrubResult]]]] = []
+        for target in targets:
+            table = proven_table(target.table, target.digest, target.size) if target.size > TABLE_FROM else None
             if level is Level.FAST and table is not None:
-                starts = range(0, piece_count(target_file.size), _RUN)
-                runs = [pool.submit(_check_run, target_file, table, start, buffer, heard) for start in starts]
+                runs = [pool.submit(_check_pieces, target, table, run, buffer, count_bytes) for run in _runs(table)]
             else:
-                runs = [pool.submit(_check_whole, target_file, table, buffer, heard)]
-            waiting.append((target_file, runs))
-            # Keep a bounded number in flight, so that a million files are not a million futures.
-            while len(waiting) > 64:
-                done, futures = waiting.pop(0)
+                runs = [pool.submit(_check_whole, target, table, buffer, count_bytes)]
+            in_flight.append((target, runs))
+            while len(in_flight) > _MAX_IN_FLIGHT:
+                done, futures = in_flight.pop(0)
                 yield _join(done, [future.result() for future in futures])
-        for target_file, futures in waiting:
-            yield _join(target_file, [future.result() for future in futures])
-    except BaseException:  # an interrupt, or nobody asks for the rest: what is queued may be hundreds of gigabytes
-        ended.set()
+        for target, futures in in_flight:
+            yield _join(target, [future.result() for future in futures])
+    except BaseException:  # an interrupt, or the caller stopped iterating: what is queued may be hundreds of gigabytes
+        cancelled.set()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 class _Cancelled(Exception):
-    """The verification was given up."""
+    """The caller stopped the scrub; ends its threads."""
 
 
 def hash_file(fd: int, size: int) -> PieceTable:
-    """What an open file of *size* bytes is called: its digest and its pieces, read once. Raises OSError."""
-    hasher, maker, read = hashlib.sha256(), PieceTableBuilder(EMPTY, size), 0
+    """Table of an open file of *size* bytes, with the digest that one pass finds; its state is UNFINISHED.
+
+    Raises OSError, also for a file that is shorter.
+    """
+    hasher, builder, read = hashlib.sha256(), PieceTableBuilder(EMPTY, size), 0
     buffer = aligned_buffer(STEP)
     while read < size:
         count = os.preadv(fd, [buffer[: size - read]], read)
         if count == 0:
             raise OSError(errno.EIO, f"the file ended at {read:,} of {size:,} bytes while it was read")
         hasher.update(buffer[:count])
-        maker.update(buffer[:count])
+        builder.update(buffer[:count])
         read += count
-    return maker.build(Digest.of_hex(hasher.hexdigest()))
+    return builder.build(Digest.of_hex(hasher.hexdigest()))
 
 
-def _join(target_file: ScrubTarget, verdicts: list[ScrubResult]) -> ScrubResult:
-    if len(verdicts) == 1:
-        return verdicts[0]
+def prove(path: str, digest: Digest, size: int) -> PieceTable | None:
+    """Proven table of a file of *size* bytes from one pass; None if its sha256 is not *digest*. Raises OSError."""
+    fd = open_regular(path)
+    try:
+        table = hash_file(fd, size)
+    finally:
+        os.close(fd)
+    table.state = TableState.PROVEN
+    return table if table.digest == digest else None
+
+
+def _runs(table: PieceTable) -> list[range]:
+    """The pieces of a table in groups of about ``_RUN_BYTES``."""
+    count, step = len(table.slots), max(1, _RUN_BYTES // table.chunking.piece_bytes)
+    return [range(first, min(first + step, count)) for first in range(0, count, step)]
+
+
+def _join(target: ScrubTarget, results: list[ScrubResult]) -> ScrubResult:
+    if len(results) == 1:
+        return results[0]
     return ScrubResult(
-        target_file=target_file,
-        intact=all(v.intact for v in verdicts),
-        bad_pieces=tuple(piece for v in verdicts for piece in v.bad_pieces),
-        bytes_read=sum(v.bytes_read for v in verdicts),
-        problem=next((v.problem for v in verdicts if v.problem), ""),
+        target_file=target,
+        intact=all(result.intact for result in results),
+        bad_pieces=tuple(piece for result in results for piece in result.bad_pieces),
+        bytes_read=sum(result.bytes_read for result in results),
+        problem=next((result.problem for result in results if result.problem), ""),
+        chunking=results[0].chunking if results else DEFAULT,
     )
 
 
-def _open(target_file: ScrubTarget) -> int:
-    fd = open_regular(target_file.path)
-    if os.fstat(fd).st_size == target_file.size:
-        return fd
-    # One that is too long has every piece right and is wrong all the same; one that is too short fails by the piece.
-    if os.fstat(fd).st_size > target_file.size:
+def _open(target: ScrubTarget) -> int:
+    fd = open_regular(target.path)
+    # All pieces of a file that is too long are right, and it is wrong; one that is too short fails at a piece.
+    if os.fstat(fd).st_size > target.size:
         os.close(fd)
-        raise OSError(f"it is longer than {target_file.size:,} bytes")
+        raise OSError(f"it is longer than {target.size:,} bytes")
     return fd
 
 
-def _check_run(
-    target_file: ScrubTarget,
-    table: PieceTable,
-    first: int,
-    buffer: Callable[[], memoryview],
-    on_bytes: Callable[[int], None],
-) -> ScrubResult:
-    last = min(first + _RUN, len(table.slots))
-    try:
-        fd = _open(target_file)
-    except OSError as error:
-        pieces = tuple(range(first, last)) if isinstance(error, FileNotFoundError) else ()
-        return ScrubResult(target_file=target_file, intact=False, bad_pieces=pieces, problem=error.strerror or str(error))
+def _check_pieces(target: ScrubTarget, table: PieceTable, run: range, buffer: Buffer, on_bytes: OnBytes) -> ScrubResult:
     bad, read, problem = [], 0, ""
     try:
-        for index in range(first, last):
-            start, stop = piece_range(index, target_file.size)
+        fd = _open(target)
+    except OSError as error:
+        bad, problem = list(run) if isinstance(error, FileNotFoundError) else [], error.strerror or str(error)
+        return _result(target, table, intact=False, bad=bad, why=problem)
+    try:
+        for index in run:
+            start, stop = table.range(index)
             slot = table.slots[index]
             try:
                 found = hash_piece_of(fd, start, stop, buffer())
@@ -174,50 +193,56 @@ def _check_run(
             on_bytes(stop - start)
     finally:
         os.close(fd)
-    return ScrubResult(target_file=target_file, intact=not bad, bad_pieces=tuple(bad), bytes_read=read, problem=problem)
+    return _result(target, table, intact=not bad, bad=bad, read=read, why=problem)
 
 
-def _check_whole(
-    target_file: ScrubTarget, table: PieceTable | None, buffer: Callable[[], memoryview], on_bytes: Callable[[int], None]
-) -> ScrubResult:
-    """By sha256. Which pieces are bad is looked up in a second pass, only where the first one failed."""
+def _check_whole(target: ScrubTarget, table: PieceTable | None, buffer: Buffer, on_bytes: OnBytes) -> ScrubResult:
+    """By sha256. Only if that fails, a second pass finds the bad pieces."""
     try:
-        fd = _open(target_file)
+        fd = _open(target)
     except OSError as error:
-        return ScrubResult(target_file=target_file, intact=False, problem=error.strerror or str(error))
+        return _result(target, table, intact=False, why=error.strerror or str(error))
     hasher, read, problem = hashlib.sha256(), 0, ""
-    # In the same pass, or a bit that rots between the two would be certified for ever.
-    maker = PieceTableBuilder(target_file.digest, target_file.size) if table is None and target_file.makes_table else None
+    # In the same pass: a bit that rots between two passes would be certified for ever.
+    builder = PieceTableBuilder(target.digest, target.size) if table is None and target.makes_table else None
     try:
-        while read < target_file.size:
-            count = os.preadv(fd, [buffer()[: target_file.size - read]], read)
+        while read < target.size:
+            count = os.preadv(fd, [buffer()[: target.size - read]], read)
             if count == 0:
                 break
             hasher.update(buffer()[:count])
-            if maker is not None:
-                maker.update(buffer()[:count])
+            if builder is not None:
+                builder.update(buffer()[:count])
             read += count
             on_bytes(count)
-        intact = hasher.hexdigest() == target_file.digest.hex
-        if intact and maker is not None and target_file.size > TABLE_FROM:
-            _keep_table(target_file.table, maker.proven())
+        intact = hasher.hexdigest() == target.digest.hex
+        if intact and builder is not None and target.size > TABLE_FROM:
+            _write_table(target.table, builder.proven())
     except OSError as error:
         intact, problem = False, error.strerror or str(error)
     finally:
         os.close(fd)
-    bad: tuple[int, ...] = ()
+    bad: list[int] = []
     if not intact and table is not None:
-        starts = range(0, len(table.slots), _RUN)
-        runs = (
-            _check_run(target_file, table, first, buffer, lambda count: on_bytes(0)) for first in starts
-        )  # counted before
-        bad = tuple(piece for run in runs for piece in run.bad_pieces)
-    return ScrubResult(target_file=target_file, intact=intact, bad_pieces=bad, bytes_read=read, problem=problem)
+        for run in _runs(table):  # these bytes were counted in the first pass
+            bad += _check_pieces(target, table, run, buffer, lambda count: on_bytes(0)).bad_pieces
+    return _result(target, table, intact=intact, bad=bad, read=read, why=problem)
 
 
-def _keep_table(path: str, table: PieceTable) -> None:
-    from pathlib import Path
+def _result(
+    target: ScrubTarget, table: PieceTable | None, *, intact: bool, bad: Iterable[int] = (), read: int = 0, why: str = ""
+) -> ScrubResult:
+    return ScrubResult(
+        target_file=target,
+        intact=intact,
+        bad_pieces=tuple(bad),
+        bytes_read=read,
+        problem=why,
+        chunking=table.chunking if table is not None else DEFAULT,
+    )
 
+
+def _write_table(path: str, table: PieceTable) -> None:
     try:
         write_file(Path(path), table.encode())
     except OSError:

@@ -1,13 +1,17 @@
-"""The blob store. A blob's life:
+"""The blob store: one ROOT, its blobs, trees and locks. From bytes to a blob:
 
-1. Its lock is taken (per digest; others wait and find it done).
-2. A partial is opened: what an earlier run left there counts as far as it proves good.
-3. Pieces are written and put on record in any order; the sha256 follows the front.
-4. ``commit``: the sha256 of the whole must equal the name. The partial is marked, made read-only, given the mtime that
-   is computed from its digest, fsynced, linked under the blob's name, unlinked from its own; the folder is fsynced.
+1. *Lock.* The blob's lock is taken, one per digest; other processes wait for it and then find the blob.
+2. *Open.* ``ingest.open`` resumes the partial of an earlier run with the pieces whose bytes still hash to the journal, or
+   starts an empty one.
+3. *Write.* Pieces are written and recorded in any order, without an fsync; the sha256 follows their contiguous front.
+4. *Commit*, after every writer has ended, in the order that survives a power cut: the sha256 of the whole must equal the
+   name; the journal is marked as committing; the file gets mode 0444 and its digest mtime; it is fsynced; it is linked
+   under the blob's name and unlinked from the partial's; the folder is fsynced, and from then on the blob is durable; the
+   journal is marked as proven and renamed to the blob's table.
 
-A name under ``blobs/`` therefore always stands for bytes that were proven. A good blob is never overwritten; a damaged
-one is moved to ``quarantine/`` first. An fsync that failed is never repeated on that file: it is thrown away.
+A name in ``blobs/`` therefore always has bytes whose sha256 was verified. An intact blob is never overwritten; a damaged
+one is moved to ``quarantine/`` first. After a failed fsync the partial is deleted: a second fsync would succeed without
+having written what the first could not.
 """
 
 from __future__ import annotations
@@ -32,14 +36,18 @@ from .layout import Layout, StoreConfig
 from .pieces import TableState, read_table
 
 LOCK_TIMEOUT_S = 300.0
-_STRIPES_HEX = 3  # 4096 lock files for all blobs, for ever; two digests that share one merely wait for each other
+"""Default time to wait for a lock, from its holder's last progress."""
+_STRIPE_DIGITS = 3  # 4096 lock files for all blobs, never more; two digests that share one merely wait for each other
 
 
 class BlobStore:
-    """Blobs under their digests in ``ROOT/blobs``. Any number of threads, processes and hosts may share one ROOT."""
+    """A store at ROOT. Safe for threads; any number of processes and hosts may share one ROOT.
+
+    ``blobs`` is the committed blobs, ``ingest`` the way in, ``trees`` the inventories.
+    """
 
     def __init__(self, root: Path, config: StoreConfig, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> None:
-        """*lock_timeout_s*: how long a lock is waited for where nobody says, from its holder's last sign of progress."""
+        """Use ``open``, ``open_existing`` or ``open_readonly``. *lock_timeout_s* is the default for every lock."""
         self.layout, self.config, self.lock_timeout_s = Layout(root), config, lock_timeout_s
         self.blobs, self.trees = Blobs(self.layout), TreeRecords(self.layout.inventories)
         self.ingest = Ingest(
@@ -50,9 +58,9 @@ class BlobStore:
     def open(
         cls, root: Path, *, create: bool = True, shared: bool = False, lock_timeout_s: float = LOCK_TIMEOUT_S
     ) -> BlobStore:
-        """Open the store at *root*, making it where none is (unless *create* is false).
+        """The store at *root*, made if there is none and *create* is true; *shared* is for a store that is made.
 
-        Raises StoreFormatError for a store of another format, FileNotFoundError, OSError.
+        Raises StoreFormatError for a store of another format, FileNotFoundError, LockTimeoutError, OSError.
         """
         layout = Layout(Path(os.path.abspath(root)))
         config = layouts.read_config(layout)
@@ -64,42 +72,42 @@ class BlobStore:
 
     @classmethod
     def open_existing(cls, root: Path) -> BlobStore | None:
-        """The store at *root* for reading, or None where there is none yet. Writes nothing."""
+        """The store at *root*; None if there is none. Writes nothing. Raises StoreFormatError, OSError."""
         layout = Layout(Path(os.path.abspath(root)))
         config = layouts.read_config(layout)
         return None if config is None else cls(layout.root, config)
 
     @classmethod
     def open_readonly(cls, root: Path) -> BlobStore:
-        """The store at *root*, or where one would be; for looking. Writes nothing. Raises StoreFormatError, OSError."""
+        """The store at *root* for reading, as empty if there is none. Writes nothing. Raises StoreFormatError, OSError."""
         return cls.open_existing(root) or cls(Path(os.path.abspath(root)), StoreConfig())
 
     def prepare(self) -> None:
-        """Make the folders that are missing; called before the first write. Raises StoreFormatError, OSError."""
+        """Make missing folders. Call it before the first write. Raises StoreFormatError, OSError."""
         if self.config.ro_compat:
             raise StoreFormatError(
-                f"{self.layout.config} asks for {list(self.config.ro_compat)}, which this version cannot write",
+                f"{self.layout.config} requires {list(self.config.ro_compat)}, which this version cannot write",
                 cause=Cause.LATER_FORMAT,
             )
         layouts.make_folders(self.layout, self.config)
 
     def make_state_dir(self, name: str) -> Path:
-        """The caller's folder *name* below ``state/``, made where it is missing. Raises OSError."""
+        """A caller's folder below ``state/``, made if it is missing. Raises OSError."""
         folder = self.layout.state_dir(name)
         layouts.make_folder(folder, self.config.folder_mode)
         return folder
 
     def remove_temp_files(self, *, in_blobs: bool = False) -> None:
-        """Remove what killed writers left half written; *in_blobs*: next to the blobs too. Raises OSError."""
-        at = self.layout
-        remove_temp_files((at.root, at.pins, at.trash, at.state, *_subfolders(at.state)))
+        """Remove temporary files of killed writers; *in_blobs*: also next to the blobs. Raises OSError."""
+        layout = self.layout
+        remove_temp_files((layout.root, layout.pins, layout.trash, layout.state, *_subfolders(layout.state)))
         if in_blobs:
-            remove_temp_files(at.blobs / f"{fan:02x}" for fan in range(256))
+            remove_temp_files(layout.blobs / f"{fan:02x}" for fan in range(256))
 
     # ---- reading
 
     def held_in_partial(self, digest: Digest, size: int) -> int:
-        """Bytes that a partial has on record, without proving them; for figures shown to people."""
+        """Bytes in a partial's finished pieces according to its journal, unverified; for display."""
         table = read_table(self.layout.journal(digest), digest)
         if table is None or table.size != size or table.state is not TableState.UNFINISHED:
             return 0
@@ -108,7 +116,8 @@ class BlobStore:
     # ---- locking
 
     def blob_lock_path(self, digest: Digest) -> Path:
-        return self.layout.locks / f"blob-{digest.hex[:_STRIPES_HEX]}"
+        """The lock file of a blob, which other digests may share."""
+        return self.layout.locks / f"blob-{digest.hex[:_STRIPE_DIGITS]}"
 
     def lock_blob(
         self,
@@ -119,20 +128,21 @@ class BlobStore:
         token: CancellationToken | None = None,
         on_wait: Callable[[locks.Holder | None], None] | None = None,
     ) -> locks.Lock:
-        """The exclusive right to write this blob. Raises LockTimeoutError, Cancelled."""
+        """The exclusive lock of a blob; see ``locks.acquire``. Raises LockTimeoutError, Cancelled, OSError."""
         path, timeout_s = self.blob_lock_path(digest), self.lock_timeout_s if timeout_s is None else timeout_s
         return locks.acquire(path, doing=doing, timeout_s=timeout_s, token=token, on_wait=on_wait, mode=self.lock_mode)
 
     def commits_seen(self, digest: Digest) -> str:
-        """A token that changes when somebody commits this very blob; for those who ask for a fetch at the same time."""
+        """A text that changes when a process commits this blob, so that concurrent refetches of it become one."""
         return _commit_token(locks.peek(self.blob_lock_path(digest)), digest)
 
     def note_commit(self, lock: locks.Lock, digest: Digest) -> None:
-        """Leave word in the held lock that this blob was just committed."""
+        """Record in the held *lock* that this blob was just committed, for ``commits_seen``. Not synced. Raises OSError."""
         lock.write_note(committed=digest.hex, token=secrets.token_hex(8))
 
     @property
     def lock_mode(self) -> int:
+        """Mode of lock files."""
         return 0o664 if self.config.shared else 0o600
 
     def lock(
@@ -145,7 +155,10 @@ class BlobStore:
         token: CancellationToken | None = None,
         on_wait: Callable[[locks.Holder | None], None] | None = None,
     ) -> locks.Lock:
-        """One of the store's named locks (``store``, ``gate``, ``space``, ``tree-…``)."""
+        """One of the store's named locks (``store``, ``gate``, ``space``, ``tree-…``); see ``locks.acquire``.
+
+        Raises LockTimeoutError, Cancelled, OSError.
+        """
         path, timeout_s = self.layout.locks / name, self.lock_timeout_s if timeout_s is None else timeout_s
         return locks.acquire(
             path, doing=doing, shared=shared, timeout_s=timeout_s, token=token, on_wait=on_wait, mode=self.lock_mode
@@ -160,7 +173,7 @@ def _create(layout: Layout, *, shared: bool) -> StoreConfig:
         existing = layouts.read_config(layout)
         if existing is not None:
             return existing
-        # The epoch first: were the order reversed, a crash here would look like a lost state/.
+        # The epoch first: in the other order, a crash here would look like a lost state/.
         write_file(layout.epoch, config.epoch.encode())
         write_file(layout.config, config.text().encode())
     return config

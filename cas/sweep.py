@@ -1,7 +1,7 @@
-"""The second half of mark and sweep: taking dead blobs and stale partials off the disk.
+"""Sweep: deletion of dead blobs and stale partials. Marking is the caller's, who holds the store's exclusive lock.
 
-Mark is the caller's, and so is the store's exclusive lock. A crash between two unlinks leaves garbage for next time and
-no index to repair. Nothing is chmodded before it is unlinked: a tree's hardlink to the same inode would lose its bits.
+A crash between two unlinks leaves garbage for the next sweep, and no index to repair. No mode is changed before an
+unlink: a tree's hardlink to the same inode would change too.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .errors import LockTimeoutError
 from .store import BlobStore
 
 STALE_S = 7 * 86_400
-"""How old a partial that no lockfile names must be before it is stale."""
+"""Seconds without a write after which a partial that no root names is stale."""
 
 
 def sweep(store: BlobStore, dead: Iterable[Digest]) -> list[Digest]:
-    """Unlink blobs and their tables; what was there. Needs no free byte. Raises OSError."""
-    gone = []
+    """Unlink blobs and their tables; the digests that existed. Not synced. Needs no free space. Raises OSError."""
+    removed = []
     for digest in dead:
         try:
             os.unlink(store.layout.blob(digest))
@@ -32,18 +32,18 @@ def sweep(store: BlobStore, dead: Iterable[Digest]) -> list[Digest]:
         except (IsADirectoryError, PermissionError):
             if not os.path.isdir(store.layout.blob(digest)):
                 raise
-            store.blobs.quarantine(digest)  # a folder under a blob's name: somebody's, not ours to delete
-            gone.append(digest)
+            store.blobs.quarantine(digest)  # a folder under a blob's name was not made by this package
+            removed.append(digest)
         else:
-            gone.append(digest)
+            removed.append(digest)
         with suppress(FileNotFoundError):
             os.unlink(store.layout.table(digest))
         store.blobs.clear_suspects([digest])
-    return gone
+    return removed
 
 
 def orphan_tables(store: BlobStore) -> list[str]:
-    """Tables beside which no blob stands (a crash between two unlinks)."""
+    """Paths of tables without a blob, as a crash between two unlinks leaves them."""
     found = []
     for fan in range(256):
         folder = f"{store.layout.blobs}/{fan:02x}"
@@ -54,18 +54,18 @@ def orphan_tables(store: BlobStore) -> list[str]:
 
 
 def partials(store: BlobStore) -> Iterator[Digest]:
-    """The blobs of which there is a partial, or a part of one."""
+    """Digests with a partial, or only its data or journal."""
     try:
         names = os.listdir(store.layout.partials)
     except FileNotFoundError:
         return
     for hex_ in sorted({name.partition(".")[0] for name in names}):
-        with suppress(ValueError):  # not a name of ours
+        with suppress(ValueError):  # an incoming file, or a foreign name
             yield Digest.parse("sha256:" + hex_)
 
 
 def stale_partials(store: BlobStore, named: frozenset[Digest]) -> list[Digest]:
-    """Partials whose blob is committed, and week-old ones that are not in *named*; never one whose lock is held."""
+    """Partials whose blob is intact, and week-old ones that are not in *named*; none whose blob lock is held."""
     stale = []
     for digest in partials(store):
         old = time.time() - _newest(store, digest) > STALE_S
@@ -76,15 +76,15 @@ def stale_partials(store: BlobStore, named: frozenset[Digest]) -> list[Digest]:
 
 
 def end_commits(store: BlobStore) -> None:
-    """Remove partials whose blob is there: a kill came between the publishing and the removing. Raises OSError."""
+    """Remove partials whose blob is intact, as a kill between the link and the unlink leaves them. Raises OSError."""
     for digest in partials(store):
         if _intact_by_name(store, digest):
-            with suppress(LockTimeoutError):  # somebody is at it just now
+            with suppress(LockTimeoutError):  # another process works on it
                 remove_partial(store, digest)
 
 
 def partial_bytes(store: BlobStore, digest: Digest) -> int:
-    """What removing a partial would free."""
+    """Bytes on disk that removing a partial would free."""
     freed = 0
     for path in (store.layout.partial(digest), store.layout.journal(digest)):
         with suppress(FileNotFoundError):
@@ -94,7 +94,7 @@ def partial_bytes(store: BlobStore, digest: Digest) -> int:
 
 
 def remove_partial(store: BlobStore, digest: Digest) -> int:
-    """Remove a stale partial under its lock; bytes freed. Raises LockTimeoutError when it came to life, OSError."""
+    """Remove a stale partial under its blob's lock; bytes freed. Raises LockTimeoutError if it is in use, OSError."""
     with store.lock_blob(digest, doing="removing a stale partial", timeout_s=0):
         freed = partial_bytes(store, digest)
         drop_partial(store, digest)
@@ -102,7 +102,7 @@ def remove_partial(store: BlobStore, digest: Digest) -> int:
 
 
 def drop_partial(store: BlobStore, digest: Digest) -> None:
-    """Unlink a partial and its journal, whatever they hold; the caller holds the blob's lock. Raises OSError."""
+    """Unlink a partial and its journal. Hold the blob's lock. Raises OSError."""
     for path in (store.layout.partial(digest), store.layout.journal(digest)):
         with suppress(FileNotFoundError):
             os.unlink(path)

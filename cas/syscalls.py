@@ -1,4 +1,4 @@
-"""The few system calls that Python does not offer, through libc. Loaded only when bytes move or a tree changes."""
+"""System calls that Python does not offer, through libc. Loaded only when bytes move or a tree changes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def exchange(one: str, other: str) -> None:
-    """Swap two paths in one step, so that both names exist at every moment.
+    """Exchange two paths atomically: both names exist at every moment.
 
-    Raises OSError: ENOSYS or EINVAL where the kernel or file system cannot, EXDEV or EBUSY for mount points.
+    Raises OSError: ENOSYS or EINVAL if the kernel or file system cannot, EXDEV or EBUSY for mount points.
     Source: renameat2(2), renamex_np(2).
     """
     a, b = os.fsencode(one), os.fsencode(other)
@@ -37,12 +37,12 @@ def exchange(one: str, other: str) -> None:
 
 
 def reflink(source_fd: int, target_fd: int) -> None:
-    """Make the empty target share the source's extents (a reflink). Raises OSError where the file system cannot."""
+    """Make an empty file share the extents of another (a reflink). Raises OSError if the file system cannot."""
     fcntl.ioctl(target_fd, _FICLONE, source_fd)
 
 
 def can_reflink(folder: str) -> bool:
-    """Whether files in *folder* can share extents. Tried on files without a name, so that nothing is left behind."""
+    """Whether files in *folder* can share extents. Tried with nameless files, so that nothing is left behind."""
     if not hasattr(os, "O_TMPFILE"):
         return False
     try:
@@ -61,16 +61,20 @@ def can_reflink(folder: str) -> bool:
 
 
 def syncfs(fd: int) -> None:
-    """Make durable all that is written to the file system of *fd*. Raises OSError, also for a write-back that failed
-    since *fd* was opened. Source: syncfs(2)."""
+    """Make everything durable that was written to the file system of *fd*. Source: syncfs(2).
+
+    Raises OSError, also for a write-back that failed since *fd* was opened.
+    """
     if _libc.syncfs(fd) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
 def check_written(fd: int) -> None:
-    """Wait for the pages of an open file that are being written. Raises OSError where one could not be, since *fd* was
-    opened. Neither metadata nor the disk's cache is synced. Source: sync_file_range(2), SYNC_FILE_RANGE_WAIT_BEFORE."""
+    """Wait for pages of an open file that are being written back. Syncs neither metadata nor the disk's cache.
+
+    Raises OSError if a write-back failed since *fd* was opened. Source: sync_file_range(2), SYNC_FILE_RANGE_WAIT_BEFORE.
+    """
     if _libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_uint(_SYNC_FILE_RANGE_WAIT_BEFORE)) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -89,13 +93,13 @@ def is_local(fd: int) -> bool:
 
 
 def start_writeback(fd: int, offset: int, count: int) -> None:
-    """Ask the kernel to begin writing a range to disk, so that the fsync at the end is short. Never waits, never fails."""
+    """Start write-back of a range, so that the fsync at the end is short. Neither waits nor raises."""
     if hasattr(_libc, "sync_file_range"):
         _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(count), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
 
 
 def in_use(path: str) -> bool:
-    """Whether somebody has the file open or mapped: Linux refuses a write lease then. False where it cannot be told."""
+    """Whether any process has the file open or mapped, by a write lease, which Linux then refuses. False if unknown."""
     if not hasattr(fcntl, "F_SETLEASE"):
         return False
     try:
@@ -103,8 +107,8 @@ def in_use(path: str) -> bool:
     except OSError:
         return False
     try:
-        # Who opens the file while we hold the lease makes the kernel send us SIGIO, which ends a process that does not
-        # expect it. SIGURG is ignored by default.
+        # A process that opens the file while the lease is held makes the kernel send SIGIO here, which ends a process that
+        # does not expect it. SIGURG is ignored by default.
         fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)

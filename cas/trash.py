@@ -1,4 +1,4 @@
-"""What is on its way out: folders that hold nothing but our links, each with its inventory, for readers inside them."""
+"""The trash: removed trees with their inventories, kept for a while for processes that still read in them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ _INVENTORY = ".inventory"
 
 
 def put(layout: Layout, folder: Path, record: Inventory) -> bool:
-    """Rename a folder that holds nothing but ours into ``trash/``, with its inventory; False across file systems, and
-    where the disk is so full that the inventory cannot be written: what is to be freed may be all that would help."""
+    """Rename a folder of managed files into ``trash/``, with its inventory; durable on return.
+
+    False, with nothing moved, if the folder is on another file system or may not be moved, or if a full disk cannot take
+    the inventory: the caller then deletes in place, which may be what frees space. Raises OSError.
+    """
     name = f"{int(time.time())}-{secrets.token_hex(6)}"
     note = layout.trash / (name + _INVENTORY)
     try:
@@ -42,7 +45,7 @@ def put(layout: Layout, folder: Path, record: Inventory) -> bool:
 
 
 def content(layout: Layout) -> Iterator[tuple[Path, Inventory, float]]:
-    """Folders in the trash with their inventories and ages in seconds (never negative)."""
+    """Trees in the trash: the path of the inventory, the inventory, and its age in seconds (never negative)."""
     try:
         names = sorted(os.listdir(layout.trash))
     except FileNotFoundError:
@@ -52,17 +55,17 @@ def content(layout: Layout) -> Iterator[tuple[Path, Inventory, float]]:
             path = layout.trash / name
             try:
                 record = read_inventory(path)
-            except StoreStateError:  # it cannot be told whose what is: it stays, and does not stop gc
+            except StoreStateError:  # which files are managed is unknown: they stay, and do not stop gc
                 continue
-            with suppress(FileNotFoundError):  # another empties it too
+            with suppress(FileNotFoundError):  # another process empties it too
                 if record is not None:
                     yield path, record, max(0.0, time.time() - path.stat().st_mtime)
 
 
 def empty(layout: Layout, *, older_than_s: float = 0.0, tree: str | None = None) -> None:
-    """Remove what has been in the trash long enough, or only what was the one *tree*.
+    """Remove trees older than *older_than_s* seconds from the trash, or only those that were *tree*.
 
-    What is not ours goes to quarantine, nothing is lost. Raises OSError.
+    Files that are not as the inventory says go to quarantine. Raises OSError.
     """
     for note, record, age in list(content(layout)):
         if age < older_than_s or tree not in (None, record.tree):

@@ -16,17 +16,15 @@ from typing import TypeVar
 from modelstow.backends import NotFound, Offline, Registry, SourceError, redact
 from modelstow.backends.source import ReadRange, Source, Target
 from modelstow.cas import BlobState, BlobStore, CancellationToken, Digest, leases
+from modelstow.cas.chunking import DEFAULT, Chunking
 from modelstow.cas.compressed import CompressedIndex, compress
 from modelstow.cas.durable import write_all
 from modelstow.cas.layout import TABLE_FROM
 from modelstow.cas.pieces import (
-    PIECE,
     PieceTable,
     TableState,
     open_regular,
-    piece_count,
     piece_hash,
-    piece_range,
     proven_table,
 )
 from modelstow.cas.scrub import hash_file
@@ -236,6 +234,10 @@ class _Blob:
     def __exit__(self, *error: object) -> None:
         os.close(self._fd)
 
+    @property
+    def _chunking(self) -> Chunking:
+        return self.table.chunking if self.table is not None else DEFAULT
+
     def _proven_table(self) -> PieceTable:
         table = proven_table(self._store.layout.table(self._digest), self._digest, self._size)
         if table is None:  # it was lost: only a whole sha256 makes another
@@ -253,8 +255,8 @@ class _Blob:
                 raise _Damaged
             return data
         view = memoryview(data)
-        for index in range(start // PIECE, piece_count(stop)):
-            first, end = piece_range(index, self._size)
+        for index in range(self._chunking.index_at(start), self._chunking.count(stop)):
+            first, end = self.table.range(index)
             slot = self.table.slots[index]
             if slot is None or piece_hash(view[first - start : end - start]) != slot.hash:
                 raise _Damaged
@@ -271,20 +273,20 @@ class _Blob:
 
     def is_worth_compressing(self) -> bool:
         """Whether some pieces, evenly spread, become small enough: the rest is not read where they do not."""
-        count = piece_count(self._size)
+        count = self._chunking.count(self._size)
         tried = sorted({index * count // _SAMPLES for index in range(_SAMPLES)})
-        pieces = [self.read(*piece_range(index, self._size)) for index in tried]
+        pieces = [self.read(*self._chunking.range(index, self._size)) for index in tried]
         return sum(len(compress(piece)) for piece in pieces) < MIN_SAVING * sum(map(len, pieces))
 
     def compress_into(self, fd: int) -> CompressedIndex:
         """Write every piece's frame, one after the other; where they are."""
         lengths = []
-        for index in range(piece_count(self._size)):
+        for index in range(self._chunking.count(self._size)):
             self._token.check(_STOPPED)
-            frame = compress(self.read(*piece_range(index, self._size)))
+            frame = compress(self.read(*self._chunking.range(index, self._size)))
             write_all(fd, frame)
             lengths.append(len(frame))
-        return CompressedIndex.of(self._digest, self._size, lengths)
+        return CompressedIndex.of(self._digest, self._size, lengths, self._chunking)
 
 
 def _compressed_reader(index: CompressedIndex, fd: int) -> ReadRange:

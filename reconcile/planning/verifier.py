@@ -18,7 +18,6 @@ from pathlib import Path
 from modelstow.cas import EMPTY, BlobState, BlobStore, Digest, LinkKind, LockTimeoutError, scrub
 from modelstow.cas.inventory import tree_id
 from modelstow.cas.locks import Holder
-from modelstow.cas.pieces import piece_range
 from modelstow.cas.scrub import Level, ScrubResult, ScrubTarget
 
 from ..state_dirs import VERIFYING
@@ -185,7 +184,7 @@ def _copy_verdicts(
 def _corrupt(store: BlobStore, verdict: ScrubResult, paths: Sequence[str]) -> Finding:
     target_file = verdict.target_file
     pieces = verdict.bad_pieces
-    spans = (piece_range(index, target_file.size) for index in pieces)
+    spans = (verdict.chunking.range(index, target_file.size) for index in pieces)
     damaged = sum(stop - start for start, stop in spans) if pieces else target_file.size
     links = 0
     with suppress(OSError):

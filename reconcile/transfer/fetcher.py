@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from modelstow.backends import ConnectionFailed, EndedEarly, SourceError, TimedOut
 from modelstow.cas import (
@@ -24,8 +24,18 @@ from modelstow.cas import (
     sweep,
 )
 from modelstow.cas.buffers import aligned_buffer
+from modelstow.cas.layout import TABLE_FROM
 from modelstow.cas.partial import Partial, read_fully
-from modelstow.cas.pieces import PIECE, PieceTable, open_regular, piece_hash, piece_range, proven_table, source_key
+from modelstow.cas.pieces import (
+    PIECE,
+    ForeignStamp,
+    PieceTable,
+    open_regular,
+    piece_hash,
+    piece_range,
+    proven_table,
+    source_key,
+)
 from modelstow.cas.scrub import Level
 
 from ..desired.lockfile import absolute
@@ -155,18 +165,34 @@ class Fetcher:
         """A touched or restored blob costs reading, not fetching. One that a verification convicted is read in full."""
         convicted = wanted.digest.hex in self.store.blobs.suspects()
         level = Level.FULL if convicted else Level.FAST
+        stamp = self.store.blobs.foreign_stamp(wanted.digest)  # before the first byte is read
         verdict = next(scrub.scrub([subject_of(self.store, wanted)], level, on_bytes=lambda count: lock.progress()))
         if not verdict.intact:
             return False
         try:
             self.store.blobs.restamp(wanted.digest)
-        except PermissionError:  # another member's of a shared store: ours takes its place
+        except PermissionError:  # another member's of a shared store: it keeps its mtime, or a copy takes its place
+            if self._stamp_foreign(wanted, stamp):
+                return True
             fd = open_regular(self.store.layout.blob(wanted.digest))
             try:
                 self.store.ingest.copy(fd, wanted.digest, wanted.size)
             finally:
                 os.close(fd)
         return True
+
+    def _stamp_foreign(self, wanted: BlobRequest, stamp: ForeignStamp | None) -> bool:
+        """Record the integrity stamp of a blob that was just read and is right; False where that cannot be done."""
+        if stamp is None:
+            return False
+        layout, digest, size = self.store.layout, wanted.digest, wanted.size
+        try:
+            table = proven_table(layout.table(digest), digest, size)
+            if table is None and size <= TABLE_FROM:  # the pass kept none
+                table = scrub.prove(layout.blob(digest), digest, size)
+            return table is not None and self.store.blobs.stamp_foreign(digest, replace(table, stamp=stamp))
+        except OSError:  # a folder that cannot be written to
+            return False
 
     def _save_pieces(self, wanted: BlobRequest, partial: Partial, table: PieceTable) -> tuple[int, ...]:
         """Copy the good pieces of a damaged blob and of copies into *partial*; which were damaged in the blob."""

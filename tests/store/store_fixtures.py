@@ -13,7 +13,7 @@ from builders import some_bytes
 
 from modelstow.cas import BlobStore, Digest
 from modelstow.cas.partial import Partial
-from modelstow.cas.pieces import PIECE, piece_hash, piece_range
+from modelstow.cas.pieces import PIECE, piece_hash
 
 SMALL = b"a few bytes"
 MIDDLE = some_bytes((1 << 20) + 1000, 11)
@@ -32,7 +32,7 @@ def put(partial: Partial, data: bytes, *indexes: int) -> None:
     """Write some pieces of *data* into a partial and put them on record."""
     view = memoryview(data)
     for index in indexes:
-        start, stop = piece_range(index, len(data))
+        start, stop = partial.table.range(index)
         partial.write(start, view[start:stop])
         partial.finish(index, piece_hash(view[start:stop]), 7)
 

@@ -197,7 +197,7 @@ def test_a_file_system_that_cannot_be_synced_fails_the_whole_group_and_is_not_as
 
 
 def test_a_write_that_failed_before_fails_its_file_alone(tmp_path: Path, whole: list[str], monkeypatch: pytest.MonkeyPatch):
-    """The sync of the whole may have been told to another process; the file itself still knows."""
+    """The failure may have been reported to another process's sync of the whole; the file still reports it."""
     store, data = store_at(tmp_path), [b"%d" % n for n in range(40)]
     partials = [filled(store, each) for each in data]
 

@@ -25,7 +25,7 @@ SIZE = 2 * PIECE + 5
 DATA = (some_bytes(1 << 16) * (SIZE // (1 << 16) + 1))[:SIZE]
 DIGEST = Digest.of(DATA)
 NOISE = some_bytes(2 * PIECE + 1, seed=1)
-borders = st.sampled_from([1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE - 1, 2 * PIECE, 2 * PIECE + 1])
+boundaries = st.sampled_from([1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE - 1, 2 * PIECE, 2 * PIECE + 1])
 
 
 def packed(data: bytes, digest: Digest | None = None) -> tuple[CompressedIndex, bytes]:
@@ -46,9 +46,9 @@ def resealed(raw: bytes, at: int, new: bytes) -> bytes:
 
 
 @settings(max_examples=14)
-@given(borders, st.booleans())
+@given(boundaries, st.booleans())
 def test_what_was_packed_comes_back_piece_by_piece(size: int, compressible: bool):
-    """Around the borders of pieces too, and whether or not it became smaller."""
+    """At the boundaries of pieces too, and whether or not it became smaller."""
     data = b"weights!" * (size // 8) + b"x" * (size % 8) if compressible else NOISE[:size]
     index, file = packed(data)
 
@@ -220,7 +220,8 @@ LENGTHS = 52  # their offsets in the body
         (resealed(RAW, LENGTHS + 8, struct.pack("<I", PIECE + (1 << 16) + 1)), "impossible"),
         (resealed(RAW, 12, struct.pack("<Q", SIZE + 1)), "another blob"),
         (resealed(RAW, 20, bytes(32)), "another blob"),
-        (resealed(RAW, 8, struct.pack("<I", 4 << 20)), "another blob"),
+        (resealed(RAW, 8, struct.pack("<I", 4 << 20)), "damaged"),
+        (resealed(RAW, 8, struct.pack("<I", 5 << 20)), "power of two"),
         (struct.pack("<I", 0x184D2A51) + RAW[4:], "begin with an index"),
         (RAW[:4] + struct.pack("<I", 2**31) + RAW[8:], "begin with an index"),
     ],
@@ -235,6 +236,7 @@ LENGTHS = 52  # their offsets in the body
         "another size",
         "another digest",
         "other pieces",
+        "pieces of no possible size",
         "another magic number",
         "another length",
     ],

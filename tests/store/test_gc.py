@@ -193,7 +193,7 @@ def test_trees_are_found_by_walking_models_inventory_or_not(tmp_path: Path):
 
 @pytest.mark.parametrize("mode", [LinkMode.COPY, LinkMode.SYMLINK])
 def test_trees_of_other_links_keep_their_blobs_too(tmp_path: Path, mode: LinkMode):
-    """The inventory names them; where it was lost, a copy's proof does."""
+    """The inventory lists them; where it was lost, a copy's digest mtime shows what it is."""
     from dataclasses import replace
 
     models = world(tmp_path, {"m@1": {"a": b"a"}})
@@ -674,7 +674,7 @@ def test_leased_trees_are_not_evicted(tmp_path: Path):
         assert left(models) == ["m1@1"]
 
 
-@pytest.mark.skipif(not hasattr(os, "O_PATH"), reason="only Linux tells who has a file open")
+@pytest.mark.skipif(not hasattr(os, "O_PATH"), reason="only Linux shows whether a file is open")
 @pytest.mark.parametrize("mode", [LinkMode.HARDLINK, LinkMode.SYMLINK, LinkMode.COPY])
 def test_trees_with_an_open_file_are_not_evicted(tmp_path: Path, mode: LinkMode):
     """A write lease is refused for a file that any process has open."""

@@ -194,7 +194,7 @@ def test_many_threads_may_renew_at_once(tmp_path: Path):
 
 
 def test_a_lease_is_taken_only_while_no_sweep_runs(tmp_path: Path):
-    """What is seen under a lease is not swept from under it (D3)."""
+    """A blob that was seen under a lease is not swept while it is held (D3)."""
     store = store_at(tmp_path)
     with leases.exclusive_store_lock(store, doing="sweeping"), pytest.raises(LockTimeoutError, match="sweeping"):
         leases.take(store, doing="a test", digests=[ONE], timeout_s=0)

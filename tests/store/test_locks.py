@@ -327,8 +327,8 @@ def test_where_process_start_times_are_unknown_the_number_has_to_do(monkeypatch:
     """macOS has no /proc: a holder that runs is alive there too, and one that is gone is not."""
     process = subprocess.Popen(["true"])
     process.wait()
-    monkeypatch.setattr(locks, "_started", lambda pid: "")
-    monkeypatch.setattr(locks, "_own_start", lambda pid: "")
+    monkeypatch.setattr(locks, "_start_ticks", lambda pid: "")
+    monkeypatch.setattr(locks, "_cached_start_ticks", lambda pid: "")
     me = locks.Holder.me("a test")
 
     assert me.alive and not dataclasses.replace(me, pid=process.pid).alive

@@ -1,4 +1,4 @@
-"""Unfinished blobs: what an earlier run left counts as far as it proves good."""
+"""Partials: what an earlier run left counts as far as its bytes still hash to the journal."""
 
 import errno
 import os
@@ -37,7 +37,7 @@ def test_a_partial_resumes_the_pieces_that_are_on_record(tmp_path: Path):
     first.close()
 
 
-def test_a_piece_with_a_flipped_bit_is_struck_off(tmp_path: Path):
+def test_a_piece_with_a_flipped_bit_is_dropped(tmp_path: Path):
     """A piece counts only when the bytes on disk still hash to its slot."""
     store = store_at(tmp_path)
     partial_with(store, BIG, 0, 1, 2).close()
@@ -46,7 +46,7 @@ def test_a_piece_with_a_flipped_bit_is_struck_off(tmp_path: Path):
     assert held(reopened(store)) == [0, 2]
 
 
-def test_a_page_of_zeros_is_struck_off(tmp_path: Path):
+def test_a_page_of_zeros_is_dropped(tmp_path: Path):
     """A power cut leaves sizes right and pages empty."""
     store = store_at(tmp_path)
     partial_with(store, BIG, 0, 1, 2).close()
@@ -69,7 +69,7 @@ def test_a_partial_that_lost_its_tail_keeps_its_head(tmp_path: Path):
     assert os.path.getsize(again.path) == len(BIG)
 
 
-def test_what_was_struck_off_on_adoption_is_struck_off_on_disk_too(tmp_path: Path):
+def test_a_piece_that_is_dropped_on_resuming_is_dropped_from_the_journal_too(tmp_path: Path):
     """The journal never says more than what was found good."""
     store = store_at(tmp_path)
     partial_with(store, BIG, 0, 1, 2).close()
@@ -116,7 +116,7 @@ def test_a_partial_that_was_at_committing_is_fetched_again(tmp_path: Path, state
     assert held(reopened(store)) == []
 
 
-def test_a_partial_of_another_size_is_not_adopted(tmp_path: Path):
+def test_a_partial_of_another_size_is_not_resumed(tmp_path: Path):
     """One digest has one size; a journal that says another is not this blob's."""
     store = store_at(tmp_path)
     partial_with(store, BIG, 0, 1, 2).close()
@@ -170,8 +170,8 @@ def test_a_foreign_file_in_a_partials_place_is_replaced(tmp_path: Path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
-def test_a_partial_of_another_user_is_not_adopted(tmp_path: Path):
-    """Its owner could write into it after the proof."""
+def test_a_partial_of_another_user_is_not_resumed(tmp_path: Path):
+    """Its owner could write into it after the verification."""
     store = store_at(tmp_path)
     partial_with(store, BIG, 0, 1, 2).close()
     os.chown(store.layout.partial(DIGEST), 1001, 1001)
@@ -234,7 +234,7 @@ def test_invalidated_pieces_stay_invalid_and_hashing_starts_from_scratch(tmp_pat
 
 
 def test_forgetting_restarts_the_sha256_of_an_open_partial(tmp_path: Path):
-    """The same object proves right after its bad piece was fetched again."""
+    """The same object is right after its bad piece was fetched again."""
     store = store_at(tmp_path)
     wrong = bytearray(BIG)
     wrong[PIECE] ^= 1
@@ -249,7 +249,7 @@ def test_forgetting_restarts_the_sha256_of_an_open_partial(tmp_path: Path):
 
 
 def test_the_front_is_what_is_there_without_a_gap(tmp_path: Path):
-    """Pieces come in any order; the proof follows the front."""
+    """Pieces come in any order; the sha256 follows the contiguous front."""
     store = store_at(tmp_path)
     partial = store.ingest.open(DIGEST, len(BIG))
     fronts = [partial.contiguous_end()]
@@ -266,7 +266,7 @@ def test_a_file_cut_while_it_is_written_is_an_error_not_a_loop(tmp_path: Path):
     partial = partial_with(store, BIG, 0, 1, 2)
     os.truncate(partial.path, PIECE)
 
-    with pytest.raises(OSError, match="was cut"):
+    with pytest.raises(OSError, match="was truncated"):
         partial.actual_digest()
 
 

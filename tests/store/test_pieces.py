@@ -1,5 +1,8 @@
 """Piece tables: what is believed of them, and what is not."""
 
+import errno
+import io
+import os
 from pathlib import Path
 
 import pytest
@@ -58,14 +61,14 @@ def test_no_flipped_bit_makes_a_table_say_something_else(at: int, bit: int):
     raw = bytearray(table.encode())
     raw[at] ^= 1 << bit
 
-    seen = PieceTable.decode(bytes(raw), ONE)
+    decoded = PieceTable.decode(bytes(raw), ONE)
 
     if at < HEADER:
-        assert seen is None
+        assert decoded is None
     else:
         damaged = (at - HEADER) // SLOT
-        assert seen is not None and list(seen.missing()) == [damaged]
-        assert [row for i, row in enumerate(seen.slots) if i != damaged] == [
+        assert decoded is not None and list(decoded.missing()) == [damaged]
+        assert [row for i, row in enumerate(decoded.slots) if i != damaged] == [
             row for i, row in enumerate(table.slots) if i != damaged
         ]
 
@@ -73,12 +76,12 @@ def test_no_flipped_bit_makes_a_table_say_something_else(at: int, bit: int):
 @given(st.integers(0, HEADER + 4 * SLOT))
 def test_a_table_that_was_cut_short_is_believed_as_far_as_it_goes(length: int):
     """A torn journal costs pieces, never an error."""
-    seen = PieceTable.decode(full_table().encode()[:length], ONE)
+    decoded = PieceTable.decode(full_table().encode()[:length], ONE)
 
     whole = max(0, length - HEADER) // SLOT
-    assert (seen is None) == (length < HEADER)
-    if seen is not None:
-        assert list(seen.missing()) == list(range(whole, 4))
+    assert (decoded is None) == (length < HEADER)
+    if decoded is not None:
+        assert list(decoded.missing()) == list(range(whole, 4))
 
 
 def test_a_slot_copied_from_another_table_is_not_believed():
@@ -87,9 +90,9 @@ def test_a_slot_copied_from_another_table_is_not_believed():
     other = full_table(OTHER).encode()
     raw[HEADER : HEADER + SLOT] = other[HEADER : HEADER + SLOT]
 
-    seen = PieceTable.decode(bytes(raw), ONE)
+    decoded = PieceTable.decode(bytes(raw), ONE)
 
-    assert seen is not None and list(seen.missing()) == [0]
+    assert decoded is not None and list(decoded.missing()) == [0]
 
 
 def test_a_slot_copied_from_another_index_is_not_believed():
@@ -97,9 +100,9 @@ def test_a_slot_copied_from_another_index_is_not_believed():
     raw = bytearray(full_table().encode())
     raw[HEADER : HEADER + SLOT] = raw[HEADER + SLOT : HEADER + 2 * SLOT]
 
-    seen = PieceTable.decode(bytes(raw), ONE)
+    decoded = PieceTable.decode(bytes(raw), ONE)
 
-    assert seen is not None and list(seen.missing()) == [0]
+    assert decoded is not None and list(decoded.missing()) == [0]
 
 
 def test_a_table_of_another_blob_is_no_table():
@@ -111,9 +114,9 @@ def test_a_slot_of_zeros_is_an_unfinished_piece():
     """What a power cut leaves of a page that was never written proves nothing."""
     raw = full_table().encode()[:HEADER] + bytes(4 * SLOT)
 
-    seen = PieceTable.decode(raw, ONE)
+    decoded = PieceTable.decode(raw, ONE)
 
-    assert seen is not None and list(seen.missing()) == [0, 1, 2, 3]
+    assert decoded is not None and list(decoded.missing()) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("state", [TableState.UNFINISHED, TableState.COMMITTING])
@@ -147,6 +150,19 @@ def test_no_readable_table_is_none_whatever_is_there(tmp_path: Path):
     (tmp_path / "folder").mkdir()
 
     assert [read_table(str(tmp_path / name), ONE) for name in ("absent", "link", "text", "folder")] == [None] * 4
+
+
+def test_a_table_with_a_bad_sector_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A table only saves work: without one the blob is read in full."""
+    (tmp_path / "t").write_bytes(full_table().encode())
+
+    def failing(fd: int, mode: str) -> io.BytesIO:
+        os.close(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdopen", failing)
+
+    assert read_table(str(tmp_path / "t"), ONE) is None
 
 
 def test_a_source_has_the_same_key_everywhere_and_never_none():

@@ -25,8 +25,8 @@ def target(store: BlobStore, data: bytes, **more) -> ScrubTarget:
 
 
 def read(store: BlobStore, data: bytes, level: Level, **more) -> ScrubResult:
-    [verdict] = scrub([target(store, data, **more)], level)
-    return verdict
+    [result] = scrub([target(store, data, **more)], level)
+    return result
 
 
 def table_of(data: bytes, digest: Digest) -> PieceTable:
@@ -43,10 +43,10 @@ def test_an_intact_blob_is_read_once_and_found_so(tmp_path: Path, data: bytes, l
     store.ingest.add_bytes(data)
     counted: list[int] = []
 
-    [verdict] = scrub([target(store, data)], level, on_bytes=counted.append)
+    [result] = scrub([target(store, data)], level, on_bytes=counted.append)
 
-    assert verdict.intact and verdict.bad_pieces == () and not verdict.problem
-    assert verdict.bytes_read == sum(counted) == len(data)
+    assert result.intact and result.bad_pieces == () and not result.problem
+    assert result.bytes_read == sum(counted) == len(data)
 
 
 @both
@@ -58,8 +58,8 @@ def test_exactly_the_flipped_piece_is_found_even_when_the_mtime_is_forged(tmp_pa
 
     flip(store.layout.blob(DIGEST), at, forge=True)
 
-    verdict = read(store, BIG, level)
-    assert not verdict.intact and verdict.bad_pieces == (at // PIECE,)
+    result = read(store, BIG, level)
+    assert not result.intact and result.bad_pieces == (at // PIECE,)
 
 
 def test_several_bad_pieces_are_reported_in_order(tmp_path: Path):
@@ -116,9 +116,9 @@ def test_a_lost_table_is_never_made_from_bytes_that_are_wrong(tmp_path: Path, le
     os.unlink(store.layout.table(DIGEST))
     flip(store.layout.blob(DIGEST), 100, forge=True)
 
-    verdict = read(store, BIG, level)
+    result = read(store, BIG, level)
 
-    assert not verdict.intact and verdict.bad_pieces == (), "no table tells which part"
+    assert not result.intact and result.bad_pieces == (), "no table locates the damage"
     assert not os.path.exists(store.layout.table(DIGEST))
 
 
@@ -150,27 +150,27 @@ def test_only_the_stores_own_blob_makes_a_table(tmp_path: Path):
 
 @both
 @pytest.mark.parametrize("length", [0, 5, PIECE, len(BIG) - 1])
-def test_a_file_that_is_too_short_is_a_verdict(tmp_path: Path, length: int, level: Level):
+def test_a_file_that_is_too_short_is_not_intact(tmp_path: Path, length: int, level: Level):
     """The pieces that are gone are bad, the others are good."""
     store = store_at(tmp_path)
     store.ingest.add_bytes(BIG)
     os.truncate(store.layout.blob(DIGEST), length)
 
-    verdict = read(store, BIG, level)
+    result = read(store, BIG, level)
 
-    assert not verdict.intact and verdict.bad_pieces == tuple(range(length // PIECE, 3))
+    assert not result.intact and result.bad_pieces == tuple(range(length // PIECE, 3))
 
 
 @both
-def test_a_file_that_is_too_long_is_a_verdict(tmp_path: Path, level: Level):
+def test_a_file_that_is_too_long_is_not_intact(tmp_path: Path, level: Level):
     """Every piece is right, and the whole is wrong all the same."""
     store = store_at(tmp_path)
     store.ingest.add_bytes(BIG)
     os.truncate(store.layout.blob(DIGEST), len(BIG) + 1)
 
-    verdict = read(store, BIG, level)
+    result = read(store, BIG, level)
 
-    assert not verdict.intact and "longer" in verdict.problem
+    assert not result.intact and "longer" in result.problem
 
 
 @both
@@ -182,14 +182,14 @@ def test_a_file_truncated_while_it_is_read_is_an_error_not_a_crash(tmp_path: Pat
     def cut(_: int) -> None:
         os.truncate(store.layout.blob(DIGEST), PIECE + 1)
 
-    [verdict] = scrub([target(store, BIG)], level, on_bytes=cut, threads=1)
+    [result] = scrub([target(store, BIG)], level, on_bytes=cut, threads=1)
 
-    assert not verdict.intact and verdict.bad_pieces == (1, 2)
+    assert not result.intact and result.bad_pieces == (1, 2)
 
 
 @both
 @pytest.mark.parametrize("kind", ["absent", "folder", "symlink", "fifo"])
-def test_what_is_no_file_is_a_verdict(tmp_path: Path, kind: str, level: Level):
+def test_what_is_no_file_is_not_intact(tmp_path: Path, kind: str, level: Level):
     """Nothing is followed, nothing is waited for (F10)."""
     store = store_at(tmp_path)
     store.ingest.add_bytes(BIG)
@@ -201,9 +201,9 @@ def test_what_is_no_file_is_a_verdict(tmp_path: Path, kind: str, level: Level):
         path.symlink_to(tmp_path / "real")
     if kind == "fifo":
         os.mkfifo(path)
-    verdicts: list[ScrubResult] = []
+    results: list[ScrubResult] = []
 
-    thread = threading.Thread(target=lambda: verdicts.append(read(store, BIG, level)), daemon=True)
+    thread = threading.Thread(target=lambda: results.append(read(store, BIG, level)), daemon=True)
     thread.start()
     thread.join(2)
     hung = thread.is_alive()
@@ -211,7 +211,7 @@ def test_what_is_no_file_is_a_verdict(tmp_path: Path, kind: str, level: Level):
         os.close(os.open(path, os.O_RDWR))  # lets the reader go
         thread.join(5)
 
-    assert not hung and not verdicts[0].intact
+    assert not hung and not results[0].intact
 
 
 @both
@@ -228,12 +228,12 @@ def test_a_bad_sector_costs_its_piece(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "preadv", broken)
 
-    verdict = read(store, BIG, level)
+    result = read(store, BIG, level)
 
-    assert not verdict.intact and verdict.bad_pieces == (1,) and "Input/output" in verdict.problem
+    assert not result.intact and result.bad_pieces == (1,) and "Input/output" in result.problem
 
 
-def test_verdicts_come_in_the_order_of_the_targets(tmp_path: Path):
+def test_results_come_in_the_order_of_the_targets(tmp_path: Path):
     """However many there are, and whichever thread is done first."""
     store = store_at(tmp_path)
     contents = [b"%d" % number for number in range(150)]
@@ -242,10 +242,10 @@ def test_verdicts_come_in_the_order_of_the_targets(tmp_path: Path):
         path.write_bytes(data if number % 3 else b"wrong")
     targets = [target(store, data, path=str(tmp_path / str(number))) for number, data in enumerate(contents)]
 
-    verdicts = list(scrub(targets, Level.FAST, threads=4))
+    results = list(scrub(targets, Level.FAST, threads=4))
 
-    assert [v.target_file for v in verdicts] == targets
-    assert [v.intact for v in verdicts] == [number % 3 != 0 for number in range(150)]
+    assert [v.target_file for v in results] == targets
+    assert [v.intact for v in results] == [number % 3 != 0 for number in range(150)]
 
 
 def test_a_table_that_cannot_be_kept_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -269,8 +269,8 @@ def test_a_verification_that_is_given_up_reads_nothing_more(tmp_path: Path, leve
     store.ingest.add_bytes(BIG)
     read_bytes: list[int] = []
 
-    verdicts = scrub([target(store, BIG)] * 40, level, threads=1, on_bytes=read_bytes.append)
-    assert next(verdicts).intact
-    verdicts.close()
+    results = scrub([target(store, BIG)] * 40, level, threads=1, on_bytes=read_bytes.append)
+    assert next(results).intact
+    results.close()
 
     assert len(BIG) <= sum(read_bytes) < 20 * len(BIG)

@@ -66,11 +66,11 @@ def test_the_steps_of_a_commit_come_in_the_order_that_survives_a_power_cut(tmp_p
     steps: list[str] = []
     data, folder = os.fstat(partial.fd).st_ino, os.stat(os.path.dirname(store.layout.blob(DIGEST))).st_ino
 
-    def spy(name: str, tell=lambda *args: ""):
+    def spy(name: str, describe=lambda *args: ""):
         real = getattr(os, name)
 
         def call(*args, **more):
-            steps.append(f"{name}{tell(*args)}")
+            steps.append(f"{name}{describe(*args)}")
             return real(*args, **more)
 
         monkeypatch.setattr(os, name, call)
@@ -270,7 +270,7 @@ def test_a_suspect_stays_one_for_other_processes_until_it_is_committed_again(tmp
     assert other.blobs.stat(digest, len(SMALL)).state is BlobState.INTACT
 
 
-def test_certifying_gives_a_touched_blob_its_proof_back(tmp_path: Path):
+def test_restamping_gives_a_touched_blob_its_digest_mtime_back(tmp_path: Path):
     """A touched file costs reading, not fetching."""
     store = store_at(tmp_path)
     digest = store.ingest.add_bytes(SMALL)
