@@ -12,14 +12,8 @@ from modelstow.cas.buffers import aligned_buffer
 from modelstow.cas.compressed import CompressedIndex, decompress, index_bytes
 from modelstow.cas.pieces import PIECE, piece_count, piece_range
 
-from .retry import Failure, Reason, RetryPolicy
+from .retry import CorruptResponse, Failure, Reason, RetryPolicy
 from .worker import BodyReader
-
-
-class WrongCompressedData(ProtocolError):
-    """An index or a frame that is none of this blob: wrong bytes, seen before they were written."""
-
-    code = "CHECKSUM_FAIL"
 
 
 @dataclass(slots=True)
@@ -68,7 +62,7 @@ class CompressedBlob:
                 try:
                     plain = memoryview(decompress(frame, piece, self.size))
                 except ValueError as error:
-                    raise WrongCompressedData(f"sent wrong bytes ({error})", locator=self.locator) from error
+                    raise CorruptResponse(f"sent wrong bytes ({error})", locator=self.locator) from error
                 piece += 1
             count = min(len(view), len(plain))
             view[:count], plain = plain[:count], plain[count:]
@@ -89,7 +83,7 @@ class CompressedBlob:
                     _fill(self._intake(body), raw, self.locator)
                     self._index = CompressedIndex.decode(bytes(raw), self.digest, self.size)
                 except ValueError as error:
-                    raise WrongCompressedData(f"sent wrong bytes ({error})", locator=self.locator) from error
+                    raise CorruptResponse(f"sent wrong bytes ({error})", locator=self.locator) from error
                 finally:
                     body.close()
             return self._index
@@ -108,10 +102,11 @@ class CompressedForms:
         """What reads it, if it is a compressed one."""
         return self._packs.get(locator)
 
-    def shows_absence(self, locator: str, fact: Failure) -> bool:
+    def shows_absence(self, locator: str, failure: Failure) -> bool:
         """A mirror does not hold the blob in this form. Some buckets refuse what is not there; the plain form tells."""
-        codes = ("INCOMPLETE_DOWNLOAD", "AUTH_FAIL") if locator in self._packs else ("INCOMPLETE_DOWNLOAD",)
-        return locator in self._twins and fact.code in codes and fact.kind is not Reason.TRANSIENT
+        absent = failure.reason is Reason.NOT_FOUND
+        refused = failure.reason is Reason.AUTHENTICATION and locator in self._packs
+        return locator in self._twins and (absent or refused)
 
     def note_absent(self, locator: str) -> str | None:
         """The plain address if the mirror holds neither form; None as long as it may hold the other."""

@@ -26,6 +26,8 @@ from .worker import Beginning, TransferSink, Worker, WrongSize
 
 THIS_STORE = "this store"
 """The sender of pieces that were saved from a damaged blob or a copy."""
+_OF_ONE_OBJECT = frozenset({Reason.NOT_FOUND, Reason.TRUNCATED, Reason.WRONG_SIZE})
+"""Reasons that say nothing of other objects of the same host."""
 _SAY_S = 0.5  # a wait from so long on is told
 _TICK_S = 0.02  # how often growing, silence and a stop are looked at
 
@@ -110,16 +112,16 @@ class Download(TransferSink):
             case Backoff(seconds=seconds):
                 name = next(iter(self.wanted.paths), self.wanted.digest.short)
                 if seconds >= _SAY_S:
-                    why = ", ".join(dict.fromkeys(fact.what for fact in self._transfer.failures().values()))
+                    why = ", ".join(dict.fromkeys(failure.what for failure in self._transfer.failures().values()))
                     self.engine.emit(Info(text=f"{name}: every source failed ({why}); asking again in {seconds:.0f} s"))
                 self.engine.token.wait(seconds)
             case Verify():
                 return self._prove()
             case Fail(failures=failures):
                 told = {
-                    name: fact
-                    for name, fact in failures.items()
-                    if not (self._pairs.pack(name) and self._pairs.shows_absence(name, fact))
+                    name: failure
+                    for name, failure in failures.items()
+                    if not (self._pairs.pack(name) and self._pairs.shows_absence(name, failure))
                 }
                 raise all_sources_failed(self.wanted, told)
         return False
@@ -131,7 +133,7 @@ class Download(TransferSink):
             raise self._broken
         now = self.engine.clock()
         for claim in self._transfer.overdue(now):
-            self._fail(claim, Failure(code="NETWORK_TIMEOUT", what="it fell silent", kind=Reason.TRANSIENT))
+            self._fail(claim, Failure(code="NETWORK_TIMEOUT", what="it fell silent", reason=Reason.STALLED))
         for claim in [claim for claim in self._working if not self._transfer.lives(claim)]:
             del self._working[claim]
             if claim in self._bodies:
@@ -185,14 +187,14 @@ class Download(TransferSink):
         if actual == self.wanted.digest:
             self._blame.clear(self._transfer.senders())
             for liar in self._transfer.proven():
-                self._blame.note(liar, Failure(code="CHECKSUM_FAIL", what="sent wrong bytes"))
+                self._blame.note(liar, Failure(code="CHECKSUM_FAIL", what="sent wrong bytes", reason=Reason.CORRUPT_DATA))
             return True
         what = f"sent wrong bytes (sha256:{actual.hex[:12]}…)"
-        fact = Failure(code="CHECKSUM_FAIL", what=what, kind=Reason.INTEGRITY, actual=str(actual))
-        struck, liars = self._transfer.wrong(fact)
+        failure = Failure(code="CHECKSUM_FAIL", what=what, reason=Reason.CORRUPT_DATA, actual=str(actual))
+        struck, liars = self._transfer.wrong(failure)
         self.partial.invalidate(list(struck))
         for liar in liars:
-            self._blame.note(liar, fact, wrong=struck)
+            self._blame.note(liar, failure, wrong=struck)
         return False
 
     def _end(self) -> None:
@@ -224,16 +226,16 @@ class Download(TransferSink):
         while ask is not None:
             with self._state:  # a range begins inside a piece only where its beginning is the last that was left of it
                 begun = self._begun.pop(ask.start // PIECE, None) if ask.start % PIECE else None
-            fact = lane.run(ask, begun)
-            ask = self._next(ask, fact, lane.beginning, alone=alone)
+            failure = lane.run(ask, begun)
+            ask = self._next(ask, failure, lane.beginning, alone=alone)
             self._blame.tell()
 
-    def _next(self, ask: Request, fact: Failure | None, beginning: Beginning | None, *, alone: bool) -> Request | None:
+    def _next(self, ask: Request, failure: Failure | None, beginning: Beginning | None, *, alone: bool) -> Request | None:
         with self._state:
             self._bodies.pop(ask.claim, None)
             mine = self._working.pop(ask.claim, None)
-            if fact is not None:
-                self._fail(ask.claim, fact, beginning)
+            if failure is not None:
+                self._fail(ask.claim, failure, beginning)
             self._transfer.ended(ask.claim)
             if alone or mine is None or self._over or self.engine.token.cancelled:
                 return None
@@ -247,17 +249,16 @@ class Download(TransferSink):
             self._reading.discard(mine)  # until it is answered again
             return step
 
-    def _fail(self, claim: int, fact: Failure, beginning: Beginning | None = None) -> None:
+    def _fail(self, claim: int, failure: Failure, beginning: Beginning | None = None) -> None:
         locator, piece = self._transfer.locator(claim), self._transfer.current(claim)
         packed = self._pairs.pack(locator) is not None
-        if packed or fact.kind not in (Reason.TRANSIENT, Reason.RATE_LIMIT):
+        if packed or not (failure.reason.transient or failure.reason is Reason.RATE_LIMIT):
             beginning = None  # a frame is unpacked whole; and what is wrong with the object is wrong with its beginning
-        if self._transfer.failed(claim, fact, self.engine.clock(), beginning.reached if beginning else 0):
+        if self._transfer.failed(claim, failure, self.engine.clock(), beginning.reached if beginning else 0):
             if beginning is not None:
                 self._begun[piece] = beginning
-            alone = packed and fact.kind is Reason.PERMANENT
-            exactly = alone or fact.code in ("INCOMPLETE_DOWNLOAD", "SIZE_MISMATCH")
-            self._blame.note(locator, fact, exactly=exactly, given_up=self._transfer.over(locator), wrong=[piece])
+            exactly = failure.reason in _OF_ONE_OBJECT or (packed and failure.reason.permanent)
+            self._blame.note(locator, failure, exactly=exactly, given_up=self._transfer.over(locator), wrong=[piece])
 
     def open(self, ask: Request) -> Body:
         refused, self._refused = self._refused, None
@@ -317,10 +318,12 @@ class Download(TransferSink):
             if self._over:
                 return False
             if known is not None and known.hash != hash_:
-                fact = Failure(code="CHECKSUM_FAIL", what=f"sent wrong bytes in piece {piece}", kind=Reason.INTEGRITY)
+                failure = Failure(
+                    code="CHECKSUM_FAIL", what=f"sent wrong bytes in piece {piece}", reason=Reason.CORRUPT_DATA
+                )
                 locator = self._transfer.locator(claim)
-                self._transfer.wrong_piece(claim, fact)
-                self._blame.note(locator, fact, wrong=[piece])
+                self._transfer.wrong_piece(claim, failure)
+                self._blame.note(locator, failure, wrong=[piece])
                 return False
             if not self._transfer.may_write(claim, piece):
                 return False

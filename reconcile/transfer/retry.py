@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from modelstow.backends import AccessDenied, SourceError, Throttled
+from modelstow.backends import AccessDenied, EndedEarly, NotFound, ProtocolError, SourceError, Throttled, TimedOut
 from modelstow.cas import CancellationToken, Cancelled
 
 from ..hints import hint_of
@@ -19,13 +19,31 @@ _MiB = 1 << 20
 
 
 class Reason(enum.Enum):
-    """What kind of failure it was; each has its own patience."""
+    """The reason for a failed request; it decides the retry schedule, the record of the source and the error raised."""
 
-    TRANSIENT = "transient"  # a connection that broke, a server that failed, silence
+    TRANSIENT = "transient"  # a connection that failed or was lost, a server error (5xx)
+    STALLED = "stalled"  # no data within a timeout, or a rate below the minimum
+    TRUNCATED = "truncated"  # a body shorter than announced
     RATE_LIMIT = "rate limit"  # 429, 503
     AUTHENTICATION = "authentication"  # 401, 403
-    INTEGRITY = "integrity"  # wrong bytes
-    PERMANENT = "permanent"  # not there, another length, an answer that makes no sense
+    CORRUPT_DATA = "corrupt data"  # bytes that do not match their digest or hash
+    NOT_FOUND = "not found"
+    WRONG_SIZE = "wrong size"  # not the size in the lockfile
+    PERMANENT = "permanent"  # any other that a retry cannot repair: an invalid response, offline
+
+    @property
+    def transient(self) -> bool:
+        """Whether it is retried by the schedule for transient failures; all of these count as one."""
+        return self in _TRANSIENT
+
+    @property
+    def permanent(self) -> bool:
+        """Whether it excludes the source for this blob at once."""
+        return self in _PERMANENT
+
+
+_TRANSIENT = frozenset({Reason.TRANSIENT, Reason.STALLED, Reason.TRUNCATED})
+_PERMANENT = frozenset({Reason.NOT_FOUND, Reason.WRONG_SIZE, Reason.PERMANENT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +77,15 @@ class RetryPolicy:
     progress: int = _MiB // 4  # bytes of a piece that make up for the connection that broke behind them
     window: int = 512 * _MiB  # bytes ahead of the first gap that may be asked for
 
-    def of(self, kind: Reason) -> RetrySchedule:
-        """The patience for one kind of failure."""
-        if kind is Reason.TRANSIENT:
+    def of(self, reason: Reason) -> RetrySchedule:
+        """The retry schedule for failures with this reason."""
+        if reason.transient:
             return self.transient
-        if kind is Reason.RATE_LIMIT:
+        if reason is Reason.RATE_LIMIT:
             return self.rate_limit
-        if kind is Reason.AUTHENTICATION:
+        if reason is Reason.AUTHENTICATION:
             return self.authentication
-        return self.integrity if kind is Reason.INTEGRITY else RetrySchedule()
+        return self.integrity if reason is Reason.CORRUPT_DATA else RetrySchedule()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +94,7 @@ class Failure:
 
     code: str
     what: str
-    kind: Reason = Reason.PERMANENT
+    reason: Reason = Reason.PERMANENT
     retry_after: float | None = None  # seconds, as the source asked
     actual: str | int | None = None  # the wrong digest or size, where that is the reason
     hint: str = ""
@@ -92,21 +110,22 @@ class RetryState:
     ready_at: float = 0.0  # not to be asked before
     _failed: dict[Reason, int] = field(default_factory=dict)  # in a row
 
-    def failed(self, fact: Failure, now: float) -> bool:
+    def failed(self, failure: Failure, now: float) -> bool:
         """Count a failure; False when there is no attempt left."""
-        backoff = self.policy.of(fact.kind)
-        failures = self._failed[fact.kind] = self._failed.get(fact.kind, 0) + 1
-        if failures >= (1 if self.late and fact.kind is Reason.TRANSIENT else backoff.attempts):
+        schedule, transient = self.policy.of(failure.reason), failure.reason.transient
+        counted = Reason.TRANSIENT if transient else failure.reason
+        failures = self._failed[counted] = self._failed.get(counted, 0) + 1
+        if failures >= (1 if self.late and transient else schedule.attempts):
             return False
-        pause = min(backoff.pause_s * backoff.factor ** (failures - 1), backoff.longest_s)
+        pause = min(schedule.pause_s * schedule.factor ** (failures - 1), schedule.longest_s)
         # With jitter, so that many who failed together do not come back together.
         self.ready_at = now + pause * (0.5 + self.jitter() / 2)
-        self.honor_retry_after(fact, now)
+        self.honor_retry_after(failure, now)
         return True
 
-    def honor_retry_after(self, fact: Failure, now: float) -> None:
+    def honor_retry_after(self, failure: Failure, now: float) -> None:
         """Backoff as long as the source asks for, up to the cap, whether the failure counts or not."""
-        self.ready_at = max(self.ready_at, now + min(fact.retry_after or 0.0, self.policy.retry_after_cap_s))
+        self.ready_at = max(self.ready_at, now + min(failure.retry_after or 0.0, self.policy.retry_after_cap_s))
 
     def progressed(self) -> None:
         """A new piece arrived: all attempts are there again."""
@@ -114,18 +133,27 @@ class RetryState:
         self.late = False
 
 
+class CorruptResponse(ProtocolError):
+    """Corrupt data that was recognized before it was written: an index or a frame that does not belong to the blob."""
+
+    code = "CHECKSUM_FAIL"
+
+
+_REASONS: tuple[tuple[type[SourceError], Reason], ...] = (
+    (Throttled, Reason.RATE_LIMIT),
+    (AccessDenied, Reason.AUTHENTICATION),
+    (TimedOut, Reason.STALLED),
+    (EndedEarly, Reason.TRUNCATED),
+    (NotFound, Reason.NOT_FOUND),
+    (CorruptResponse, Reason.CORRUPT_DATA),
+)
+
+
 def failure_of(error: SourceError) -> Failure:
-    """An error of a source as the transfer judges it."""
-    kind = Reason.PERMANENT
-    if isinstance(error, Throttled):
-        kind = Reason.RATE_LIMIT
-    elif isinstance(error, AccessDenied):
-        kind = Reason.AUTHENTICATION
-    elif error.transient:
-        kind = Reason.TRANSIENT
-    elif error.code == "CHECKSUM_FAIL":
-        kind = Reason.INTEGRITY
-    return Failure(code=error.code, what=error.what, kind=kind, retry_after=error.retry_after, hint=hint_of(error))
+    """The failure that an error of a source stands for. The first class that fits gives its reason."""
+    other = Reason.TRANSIENT if error.transient else Reason.PERMANENT
+    reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), other)
+    return Failure(code=error.code, what=error.what, reason=reason, retry_after=error.retry_after, hint=hint_of(error))
 
 
 def with_retries(

@@ -120,7 +120,7 @@ class Transfer:
         # The harmonic mean: one slow piece counts for more than many quick ones before it.
         source.rate, source.rated_at = rate if source.rate is None else 2 / (1 / source.rate + 1 / rate), now
         source.patience.progressed()
-        source.over = source.over and source.failure is not None and source.failure.kind is Reason.PERMANENT
+        source.over = source.over and source.failure is not None and source.failure.reason.permanent
         range_.began, range_.heard, range_.got, range_.skipped, range_.writing = now, now, 0, 0, None
         del self._claims[piece]
         self.hold(piece, source.locator, hash_)
@@ -134,7 +134,7 @@ class Transfer:
             range_.source.running -= 1
             self._claims = {piece: owner for piece, owner in self._claims.items() if owner != claim}
 
-    def failed(self, claim: int, fact: Failure, now: float, reached: int = 0) -> bool:
+    def failed(self, claim: int, failure: Failure, now: float, reached: int = 0) -> bool:
         """A source did not give what was asked. False, and not counted, if the range was not its own any more.
 
         *reached*: up to which byte the piece that was arriving is there, if the source may go on behind it.
@@ -144,14 +144,14 @@ class Transfer:
         source = self._ranges[claim].source
         self._note_beginning(self.current(claim), source, reached)
         self.ended(claim)
-        source.failure = fact
+        source.failure = failure
         # What was on its way when the last failure was counted broke with it: one restart of a server, one failure.
-        if claim > source.counted or fact.kind is Reason.PERMANENT:
+        if claim > source.counted or failure.reason.permanent:
             source.counted = self._asked
-            source.over = not source.patience.failed(fact, now) or source.over
+            source.over = not source.patience.failed(failure, now) or source.over
         else:
-            source.patience.honor_retry_after(fact, now)
-        source.most = max(1, source.running) if fact.kind is Reason.RATE_LIMIT else source.most
+            source.patience.honor_retry_after(failure, now)
+        source.most = max(1, source.running) if failure.reason is Reason.RATE_LIMIT else source.most
         # It goes to the end of the row: the others are asked first, it is asked again when they cannot.
         self._sources.remove(source)
         self._sources.append(source)
@@ -214,7 +214,7 @@ class Transfer:
             dict.fromkeys(sender for piece, (sender, hash_) in self._before.items() if self._hashes.get(piece) != hash_)
         )
 
-    def wrong(self, fact: Failure) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    def wrong(self, failure: Failure) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """The whole is wrong. Returns the pieces to be struck off, and the senders convicted by this."""
         senders = set(self._held.values())
         if self._reference is None and len(senders) > 1:
@@ -228,23 +228,23 @@ class Transfer:
         if not senders:  # a blob of no bytes that is not its name: no source can change that
             self._hopeless = True
             for source in self._sources:
-                source.over, source.failure = True, fact
+                source.over, source.failure = True, failure
         # Of several senders of whom none can be asked again nobody can be convicted: another may have lied.
         alone = {self._reference} if self._reference else senders if len(senders) == 1 else set()
         liars = tuple(sorted(alone))
         for liar in liars:
-            self._mark_corrupt(liar, fact)
+            self._mark_corrupt(liar, failure)
         self._reference = None
         struck = tuple(self._held)
         self._invalidate(struck)
         return struck, liars
 
-    def wrong_piece(self, claim: int, fact: Failure) -> None:
+    def wrong_piece(self, claim: int, failure: Failure) -> None:
         """A piece arrived that cannot be right, because what it should hash to was proven before."""
         range_ = self._ranges.get(claim)
         if range_ is None:
             return
-        self._mark_corrupt(range_.source.locator, fact)
+        self._mark_corrupt(range_.source.locator, failure)
         if self._reference == range_.source.locator:
             self._reference = None
 
@@ -381,10 +381,10 @@ class Transfer:
         held = list(self._held.values())
         return max(able, key=held.count, default=None)
 
-    def _mark_corrupt(self, locator: str, fact: Failure) -> None:
+    def _mark_corrupt(self, locator: str, failure: Failure) -> None:
         for source in self._sources:
             if source.locator == locator:
-                source.corrupt, source.failure = True, fact
+                source.corrupt, source.failure = True, failure
         self._begun = {piece: begun for piece, begun in self._begun.items() if begun[0] != locator}
         for claim in [claim for claim, r in self._ranges.items() if r.source.locator == locator and r.writing is None]:
             self.ended(claim)

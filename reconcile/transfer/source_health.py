@@ -187,22 +187,22 @@ class FailureAttribution:
         return frozenset(locator for locator in late if self._failures.given_up(self._keys(locator)))
 
     def note(
-        self, locator: str, fact: Failure, *, exactly: bool = False, given_up: bool = False, wrong: Iterable[int] = ()
+        self, locator: str, failure: Failure, *, exactly: bool = False, given_up: bool = False, wrong: Iterable[int] = ()
     ) -> None:
         """A source failed: *exactly* at this locator, else what fails together with it; *wrong* pieces were lies."""
         if locator not in self._locators:
             return
-        if self._pairs.shows_absence(locator, fact):
+        if self._pairs.shows_absence(locator, failure):
             plain = self._pairs.note_absent(locator)
             if plain is None:
                 return
             locator, exactly = plain, True
-        corrupt = fact.code == "CHECKSUM_FAIL"
+        corrupt = failure.reason is Reason.CORRUPT_DATA
         if corrupt:
             self._lied.setdefault(locator, set()).update(wrong)
         key = self._keys(locator)[0 if exactly or corrupt else 1]
-        self._failures.note(key, fact.code, fact.what, given_up=given_up)
-        self._untold.append((locator, fact))
+        self._failures.note(key, failure.code, failure.what, given_up=given_up)
+        self._untold.append((locator, failure))
 
     def right(self, locator: str, piece: int) -> None:
         """A source sent a piece that may be right now."""
@@ -221,11 +221,11 @@ class FailureAttribution:
         """Write down and show what was noted: a disk and a terminal take their time."""
         with suppress(IndexError):  # told by now, by whoever was first
             while True:
-                locator, fact = self._untold.popleft()
-                corrupt = fact.code == "CHECKSUM_FAIL"
+                locator, failure = self._untold.popleft()
+                corrupt = failure.reason is Reason.CORRUPT_DATA
                 if corrupt:
                     self._bad_sources.note(self._wanted.digest, locator)
-                self._emit(SourceFailed(locator=redact(locator), what=fact.what, corrupt=corrupt))
+                self._emit(SourceFailed(locator=redact(locator), what=failure.what, corrupt=corrupt))
 
     def _keys(self, locator: str) -> tuple[str, str]:
         """Under what a failure of this locator may be on record: itself, and what fails together with it."""
@@ -235,44 +235,43 @@ class FailureAttribution:
             return redact(locator), redact(locator)
 
 
-_KINDS: dict[str, type[SourceUnavailableError]] = {
-    "AUTH_FAIL": AuthError,
-    "RATE_LIMIT": RateLimitError,
-    "NETWORK_TIMEOUT": NetworkTimeoutError,
-    "INCOMPLETE_DOWNLOAD": IncompleteDownloadError,
+_ERRORS: Mapping[Reason, type[ChecksumError | SizeMismatchError | SourceUnavailableError]] = {
+    Reason.CORRUPT_DATA: ChecksumError,
+    Reason.WRONG_SIZE: SizeMismatchError,
+    Reason.NOT_FOUND: IncompleteDownloadError,
+    Reason.TRUNCATED: IncompleteDownloadError,
+    Reason.AUTHENTICATION: AuthError,
+    Reason.RATE_LIMIT: RateLimitError,
+    Reason.STALLED: NetworkTimeoutError,
+    Reason.TRANSIENT: SourceUnavailableError,
+    Reason.PERMANENT: SourceUnavailableError,
 }
 _OTHER_BYTES = "the remote file differs from the lockfile: run `modelstow lock --upgrade`, or restore the upload"
+_RETRY = "check the network and run the same command again: what was fetched is kept"
 _HINTS = {
-    "": "check the network and run the same command again: what was fetched is kept",
-    "AUTH_FAIL": "put a login for the host into ~/.netrc, or check the one there",
-    "INCOMPLETE_DOWNLOAD": "the source lacks files of the lockfile; add another source, or run `modelstow lock --upgrade`",
+    Reason.AUTHENTICATION: "put a login for the host into ~/.netrc, or check the one there",
+    Reason.NOT_FOUND: "the source lacks files of the lockfile; add another source, or run `modelstow lock --upgrade`",
 }
 
 
 def all_sources_failed(wanted: BlobRequest, failures: Mapping[str, Failure]) -> ModelstowError | ChecksumError:
-    """The error for *failures* by locator; its code is the first of the contract's order."""
+    """The error for *failures* by locator: of several reasons the first in the order of ``BLOB_CODES`` is reported."""
     rows = [{"source": redact(locator), "code": f.code, "reason": f.what} for locator, f in failures.items()]
-    ranked = sorted(failures.values(), key=lambda fact: _rank(fact.code))
-    code = ranked[0].code if ranked else "SOURCE_UNAVAILABLE"
     names = ", ".join(wanted.paths[:3]) or wanted.digest.short
     reasons = "".join(f"\n  from {row['source']}: {row['reason']}" for row in rows) or "\n  no source is named"
     fields: dict[str, Any] = {"file_path": next(iter(wanted.paths), ""), "digest": wanted.digest, "sources": rows}
-    if code == "CHECKSUM_FAIL":
-        what = f"{names}: no source gave the bytes of {wanted.digest.short}… ({wanted.size:,} bytes){reasons}"
-        return ChecksumError(what, hint=_OTHER_BYTES, expected=str(wanted.digest), actual=ranked[0].actual, **fields)
-    if code == "SIZE_MISMATCH":
-        what = f"{names}: the lockfile says {wanted.size:,} bytes{reasons}"
-        return SizeMismatchError(what, hint=_OTHER_BYTES, expected=wanted.size, actual=ranked[0].actual, **fields)
-    kind = _KINDS.get(code, SourceUnavailableError)
-    what = f"{names}: no source could give {wanted.digest.short}… ({wanted.size:,} bytes){reasons}"
+    unavailable = f"{names}: no source could give {wanted.digest.short}… ({wanted.size:,} bytes){reasons}"
     if not failures:
         hint = "give the model `sources` in models.toml, and run `modelstow lock`"
-        return kind(what, hint=hint, missing_files=list(wanted.paths), **fields)
-    # A body that broke off has the code of a file that is not there, and other advice.
-    advice = _HINTS[""] if ranked[0].kind is Reason.TRANSIENT else _HINTS.get(code, _HINTS[""])
-    hint = next((fact.hint for fact in ranked if fact.code == code and fact.hint), advice)
-    return kind(what, hint=hint, missing_files=list(wanted.paths), **fields)
-
-
-def _rank(code: str) -> int:
-    return BLOB_CODES.index(code) if code in BLOB_CODES else len(BLOB_CODES)
+        return SourceUnavailableError(unavailable, hint=hint, missing_files=list(wanted.paths), **fields)
+    ranked = sorted(failures.values(), key=lambda failure: BLOB_CODES.index(_ERRORS[failure.reason].code))
+    first, error = ranked[0], _ERRORS[ranked[0].reason]
+    if issubclass(error, SizeMismatchError):
+        what = f"{names}: the lockfile says {wanted.size:,} bytes{reasons}"
+        return SizeMismatchError(what, hint=_OTHER_BYTES, expected=wanted.size, actual=first.actual, **fields)
+    if issubclass(error, ChecksumError):
+        what = f"{names}: no source gave the bytes of {wanted.digest.short}… ({wanted.size:,} bytes){reasons}"
+        return ChecksumError(what, hint=_OTHER_BYTES, expected=str(wanted.digest), actual=first.actual, **fields)
+    own_hints = (f.hint for f in ranked if _ERRORS[f.reason] is error and f.hint)
+    hint = next(own_hints, _HINTS.get(first.reason, _RETRY))
+    return error(unavailable, hint=hint, missing_files=list(wanted.paths), **fields)

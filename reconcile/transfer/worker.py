@@ -13,7 +13,7 @@ from modelstow.backends import Body, EndedEarly, ProtocolError, SourceError, Tim
 from modelstow.cas.buffers import aligned_buffer
 from modelstow.cas.pieces import PIECE, PieceHasher, piece_count, piece_range
 
-from .retry import Failure, RetryPolicy, failure_of
+from .retry import Failure, Reason, RetryPolicy, failure_of
 from .state import Request
 
 MOST_STEP = 1 << 20
@@ -146,7 +146,7 @@ class Worker:
         except SourceError as error:
             return failure_of(error)
         except WrongSize as error:
-            return Failure(code="SIZE_MISMATCH", what=str(error), actual=error.actual)
+            return Failure(code="SIZE_MISMATCH", what=str(error), reason=Reason.WRONG_SIZE, actual=error.actual)
         return None
 
     def _receive(self, ask: Request, body: Body) -> None:

@@ -13,11 +13,11 @@ from modelstow.reconcile.transfer.retry import Failure, Reason, RetryPolicy, Ret
 from modelstow.reconcile.transfer.scheduler import EARLIER, Transfer
 from modelstow.reconcile.transfer.state import Backoff, Fail, Idle, Request, Verify
 
-CUT = Failure(code="SOURCE_UNAVAILABLE", what="cut", kind=Reason.TRANSIENT)
-GONE = Failure(code="INCOMPLETE_DOWNLOAD", what="HTTP 404")
-DENIED = Failure(code="AUTH_FAIL", what="HTTP 401", kind=Reason.AUTHENTICATION)
-BUSY = Failure(code="RATE_LIMIT", what="HTTP 429", kind=Reason.RATE_LIMIT)
-WRONG = Failure(code="CHECKSUM_FAIL", what="sent wrong bytes", kind=Reason.INTEGRITY)
+CUT = Failure(code="SOURCE_UNAVAILABLE", what="cut", reason=Reason.TRANSIENT)
+GONE = Failure(code="INCOMPLETE_DOWNLOAD", what="HTTP 404", reason=Reason.NOT_FOUND)
+DENIED = Failure(code="AUTH_FAIL", what="HTTP 401", reason=Reason.AUTHENTICATION)
+BUSY = Failure(code="RATE_LIMIT", what="HTTP 429", reason=Reason.RATE_LIMIT)
+WRONG = Failure(code="CHECKSUM_FAIL", what="sent wrong bytes", reason=Reason.CORRUPT_DATA)
 A, B, C = "mem://a", "mem://b", "mem://c"
 THREE = 3 * PIECE - 5
 
@@ -210,7 +210,7 @@ def test_a_refusal_is_tried_once_more_at_once_and_no_more():
 def test_retry_after_is_honoured_up_to_its_cap(retry_after, pause):
     """At least the pause of the policy, at most five minutes."""
     t = transfer(A)
-    fail(t, A, Failure(code="RATE_LIMIT", what="429", kind=Reason.RATE_LIMIT, retry_after=retry_after), 0)
+    fail(t, A, Failure(code="RATE_LIMIT", what="429", reason=Reason.RATE_LIMIT, retry_after=retry_after), 0)
 
     assert t.next(0) == Backoff(seconds=pause)
 
@@ -677,8 +677,8 @@ class World:
         elif how == "gone" and t.failed(flight.ask.claim, GONE, self.now):
             self.gone.add(locator)
         elif how in ("cut", "throttle"):
-            kind = Reason.TRANSIENT if how == "cut" else Reason.RATE_LIMIT
-            fact = Failure(code="SOURCE_UNAVAILABLE", what=how, kind=kind, retry_after=after)
+            reason = Reason.TRANSIENT if how == "cut" else Reason.RATE_LIMIT
+            fact = Failure(code="SOURCE_UNAVAILABLE", what=how, reason=reason, retry_after=after)
             piece, reached = self._reached(t, flight)
             if t.failed(flight.ask.claim, fact, self.now, reached):
                 if reached:
