@@ -1,4 +1,4 @@
-"""One blob's download: ``Transfer`` decides, ``ConcurrencyController`` says how many connections, lanes bring the bytes."""
+"""One blob's download: the threads, connections and files around its ``Scheduler``."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .compressed import CompressedBlob, CompressedForms
 from .concurrency import ConcurrencyController
 from .context import STOPPED, TransferContext
 from .retry import Failure, Reason
-from .scheduler import EARLIER, Transfer
+from .scheduler import EARLIER, Scheduler
 from .source_health import FailureAttribution, all_sources_failed
-from .state import Backoff, BlobRequest, Fail, Idle, Request, Step, Verify
+from .state import Action, Backoff, BlobRequest, Fail, Idle, Request, Verify
 from .worker import Beginning, TransferSink, Worker, WrongSize
 
 THIS_STORE = "this store"
@@ -67,7 +67,7 @@ class Download(TransferSink):
             emit=engine.emit,
         )
         late = self._blame.late()
-        self._transfer = Transfer(wanted.size, tuple(self._locators), engine.policy, late, self._blame.spent(late))
+        self._scheduler = Scheduler(wanted.size, tuple(self._locators), engine.policy, late, self._blame.spent(late))
         # Each connection has a piece in flight, which a kill costs: it should not be all there is.
         self._pace = ConcurrencyController(min(engine.connections.most, max(1, piece_count(wanted.size) // 2)))
         self._hasher_thread: BackgroundHasher | None = None
@@ -90,7 +90,7 @@ class Download(TransferSink):
         by_key[source_key(THIS_STORE)] = THIS_STORE
         for index, slot in enumerate(self.partial.table.slots):
             if slot is not None:
-                self._transfer.hold(index, by_key.get(slot.source, EARLIER), slot.hash)
+                self._scheduler.hold(index, by_key.get(slot.source, EARLIER), slot.hash)
         try:
             while not self._advance():
                 pass
@@ -112,7 +112,7 @@ class Download(TransferSink):
             case Backoff(seconds=seconds):
                 name = next(iter(self.wanted.paths), self.wanted.digest.short)
                 if seconds >= _SAY_S:
-                    why = ", ".join(dict.fromkeys(failure.what for failure in self._transfer.failures().values()))
+                    why = ", ".join(dict.fromkeys(failure.what for failure in self._scheduler.failures().values()))
                     self.engine.emit(Info(text=f"{name}: every source failed ({why}); asking again in {seconds:.0f} s"))
                 self.engine.token.wait(seconds)
             case Verify():
@@ -126,15 +126,15 @@ class Download(TransferSink):
                 raise all_sources_failed(self.wanted, told)
         return False
 
-    def _look(self) -> Step:
+    def _look(self) -> Action:
         """End what is silent or lost, and start what may run; the last step that was not taken."""
         self.engine.token.check(STOPPED)
         if self._broken is not None:
             raise self._broken
         now = self.engine.clock()
-        for claim in self._transfer.overdue(now):
+        for claim in self._scheduler.stalled(now):
             self._fail(claim, Failure(code="NETWORK_TIMEOUT", what="it fell silent", reason=Reason.STALLED))
-        for claim in [claim for claim in self._working if not self._transfer.lives(claim)]:
+        for claim in [claim for claim in self._working if not self._scheduler.active(claim)]:
             del self._working[claim]
             if claim in self._bodies:
                 self._bodies[claim].close()
@@ -142,13 +142,13 @@ class Download(TransferSink):
         share = None if limit is None else limit * len(self._working) / max(1, self.engine.connections.used)
         before, allowed = self._pace.allowed, self._pace.look(now, self.fetched, len(self._working), rate, share)
         if allowed < before:  # their unfinished pieces would be lost to a kill the longer, and nothing is gained
-            for claim in self._transfer.slowest(len(self._working) - allowed):
-                self._transfer.ended(claim)
+            for claim in self._scheduler.least_advanced(len(self._working) - allowed):
+                self._scheduler.ended(claim)
         while len(self._working) < allowed:
             borrowed = self._own in self._working.values()
             if borrowed and not self.engine.connections.take():
                 return Idle()
-            step = self._transfer.next(now, allowed)
+            step = self._scheduler.next(now, allowed)
             if not isinstance(step, Request):
                 if borrowed:
                     self.engine.connections.give()
@@ -185,13 +185,13 @@ class Download(TransferSink):
         self._end_chase()
         actual = self.partial.actual_digest()
         if actual == self.wanted.digest:
-            self._blame.clear(self._transfer.senders())
-            for liar in self._transfer.proven():
+            self._blame.clear(self._scheduler.senders())
+            for liar in self._scheduler.verified():
                 self._blame.note(liar, Failure(code="CHECKSUM_FAIL", what="sent wrong bytes", reason=Reason.CORRUPT_DATA))
             return True
         what = f"sent wrong bytes (sha256:{actual.hex[:12]}…)"
         failure = Failure(code="CHECKSUM_FAIL", what=what, reason=Reason.CORRUPT_DATA, actual=str(actual))
-        struck, liars = self._transfer.wrong(failure)
+        struck, liars = self._scheduler.digest_mismatch(failure)
         self.partial.invalidate(list(struck))
         for liar in liars:
             self._blame.note(liar, failure, wrong=struck)
@@ -236,13 +236,13 @@ class Download(TransferSink):
             mine = self._working.pop(ask.claim, None)
             if failure is not None:
                 self._fail(ask.claim, failure, beginning)
-            self._transfer.ended(ask.claim)
+            self._scheduler.ended(ask.claim)
             if alone or mine is None or self._over or self.engine.token.cancelled:
                 return None
             allowed = self._pace.allowed
             if len(self._working) >= allowed:
                 return None
-            step = self._transfer.next(self.engine.clock(), allowed)
+            step = self._scheduler.next(self.engine.clock(), allowed)
             if not isinstance(step, Request):
                 return None
             self._working[step.claim] = mine
@@ -250,15 +250,17 @@ class Download(TransferSink):
             return step
 
     def _fail(self, claim: int, failure: Failure, beginning: Beginning | None = None) -> None:
-        locator, piece = self._transfer.locator(claim), self._transfer.current(claim)
+        locator, piece = self._scheduler.locator(claim), self._scheduler.current_piece(claim)
         packed = self._pairs.pack(locator) is not None
         if packed or not (failure.reason.transient or failure.reason is Reason.RATE_LIMIT):
             beginning = None  # a frame is unpacked whole; and what is wrong with the object is wrong with its beginning
-        if self._transfer.failed(claim, failure, self.engine.clock(), beginning.reached if beginning else 0):
+        if self._scheduler.failed(claim, failure, self.engine.clock(), beginning.reached if beginning else 0):
             if beginning is not None:
                 self._begun[piece] = beginning
             exactly = failure.reason in _OF_ONE_OBJECT or (packed and failure.reason.permanent)
-            self._blame.note(locator, failure, exactly=exactly, given_up=self._transfer.over(locator), wrong=[piece])
+            self._blame.note(
+                locator, failure, exactly=exactly, given_up=self._scheduler.is_exhausted(locator), wrong=[piece]
+            )
 
     def open(self, ask: Request) -> Body:
         refused, self._refused = self._refused, None
@@ -271,7 +273,7 @@ class Download(TransferSink):
 
     def opened(self, claim: int, body: Body) -> bool:
         with self._state:
-            if self._over or not self._transfer.lives(claim):
+            if self._over or not self._scheduler.active(claim):
                 return False
             self._bodies[claim] = body
             if thread := self._working.get(claim):
@@ -280,15 +282,15 @@ class Download(TransferSink):
 
     def takes(self, claim: int, piece: int) -> bool:
         with self._state:
-            return not self._over and self._transfer.takes(claim, piece)
+            return not self._over and self._scheduler.owns(claim, piece)
 
     def lives(self, claim: int, piece: int) -> bool:
         with self._state:
-            return not self._over and self._transfer.lives(claim, piece)
+            return not self._over and self._scheduler.has_later(claim, piece)
 
     def ignores_ranges(self, claim: int) -> None:
         with self._state:
-            self._transfer.ignores_ranges(claim)
+            self._scheduler.ignores_ranges(claim)
 
     def got(self, ask: Request, count: int) -> bool:
         return self._got(ask.claim, 0 if self._pairs.pack(ask.locator) else count)  # it was told while its frame arrived
@@ -297,7 +299,7 @@ class Download(TransferSink):
         self.engine.token.check(STOPPED)
         with self._state:
             self.fetched += count
-            counts = not self._over and self._transfer.got(claim, count, self.engine.clock())
+            counts = not self._over and self._scheduler.received(claim, count, self.engine.clock())
         if count:
             self._lock.progress()  # on a slow line a whole piece takes long
             self.engine.emit(BytesArrived(digest=self.wanted.digest, count=count))
@@ -305,11 +307,11 @@ class Download(TransferSink):
 
     def write(self, claim: int, piece: int, offset: int, data: memoryview) -> bool:
         with self._state:
-            if self._over or not self._transfer.may_write(claim, piece):
+            if self._over or not self._scheduler.may_write(claim, piece):
                 return False
         self.partial.write(offset, data)
         with self._state:
-            self._transfer.written(claim)
+            self._scheduler.written(claim)
         return True
 
     def keep(self, claim: int, piece: int, hash_: bytes) -> bool:
@@ -321,20 +323,20 @@ class Download(TransferSink):
                 failure = Failure(
                     code="CHECKSUM_FAIL", what=f"sent wrong bytes in piece {piece}", reason=Reason.CORRUPT_DATA
                 )
-                locator = self._transfer.locator(claim)
-                self._transfer.wrong_piece(claim, failure)
+                locator = self._scheduler.locator(claim)
+                self._scheduler.piece_mismatch(claim, failure)
                 self._blame.note(locator, failure, wrong=[piece])
                 return False
-            if not self._transfer.may_write(claim, piece):
+            if not self._scheduler.may_write(claim, piece):
                 return False
-            locator = self._transfer.locator(claim)
+            locator = self._scheduler.locator(claim)
         self._record(claim, piece, hash_, locator)
         return True
 
     def _record(self, claim: int, piece: int, hash_: bytes, locator: str) -> None:
         self.partial.finish(piece, hash_, source_key(locator))
         with self._state:
-            self._transfer.kept(claim, piece, hash_, self.engine.clock())
+            self._scheduler.completed(claim, piece, hash_, self.engine.clock())
             self._blame.right(locator, piece)
         if self._hasher_thread is not None:
             self._hasher_thread.advance()
@@ -344,8 +346,8 @@ class Download(TransferSink):
         if body.fd is None or self.size <= TABLE_FROM:
             return False
         with self._state:
-            locator = self._transfer.locator(claim)
-            if self._over or not self._transfer.claim_rest(claim):
+            locator = self._scheduler.locator(claim)
+            if self._over or not self._scheduler.claim_all(claim):
                 return False
         try:
             syscalls.reflink(body.fd, self.partial.fd)
@@ -359,7 +361,7 @@ class Download(TransferSink):
             if not read_fully(self.partial.fd, view, start):
                 return False
             with self._state:
-                if self._over or not self._transfer.may_write(claim, index):
+                if self._over or not self._scheduler.may_write(claim, index):
                     return False
             self._record(claim, index, piece_hash(view), locator)
         self._got(claim, self.size)

@@ -102,10 +102,10 @@ class Failure:
 
 @dataclass(slots=True)
 class RetryState:
-    """What is left of one source's attempts. *late*: it failed lately elsewhere, and breaks only once more."""
+    """What is left of one source's attempts. *single_attempt*: the first transient failure is the last."""
 
     policy: RetryPolicy
-    late: bool = False
+    single_attempt: bool = False
     jitter: Callable[[], float] = random.random
     ready_at: float = 0.0  # not to be asked before
     _failed: dict[Reason, int] = field(default_factory=dict)  # in a row
@@ -115,7 +115,7 @@ class RetryState:
         schedule, transient = self.policy.of(failure.reason), failure.reason.transient
         counted = Reason.TRANSIENT if transient else failure.reason
         failures = self._failed[counted] = self._failed.get(counted, 0) + 1
-        if failures >= (1 if self.late and transient else schedule.attempts):
+        if failures >= (1 if self.single_attempt and transient else schedule.attempts):
             return False
         pause = min(schedule.pause_s * schedule.factor ** (failures - 1), schedule.longest_s)
         # With jitter, so that many who failed together do not come back together.
@@ -127,10 +127,10 @@ class RetryState:
         """Backoff as long as the source asks for, up to the cap, whether the failure counts or not."""
         self.ready_at = max(self.ready_at, now + min(failure.retry_after or 0.0, self.policy.retry_after_cap_s))
 
-    def progressed(self) -> None:
+    def reset(self) -> None:
         """A new piece arrived: all attempts are there again."""
         self._failed.clear()
-        self.late = False
+        self.single_attempt = False
 
 
 class CorruptResponse(ProtocolError):
@@ -164,18 +164,18 @@ def with_retries(
     *,
     progressed: Callable[[], bool] = lambda: False,
 ) -> _T:
-    """Request a source until it answers or its patience is over. Raises SourceError, Cancelled.
+    """Request a source until it answers or its retry_state is over. Raises SourceError, Cancelled.
 
     *progressed*: whether the attempt that has just failed got so far that all attempts are there again.
     """
-    patience = RetryState(policy)
+    retry_state = RetryState(policy)
     while True:
         try:
             return ask()
         except SourceError as error:
             if progressed():
-                patience.progressed()
-            if not patience.failed(failure_of(error), clock()):
+                retry_state.reset()
+            if not retry_state.failed(failure_of(error), clock()):
                 raise
-            if token.wait(max(0.0, patience.ready_at - clock())):
+            if token.wait(max(0.0, retry_state.ready_at - clock())):
                 raise Cancelled("cancelled") from error

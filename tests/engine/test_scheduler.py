@@ -10,7 +10,7 @@ from strategies import Reply, Sim, crowds
 
 from modelstow.cas.pieces import PIECE, piece_count
 from modelstow.reconcile.transfer.retry import Failure, Reason, RetryPolicy, RetrySchedule
-from modelstow.reconcile.transfer.scheduler import EARLIER, Transfer
+from modelstow.reconcile.transfer.scheduler import EARLIER, Scheduler
 from modelstow.reconcile.transfer.state import Backoff, Fail, Idle, Request, Verify
 
 CUT = Failure(code="SOURCE_UNAVAILABLE", what="cut", reason=Reason.TRANSIENT)
@@ -22,11 +22,15 @@ A, B, C = "mem://a", "mem://b", "mem://c"
 THREE = 3 * PIECE - 5
 
 
-def transfer(*locators: str, size: int = THREE, late=(), spent=(), jitter: float = 1.0, **policy: object) -> Transfer:
-    return Transfer(size, locators, RetryPolicy(**policy), frozenset(late), frozenset(spent), jitter=lambda: jitter)
+def transfer(
+    *locators: str, size: int = THREE, recently_failed=(), exhausted=(), jitter: float = 1.0, **policy: object
+) -> Scheduler:
+    return Scheduler(
+        size, locators, RetryPolicy(**policy), frozenset(recently_failed), frozenset(exhausted), jitter=lambda: jitter
+    )
 
 
-def send(t: Transfer, sender: str, *pieces: int, corrupt: bool = False) -> None:
+def send(t: Scheduler, sender: str, *pieces: int, corrupt: bool = False) -> None:
     for piece in pieces:
         t.hold(piece, sender, right(piece) if not corrupt else f"{sender} corrupts".encode())
 
@@ -35,7 +39,7 @@ def right(piece: int) -> bytes:
     return b"right %d" % piece
 
 
-def begin(t: Transfer, locator: str = "", now: float = 0.0, allowed: int = 1) -> Request:
+def begin(t: Scheduler, locator: str = "", now: float = 0.0, allowed: int = 1) -> Request:
     """The next range is on its way."""
     step = t.next(now, allowed)
     assert isinstance(step, Request), step
@@ -43,29 +47,29 @@ def begin(t: Transfer, locator: str = "", now: float = 0.0, allowed: int = 1) ->
     return step
 
 
-def deliver(t: Transfer, ask: Request, now: float, *, pieces: int = 99) -> None:
+def deliver(t: Scheduler, ask: Request, now: float, *, pieces: int = 99) -> None:
     """Some pieces of a range arrive, and are right; with the last the range is over."""
     wanted = range(ask.start // PIECE, piece_count(ask.stop))
     for piece in wanted[:pieces]:
-        assert t.got(ask.claim, 1, now) and t.may_write(ask.claim, piece)
-        t.kept(ask.claim, piece, right(piece), now)
+        assert t.received(ask.claim, 1, now) and t.may_write(ask.claim, piece)
+        t.completed(ask.claim, piece, right(piece), now)
     if pieces >= len(wanted):
         t.ended(ask.claim)
 
 
-def asked(t: Transfer, now: float = 0.0) -> str:
+def asked(t: Scheduler, now: float = 0.0) -> str:
     """The source that would be requested."""
     return span(t, now)[0]
 
 
-def span(t: Transfer, now: float = 0.0) -> tuple[str, int, int]:
+def span(t: Scheduler, now: float = 0.0) -> tuple[str, int, int]:
     """The source that would be requested, and the bytes."""
     step = begin(t, now=now)
     t.ended(step.claim)
     return step.locator, step.start, step.stop
 
 
-def fail(t: Transfer, locator: str, fact: Failure, now: float, *, after: int = 0) -> None:
+def fail(t: Scheduler, locator: str, fact: Failure, now: float, *, after: int = 0) -> None:
     """The next range is requested of this source, which sends *pieces* pieces and fails."""
     step = begin(t, locator, now)
     deliver(t, step, now, pieces=after) if after else None
@@ -103,7 +107,7 @@ def test_a_full_blob_is_to_be_proven():
     t = transfer(A)
     send(t, A, 0, 1, 2)
 
-    assert t.next(0) == Verify() and t.proven() == ()
+    assert t.next(0) == Verify() and t.verified() == ()
     assert transfer(size=0).next(0) == Verify()
 
 
@@ -114,7 +118,7 @@ def test_without_a_source_it_gives_up():
 
 def test_a_source_that_failed_lately_is_asked_last_and_not_never():
     """Recently failed sources come after the others, in their order."""
-    t = transfer(A, B, C, late=[A, B])
+    t = transfer(A, B, C, recently_failed=[A, B])
 
     assert asked(t) == C
     fail(t, C, GONE, 0)
@@ -125,23 +129,23 @@ def test_a_source_that_failed_lately_is_asked_last_and_not_never():
 
 def test_where_all_failed_lately_the_first_is_asked_at_once():
     """No other source is left, so there is no wait."""
-    assert asked(transfer(A, late=[A])) == A
+    assert asked(transfer(A, recently_failed=[A])) == A
 
 
 def test_a_source_that_was_given_up_has_one_attempt_until_it_sends_a_piece():
     """Its patience comes back with progress."""
-    t = transfer(A, late=[A], spent=[A])
+    t = transfer(A, recently_failed=[A], exhausted=[A])
     fail(t, A, CUT, 0)
     assert t.next(0) == Fail({A: CUT})
 
-    t = transfer(A, late=[A], spent=[A])
+    t = transfer(A, recently_failed=[A], exhausted=[A])
     fail(t, A, CUT, 0, after=1)
     assert isinstance(t.next(0), Backoff)
 
 
 def test_a_source_that_another_blob_still_asks_again_has_all_its_attempts():
     """A server that is away for a second fails the blobs under way, and must not fail the queue behind them."""
-    t = transfer(A, late=[A])
+    t = transfer(A, recently_failed=[A])
     fail(t, A, CUT, 0)
     assert isinstance(t.next(0), Backoff)
 
@@ -239,7 +243,7 @@ def test_one_sender_of_wrong_bytes_is_marked_corrupt_and_another_takes_over():
     t = transfer(A, B)
     send(t, A, 0, 1, 2, corrupt=True)
 
-    assert t.wrong(WRONG) == ((0, 1, 2), (A,))
+    assert t.digest_mismatch(WRONG) == ((0, 1, 2), (A,))
     assert span(t, 0) == (B, 0, THREE)
 
 
@@ -248,11 +252,11 @@ def test_where_no_other_can_take_over_the_corrupt_sender_is_asked_once_more():
     t = transfer(B, A)
     fail(t, B, GONE, 0)
     send(t, A, 0, 1, 2, corrupt=True)
-    t.wrong(WRONG)
+    t.digest_mismatch(WRONG)
 
     assert asked(t) == A
     send(t, A, 0, 1, 2, corrupt=True)
-    t.wrong(WRONG)
+    t.digest_mismatch(WRONG)
 
     assert t.next(0) == Fail({A: WRONG, B: GONE})
 
@@ -264,11 +268,11 @@ def test_of_two_senders_the_reference_source_replaces_the_pieces_of_the_other():
     fail(t, A, CUT, 0)
     send(t, B, 1, 2)
 
-    assert t.wrong(WRONG) == ((0,), ())
+    assert t.digest_mismatch(WRONG) == ((0,), ())
     assert span(t, 0) == (B, 0, PIECE)
     send(t, B, 0)
 
-    assert t.next(0) == Verify() and t.proven() == (A,)
+    assert t.next(0) == Verify() and t.verified() == (A,)
 
 
 def test_a_corrupt_reference_source_is_marked_and_the_correct_one_is_not():
@@ -278,14 +282,14 @@ def test_a_corrupt_reference_source_is_marked_and_the_correct_one_is_not():
     fail(t, A, CUT, 0)
     send(t, B, 2)
 
-    assert t.wrong(WRONG) == ((2,), ())
+    assert t.digest_mismatch(WRONG) == ((2,), ())
     assert asked(t, 1000.0) == A, "while a reference source is used only that is asked"
     send(t, A, 2, corrupt=True)
 
-    assert t.wrong(WRONG) == ((0, 1, 2), (A,))
+    assert t.digest_mismatch(WRONG) == ((0, 1, 2), (A,))
     assert span(t, 0) == (B, 0, THREE)
     send(t, B, 0, 1, 2)
-    assert t.proven() == ()
+    assert t.verified() == ()
 
 
 def test_wrong_pieces_of_an_earlier_run_cost_only_themselves():
@@ -294,11 +298,11 @@ def test_wrong_pieces_of_an_earlier_run_cost_only_themselves():
     send(t, EARLIER, 0, corrupt=True)
     send(t, A, 1, 2)
 
-    struck, marked = t.wrong(WRONG)
+    struck, marked = t.digest_mismatch(WRONG)
 
     assert (struck, marked) == ((0,), ())
     send(t, A, 0)
-    assert t.proven() == (EARLIER,)
+    assert t.verified() == (EARLIER,)
 
 
 def test_a_reference_source_that_fails_for_good_makes_room_for_the_others():
@@ -307,7 +311,7 @@ def test_a_reference_source_that_fails_for_good_makes_room_for_the_others():
     send(t, A, 0, 1, corrupt=True)
     fail(t, A, CUT, 0)
     send(t, B, 2)
-    t.wrong(WRONG)
+    t.digest_mismatch(WRONG)
     fail(t, A, GONE, 1000.0)
 
     assert asked(t) in (B, C)
@@ -319,8 +323,8 @@ def test_a_reference_source_with_an_impossible_piece_makes_room_for_the_others()
     send(t, A, 0, 1, corrupt=True)
     fail(t, A, CUT, 0)
     send(t, B, 2)
-    t.wrong(WRONG)
-    t.wrong_piece(begin(t, A, 1000.0).claim, WRONG)
+    t.digest_mismatch(WRONG)
+    t.piece_mismatch(begin(t, A, 1000.0).claim, WRONG)
 
     assert asked(t) == B
 
@@ -329,20 +333,20 @@ def test_a_piece_that_cannot_be_right_marks_its_sender_corrupt_at_once():
     """The next source is asked for that piece; where there is none, the same once more."""
     t = transfer(A, B)
     for locator in (A, B, A, B):
-        t.wrong_piece(begin(t, locator).claim, WRONG)
+        t.piece_mismatch(begin(t, locator).claim, WRONG)
 
     assert t.next(0) == Fail({A: WRONG, B: WRONG})
 
 
 def test_where_all_senders_are_over_none_is_blamed_for_what_another_may_have_done():
     """The corrupt sender is unknown; the pieces are invalidated and a third source serves the whole."""
-    t = transfer(A, B, C, late=[C])
+    t = transfer(A, B, C, recently_failed=[C])
     send(t, A, 0, corrupt=True)
     fail(t, A, GONE, 0)
     fail(t, B, GONE, 0)
     send(t, B, 1, 2)
 
-    struck, marked = t.wrong(WRONG)
+    struck, marked = t.digest_mismatch(WRONG)
 
     assert marked == ()
     assert 0 in struck and asked(t) == C
@@ -354,7 +358,7 @@ def test_a_blob_of_no_bytes_that_is_wrong_ends(locators):
     t = transfer(*locators, size=0)
     steps = 0
     while isinstance(t.next(0), Verify) and steps < 20:
-        t.wrong(WRONG)
+        t.digest_mismatch(WRONG)
         steps += 1
 
     assert isinstance(t.next(0), Fail)
@@ -383,7 +387,7 @@ def test_a_rest_is_shared_by_connections_in_file_order():
     deliver(t, begin(t, A), 1.0, pieces=1)
     rows = [begin(t, A, 1.0, allowed=4) for _ in range(4)]
 
-    owners = [sum(t.takes(claim, piece) for claim in range(1, 6)) for piece in range(1, 64)]
+    owners = [sum(t.owns(claim, piece) for claim in range(1, 6)) for piece in range(1, 64)]
     asked = sum(owners)
     assert owners == [1] * asked + [0] * (63 - asked) and asked < 63
     assert all(row.stop > row.start for row in rows)
@@ -402,12 +406,12 @@ def test_a_slow_range_keeps_its_share_when_a_connection_is_free():
     slow = begin(t, A)
     for piece in (0, 1):
         assert t.may_write(slow.claim, piece)
-        t.kept(slow.claim, piece, right(piece), 2.0 * (piece + 1))
+        t.completed(slow.claim, piece, right(piece), 2.0 * (piece + 1))
 
     taker = begin(t, A, 4.0, allowed=2)
 
     assert (taker.start, taker.stop) == (3 * PIECE, 4 * PIECE)
-    assert [piece for piece in range(8) if t.takes(slow.claim, piece)] == [2]
+    assert [piece for piece in range(8) if t.owns(slow.claim, piece)] == [2]
 
 
 def test_what_will_be_there_at_once_is_not_divided():
@@ -424,12 +428,12 @@ def test_the_last_piece_of_a_slow_source_goes_to_a_fast_one_that_is_free():
     slow = begin(t, A)
     fast = begin(t, B, 0.0, allowed=2)
     deliver(t, fast, 0.1)
-    assert t.got(slow.claim, 1000, 10.0)
+    assert t.received(slow.claim, 1000, 10.0)
 
     taken = begin(t, B, 10.0, allowed=2)
 
     assert (taken.start, taken.stop) == (0, PIECE)
-    assert not t.lives(slow.claim) and not t.may_write(slow.claim, 0) and not t.got(slow.claim, 1, 10.0)
+    assert not t.active(slow.claim) and not t.may_write(slow.claim, 0) and not t.received(slow.claim, 1, 10.0)
     assert not t.failed(slow.claim, CUT, 10.0), "it is not blamed for what was taken from it"
 
 
@@ -439,8 +443,8 @@ def test_a_piece_that_is_being_written_is_not_taken_over():
     slow = begin(t, A)
     assert t.may_write(slow.claim, 0)
 
-    assert t.next(1e6, 2) == Idle() and t.overdue(1e6) == []
-    t.kept(slow.claim, 0, right(0), 1e6)
+    assert t.next(1e6, 2) == Idle() and t.stalled(1e6) == []
+    t.completed(slow.claim, 0, right(0), 1e6)
     t.ended(slow.claim)
     assert t.next(1e6) == Verify()
 
@@ -449,21 +453,21 @@ def test_a_silent_range_is_overdue_where_another_source_is_ready_and_not_before(
     """Five seconds without a byte; a source that is alone is waited for."""
     t = transfer(A, B)
     one = begin(t, A)
-    assert t.overdue(4.0) == [] and t.overdue(6.0) == [one.claim]
-    assert t.got(one.claim, 1, 6.0) and t.overdue(10.0) == []
+    assert t.stalled(4.0) == [] and t.stalled(6.0) == [one.claim]
+    assert t.received(one.claim, 1, 6.0) and t.stalled(10.0) == []
 
     alone = transfer(A)
     begin(alone, A)
-    assert alone.overdue(60.0) == []
+    assert alone.stalled(60.0) == []
 
 
 def test_a_silent_range_is_overdue_where_its_source_still_talks_to_another_connection():
     """One dead connection is renewed."""
     t = transfer(A, size=64 * PIECE)
     dead, alive = begin(t, A), begin(t, A, 1.0, allowed=2)
-    t.got(alive.claim, 1, 6.0)
+    t.received(alive.claim, 1, 6.0)
 
-    assert t.overdue(6.0) == [dead.claim]
+    assert t.stalled(6.0) == [dead.claim]
 
 
 def test_a_server_that_asks_to_slow_down_gets_fewer_connections():
@@ -486,7 +490,7 @@ def test_a_source_that_ignores_ranges_has_one_connection_and_sends_what_no_other
     t.failed(begin(t, B, allowed=2).claim, GONE, 0.0)
 
     assert t.next(0.0, 2) == Idle()
-    assert all(t.takes(endless.claim, piece) for piece in range(8))
+    assert all(t.owns(endless.claim, piece) for piece in range(8))
 
 
 def test_a_source_that_ignores_ranges_is_not_asked_next_to_one_that_has_them():
@@ -496,7 +500,7 @@ def test_a_source_that_ignores_ranges_is_not_asked_next_to_one_that_has_them():
     tried = begin(t, B, 1.0, allowed=8)
     t.ignores_ranges(tried.claim)
 
-    assert not t.lives(tried.claim)
+    assert not t.active(tried.claim)
     assert all(begin(t, A, 1.0, allowed=8).locator == A for _ in range(3))
 
 
@@ -505,21 +509,21 @@ def test_where_fewer_connections_do_as_well_the_ones_that_got_least_are_given_up
     t = transfer(A, size=64 * PIECE)
     rows = [begin(t, A, allowed=4) for _ in range(4)]
     for row in rows:
-        t.got(row.claim, 1000 * row.claim, 0.0)
+        t.received(row.claim, 1000 * row.claim, 0.0)
 
-    assert t.slowest(2) == [rows[0].claim, rows[1].claim]
+    assert t.least_advanced(2) == [rows[0].claim, rows[1].claim]
 
 
 def test_a_local_file_may_be_taken_at_once_only_by_one_that_is_alone():
     """Sharing extents replaces the whole file, so no other connection may be writing."""
     t = transfer(A, B)
     one = begin(t, A)
-    assert t.claim_rest(one.claim)
-    assert all(t.takes(one.claim, piece) for piece in range(3))
+    assert t.claim_all(one.claim)
+    assert all(t.owns(one.claim, piece) for piece in range(3))
 
     t = transfer(A, B, size=64 * PIECE)
     one, two = begin(t, A), begin(t, B, allowed=2)
-    assert not t.claim_rest(one.claim) and not t.claim_rest(two.claim)
+    assert not t.claim_all(one.claim) and not t.claim_all(two.claim)
 
 
 # ---- laws
@@ -564,7 +568,7 @@ class World:
     flights: list[Flight] = field(default_factory=list)
 
     def run(self) -> Verify | Fail:
-        t = Transfer(
+        t = Scheduler(
             self.pieces * PIECE,
             tuple(self.sims),
             self.policy,
@@ -577,7 +581,7 @@ class World:
         while True:
             self.steps += 1
             assert self.steps <= self.most_steps(), "it does not end"
-            for flight in [flight for flight in self.flights if not t.lives(flight.ask.claim)]:
+            for flight in [flight for flight in self.flights if not t.active(flight.ask.claim)]:
                 self.flights.remove(flight)
                 self.taken_over += bool(flight.left)
             step = t.next(self.now, self.allowed) if len(self.flights) < self.allowed else Idle()
@@ -593,9 +597,9 @@ class World:
                     self.now += seconds
                 case Verify():
                     if all(self.held.get(piece) == right(piece) for piece in range(self.pieces)):
-                        self.blamed = t.proven()
+                        self.blamed = t.verified()
                         return step
-                    struck, marked = t.wrong(WRONG)
+                    struck, marked = t.digest_mismatch(WRONG)
                     assert struck, "nothing changed"
                     for piece in struck:
                         del self.held[piece]
@@ -620,7 +624,7 @@ class World:
         self.held[piece] = hash_
         return hash_
 
-    def _take_off(self, t: Transfer, ask: Request) -> None:
+    def _take_off(self, t: Scheduler, ask: Request) -> None:
         assert ask.start < ask.stop <= self.pieces * PIECE and ask.stop % PIECE == 0
         wanted = list(range(ask.start // PIECE, piece_count(ask.stop)))
         if ask.start % PIECE:
@@ -636,39 +640,39 @@ class World:
         self.flights.append(Flight(ask, wanted[: reply.pieces], reply, self.now + sim.piece_s))
         self.begun += bool(wanted[: reply.pieces])
 
-    def _fly(self, t: Transfer) -> None:
+    def _fly(self, t: Scheduler) -> None:
         """The next thing happens to one range; a second passes at most, and silence is looked at as often."""
         flight = min(self.flights, key=lambda flight: flight.due)
         if flight.due > self.now + 1.0:
             self.now += 1.0
             for slow in self.flights:
                 if slow.left and (piece_s := self.sims[slow.ask.locator].piece_s) < 60:
-                    t.got(slow.ask.claim, int(PIECE / piece_s), self.now)
-            for claim in t.overdue(self.now):
+                    t.received(slow.ask.claim, int(PIECE / piece_s), self.now)
+            for claim in t.stalled(self.now):
                 self._end(t, next(f for f in self.flights if f.ask.claim == claim), "cut")
             return
         self.now = max(self.now, flight.due)
         claim, locator = flight.ask.claim, flight.ask.locator
         if flight.left:
             piece = flight.left.pop(0)
-            t.got(claim, PIECE, self.now)
+            t.received(claim, PIECE, self.now)
             assert t.may_write(claim, piece)
             assert piece not in self.held, "written twice"
             hash_ = self._sent(piece, locator)
             self.row[locator] = [0, 0]
             self.fresh.discard(locator)
-            t.kept(claim, piece, hash_, self.now)
+            t.completed(claim, piece, hash_, self.now)
             flight.due = self.now + self.sims[locator].piece_s
-            if flight.left and t.takes(claim, flight.left[0]):
+            if flight.left and t.owns(claim, flight.left[0]):
                 self.begun += 1
             else:
                 flight.left = []
-                if not flight.reply.then or not t.lives(claim, 0):
+                if not flight.reply.then or not t.has_later(claim, 0):
                     self._end(t, flight, "")
         else:
             self._end(t, flight, flight.reply.then)
 
-    def _end(self, t: Transfer, flight: Flight, how: str) -> None:
+    def _end(self, t: Scheduler, flight: Flight, how: str) -> None:
         locator, after = flight.ask.locator, flight.reply.retry_after
         self.flights.remove(flight)
         plain, throttled = self.row.setdefault(locator, [0, 0])
@@ -689,9 +693,9 @@ class World:
                     self.fresh.discard(locator)
                 self.row[locator] = [plain + (how == "cut"), throttled + (how == "throttle")]
 
-    def _reached(self, t: Transfer, flight: Flight) -> tuple[int, int]:
+    def _reached(self, t: Scheduler, flight: Flight) -> tuple[int, int]:
         """The piece that was arriving when a flight ended, and where in the blob what had come of it ends; 0: nothing."""
-        piece = t.current(flight.ask.claim)
+        piece = t.current_piece(flight.ask.claim)
         came = min(flight.reply.part << 20, PIECE - 1) if piece >= 0 else 0
         reached = max(flight.ask.start, piece * PIECE) + came
         return piece, reached if came and reached < (piece + 1) * PIECE else 0
@@ -835,7 +839,7 @@ def test_a_source_without_ranges_is_released_though_another_sends_the_beginning(
     slow = begin(t, B, allowed=2)
     t.ignores_ranges(slow.claim)
 
-    assert not t.lives(slow.claim)
+    assert not t.active(slow.claim)
 
 
 def test_a_source_without_ranges_is_released_when_everything_is_there():
@@ -845,11 +849,11 @@ def test_a_source_without_ranges_is_released_when_everything_is_there():
     endless = begin(t, A, allowed=2)
     t.ignores_ranges(endless.claim)
     assert t.may_write(endless.claim, 0)
-    t.kept(endless.claim, 0, right(0), 1.0)
+    t.completed(endless.claim, 0, right(0), 1.0)
     deliver(t, begin(t, B, now=1.0, allowed=2), 2.0)
 
     assert t.next(2.0) == Verify()
-    assert not t.lives(endless.claim)
+    assert not t.active(endless.claim)
 
 
 # ---- pieces that were begun
@@ -914,7 +918,7 @@ def test_what_a_corrupt_sender_began_is_not_resumed():
     t = transfer(A, size=2 * PIECE)
     one, two = begin(t, A, allowed=2), begin(t, A, allowed=2)
     assert t.failed(two.claim, CUT, 0.0, reached=two.start + 5000)
-    t.wrong_piece(one.claim, WRONG)
+    t.piece_mismatch(one.claim, WRONG)
     send(t, EARLIER, 0)
 
     assert begin(t, A, now=10.0).start == PIECE
@@ -938,12 +942,12 @@ def test_a_source_that_sends_everything_overwrites_every_partial_piece():
         assert t.failed(ask.claim, CUT, 0.0, reached=stop)
     whole = begin(t, now=99.0, allowed=2)
 
-    assert t.claim_rest(whole.claim)
+    assert t.claim_all(whole.claim)
     for piece in range(3):
         assert t.may_write(whole.claim, piece)
-        t.kept(whole.claim, piece, right(piece), 99.0)
+        t.completed(whole.claim, piece, right(piece), 99.0)
     t.ended(whole.claim)
-    t.wrong(WRONG)
+    t.digest_mismatch(WRONG)
 
     other = begin(t, now=200.0)
     assert other.locator != whole.locator and other.start % PIECE == 0
