@@ -1,4 +1,4 @@
-"""How often and when a source is asked again. Every attempt, pause and deadline of the engine is set here."""
+"""Retries: the reasons for failures, and for each the schedule of attempts and pauses. All limits of time are set here."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _PERMANENT = frozenset({Reason.NOT_FOUND, Reason.WRONG_SIZE, Reason.PERMANENT})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrySchedule:
-    """*attempts* in a row without progress; the pause before each further one, growing by *factor*. Seconds."""
+    """The *attempts* in a row without progress, and the seconds before each further one: *pause_s*, growing by *factor*."""
 
     attempts: int = 1
     pause_s: float = 0.0
@@ -58,24 +58,25 @@ class RetrySchedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """All waiting of the engine. A full disk is never tried again: it ends the run, and what was fetched is kept."""
+    """The retry schedules and limits of a transfer. A full disk is never retried: it ends the run, and what was fetched is
+    kept."""
 
     transient: RetrySchedule = RetrySchedule(attempts=5, pause_s=1.0, factor=2.0, longest_s=30.0)
     rate_limit: RetrySchedule = RetrySchedule(attempts=10, pause_s=5.0, factor=1.5, longest_s=300.0)
-    # At once: waiting mends no credential, but a signed address that ran out is signed anew.
+    # At once: waiting repairs no credential, but a signed address that expired is signed again.
     authentication: RetrySchedule = RetrySchedule(attempts=2)
-    # The second is asked for only where no other source can serve.
+    # The second one only where no other source can serve.
     integrity: RetrySchedule = RetrySchedule(attempts=2)
     retry_after_cap_s: float = 300.0
-    stall_s: float = 5.0  # silence after which a range goes to another connection, if one can be had
-    floor_bytes_s: int = 1024  # a source must give so much a second, ...
-    floor_window_s: float = 60.0  # ... looked at so often
-    piece_s: float = 1800.0  # a piece that takes longer is given up, however it drips
-    range_s: float = 4.0  # how much is asked for at once, in seconds of the source's rate
-    worth_s: float = 0.5  # a range is divided or taken over only to save more than this
-    takeovers: int = 3  # how often one piece may change hands in flight
-    progress: int = _MiB // 4  # bytes of a piece that make up for the connection that broke behind them
-    window: int = 512 * _MiB  # bytes ahead of the first gap that may be asked for
+    stall_s: float = 5.0  # without data, after which a range goes to another connection if there is one
+    floor_bytes_s: int = 1024  # the minimum rate of a source, ...
+    floor_window_s: float = 60.0  # ... measured over this time
+    piece_s: float = 1800.0  # the longest time for one piece, at any rate
+    range_s: float = 4.0  # the length of one request, in seconds at the source's rate
+    worth_s: float = 0.5  # the least time that dividing or taking over a range must save
+    takeovers: int = 3  # how often one piece may be taken over in flight
+    progress: int = _MiB // 4  # bytes of a piece that count as progress before a connection that broke
+    window: int = 512 * _MiB  # bytes ahead of the first gap that may be requested
 
     def of(self, reason: Reason) -> RetrySchedule:
         """The retry schedule for failures with this reason."""
@@ -90,45 +91,45 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a source did not give what was asked."""
+    """A failed request to a source. *code* and *what* are for reports; *reason* decides what follows."""
 
     code: str
     what: str
     reason: Reason = Reason.PERMANENT
-    retry_after: float | None = None  # seconds, as the source asked
+    retry_after: float | None = None  # seconds, as the source demands
     actual: str | int | None = None  # the wrong digest or size, where that is the reason
     hint: str = ""
 
 
 @dataclass(slots=True)
 class RetryState:
-    """What is left of one source's attempts. *single_attempt*: the first transient failure is the last."""
+    """The attempts left to one source. *single_attempt*: before any progress the first transient failure is the last."""
 
     policy: RetryPolicy
     single_attempt: bool = False
     jitter: Callable[[], float] = random.random
-    ready_at: float = 0.0  # not to be asked before
+    ready_at: float = 0.0  # the earliest time of the next request
     _failed: dict[Reason, int] = field(default_factory=dict)  # in a row
 
     def failed(self, failure: Failure, now: float) -> bool:
-        """Count a failure; False when there is no attempt left."""
+        """Count a failure and schedule the next attempt; False if none is left."""
         schedule, transient = self.policy.of(failure.reason), failure.reason.transient
         counted = Reason.TRANSIENT if transient else failure.reason
         failures = self._failed[counted] = self._failed.get(counted, 0) + 1
         if failures >= (1 if self.single_attempt and transient else schedule.attempts):
             return False
         pause = min(schedule.pause_s * schedule.factor ** (failures - 1), schedule.longest_s)
-        # With jitter, so that many who failed together do not come back together.
+        # With jitter, so that clients that failed together do not retry together.
         self.ready_at = now + pause * (0.5 + self.jitter() / 2)
         self.honor_retry_after(failure, now)
         return True
 
     def honor_retry_after(self, failure: Failure, now: float) -> None:
-        """Backoff as long as the source asks for, up to the cap, whether the failure counts or not."""
+        """Delay the next request as the source demands, up to the cap; also for a failure that is not counted."""
         self.ready_at = max(self.ready_at, now + min(failure.retry_after or 0.0, self.policy.retry_after_cap_s))
 
     def reset(self) -> None:
-        """A new piece arrived: all attempts are there again."""
+        """Progress was made: restore all attempts."""
         self._failed.clear()
         self.single_attempt = False
 
@@ -157,25 +158,25 @@ def failure_of(error: SourceError) -> Failure:
 
 
 def with_retries(
-    ask: Callable[[], _T],
+    attempt: Callable[[], _T],
     policy: RetryPolicy,
     token: CancellationToken,
     clock: Callable[[], float] = time.monotonic,
     *,
     progressed: Callable[[], bool] = lambda: False,
 ) -> _T:
-    """Request a source until it answers or its retry_state is over. Raises SourceError, Cancelled.
+    """The result of the first attempt that succeeds. Raises the last SourceError when no attempt is left; Cancelled.
 
-    *progressed*: whether the attempt that has just failed got so far that all attempts are there again.
+    *progressed*: whether the attempt that has just failed made progress, which restores all attempts.
     """
-    retry_state = RetryState(policy)
+    state = RetryState(policy)
     while True:
         try:
-            return ask()
+            return attempt()
         except SourceError as error:
             if progressed():
-                retry_state.reset()
-            if not retry_state.failed(failure_of(error), clock()):
+                state.reset()
+            if not state.failed(failure_of(error), clock()):
                 raise
-            if token.wait(max(0.0, retry_state.ready_at - clock())):
+            if token.wait(max(0.0, state.ready_at - clock())):
                 raise Cancelled("cancelled") from error

@@ -13,18 +13,18 @@ from .retry import Failure, RetryState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobRequest:
-    """One blob to bring home."""
+    """The request to have one blob in the store. ``urls`` are absolute, or relative to ``TransferContext.base``."""
 
     digest: Digest
-    size: int
-    urls: tuple[str, ...]
-    # Of *urls*, those that hold it as compressed pieces, by the plain one of the same mirror.
+    size: int  # bytes
+    urls: tuple[str, ...]  # best first
+    # Those of *urls* that hold it as compressed pieces, by the plain one of the same mirror.
     compressed: Mapping[str, str] = field(default_factory=dict)
     paths: tuple[str, ...] = ()  # in trees, for messages
-    name: str = ""  # what progress calls it
+    name: str = ""  # for progress
     local_candidates: tuple[str, ...] = ()  # files on this disk that may hold its bytes
-    force_refetch: bool = False  # fetch it even if it is there
-    seen_commit: str = ""  # ``store.commits_seen`` when it was asked for
+    force_refetch: bool = False  # fetch it even if it is intact
+    seen_commit: str = ""  # ``store.commits_seen`` at the time of the request
 
 
 _ASSUMED_RATE = 8 << 20  # bytes a second, of a source that has not sent anything yet
