@@ -185,7 +185,7 @@ class Scheduler:
         for claim in [claim for claim, r in self._ranges.items() if r.source.locator == sender and r.writing is None]:
             self.ended(claim)
 
-    # ---- questions
+    # ---- claims and queries
 
     def owns(self, claim: int, piece: int) -> bool:
         """Whether this range fetches the piece. One that sends the whole blob claims each missing piece on the way."""
