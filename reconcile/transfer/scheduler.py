@@ -7,58 +7,51 @@ part of its pieces to a free connection. Bytes may be written only under a claim
 
 Sources are ordered: those that failed recently come last, but are never excluded. A transient failure delays a source,
 and the others serve meanwhile: nothing waits while another source could serve. A permanent failure excludes the source
-for this blob. When all pieces are held and the digest does not match, ``CorruptionIsolation`` decides which of them to
-invalidate and which source may serve.
+for this blob. ``SourceSet`` keeps that account. When all pieces are held and the digest does not match,
+``CorruptionIsolation`` decides which of them to invalidate and which source may serve.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from modelstow.cas.pieces import PIECE, piece_range
 
-from .corruption import CorruptionIsolation, Isolation
-from .retry import Failure, Reason, RetryPolicy, RetryState
+from .corruption import Isolation
+from .retry import Failure, RetryPolicy
+from .sources import SourceSet, fastest
 from .state import Action, Backoff, Fail, Idle, Missing, PieceMap, Range, Request, SourceState, Verify
 
 EARLIER = "an earlier run"
 """The sender of held pieces whose source is not among the present ones."""
-_NOT_REQUESTED = Failure(code="SOURCE_UNAVAILABLE", what="not requested")
-_STALE_RATE_S = 30.0  # a source without a measurement for so long is measured again
 
 
-@dataclass(slots=True)
 class Scheduler:
-    """The state of one transfer: *size* bytes from *locators*, best first.
+    """The scheduler of one transfer. Times (*now*) are monotonic seconds. Not safe for threads: the caller locks."""
 
-    *recently_failed* sources come last. Of them *exhausted* ones, which had no attempts left in another transfer, have one
-    attempt until they send a piece. Times (*now*) are monotonic seconds. Not safe for threads: the caller locks.
-    """
+    def __init__(
+        self,
+        size: int,
+        locators: Sequence[str],
+        policy: RetryPolicy = RetryPolicy(),
+        recently_failed: frozenset[str] = frozenset(),
+        exhausted: frozenset[str] = frozenset(),
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """A transfer of *size* bytes from *locators*, best first.
 
-    size: int
-    locators: Sequence[str]
-    policy: RetryPolicy = field(default_factory=RetryPolicy)
-    recently_failed: frozenset[str] = frozenset()
-    exhausted: frozenset[str] = frozenset()
-    jitter: Callable[[], float] = random.random
-    _pieces: PieceMap = field(init=False)
-    _isolation: CorruptionIsolation = field(init=False)
-    _sources: list[SourceState] = field(default_factory=list)
-    _ranges: dict[int, Range] = field(default_factory=dict)  # in flight, by claim
-    _last_claim: int = 0
-    _farthest: dict[int, int] = field(default_factory=dict)  # by piece: where the longest of its prefixes ended
-    _takeovers: dict[int, int] = field(default_factory=dict)  # by piece: how often another range took it over
-    _hopeless: bool = False  # an empty blob whose digest does not match
-
-    def __post_init__(self) -> None:
-        self._pieces = PieceMap(self.size)
-        self._isolation = CorruptionIsolation(self.policy.integrity.attempts - 1)
-        for locator in dict.fromkeys(self.locators):
-            retry_state = RetryState(self.policy, locator in self.exhausted, self.jitter)
-            self._sources.append(SourceState(locator, locator in self.recently_failed, retry_state))
-        self._sources.sort(key=lambda source: source.recently_failed)
+        *recently_failed* ones come last. Of them *exhausted* ones, which had no attempts left in another transfer, have one
+        attempt until they send a piece.
+        """
+        self.size, self.policy = size, policy
+        self._pieces = PieceMap(size)
+        self._sources = SourceSet(locators, policy, recently_failed=recently_failed, exhausted=exhausted, jitter=jitter)
+        self._ranges: dict[int, Range] = {}  # in flight, by claim
+        self._last_claim = 0
+        self._farthest: dict[int, int] = {}  # by piece: where the longest of its prefixes ended
+        self._takeovers: dict[int, int] = {}  # by piece: how often another range took it over
+        self._hopeless = False  # an empty blob whose digest does not match
 
     # ---- what happened
 
@@ -71,7 +64,8 @@ class Scheduler:
         if range_ := self._ranges.get(claim):
             range_.whole_blob = range_.source.ignores_ranges = True
             range_.source.max_connections = 1
-            if self._pieces[0] is not range_ and self._with_ranges():
+            others = any(not source.ignores_ranges for source in self._sources.usable())
+            if self._pieces[0] is not range_ and others:
                 self.ended(claim)  # most of what it would send is held, or is claimed by other ranges
 
     def received(self, claim: int, count: int, now: float) -> bool:
@@ -124,20 +118,7 @@ class Scheduler:
         source, piece = self._ranges[claim].source, self.current_piece(claim)
         self.ended(claim)
         self._keep_prefix(piece, source, reached)
-        source.failure = failure
-        # Ranges in flight when the last failure was counted broke with it: one restart of a server is one failure.
-        if claim > source.counted_to or failure.reason.permanent:
-            source.counted_to = self._last_claim
-            source.exhausted = not source.retry_state.failed(failure, now) or source.exhausted
-        else:
-            source.retry_state.honor_retry_after(failure, now)
-        if failure.reason is Reason.RATE_LIMIT:
-            source.max_connections = max(1, source.running)
-        # To the end of the order: it is requested again when the others cannot serve.
-        self._sources.remove(source)
-        self._sources.append(source)
-        if source.exhausted:
-            self._isolation.release_reference(source.locator)
+        self._sources.failed(source, failure, now, claim=claim, last_claim=self._last_claim)
         return True
 
     def _keep_prefix(self, piece: int, source: SourceState, reached: int) -> None:
@@ -153,18 +134,16 @@ class Scheduler:
 
     def verified(self) -> tuple[str, ...]:
         """The digest matches. Returns the senders that are thereby proven corrupt."""
-        return self._isolation.verified(self._pieces.held())
+        return self._sources.verified(self._pieces.held())
 
     def digest_mismatch(self, failure: Failure) -> Isolation:
         """The digest does not match: invalidate pieces, and exclude senders that are proven corrupt with *failure*."""
         if self._pieces.empty:  # the blob has no bytes: no source can change that
             self._hopeless = True
-            for source in self._sources:
-                source.exhausted, source.failure = True, failure
-        usable = [source.locator for source in self._sources if not source.exhausted]
-        isolation = self._isolation.digest_mismatch(self._pieces.held(), usable)
+            self._sources.exhaust(failure)
+        isolation = self._sources.digest_mismatch(self._pieces.held(), failure)
         for sender in isolation.corrupt:
-            self._withdraw(sender, failure)
+            self._withdraw(sender)
         self._pieces.release(isolation.invalidate)
         for piece in isolation.invalidate:
             self._farthest.pop(piece, None)
@@ -173,14 +152,11 @@ class Scheduler:
     def piece_mismatch(self, claim: int, failure: Failure) -> None:
         """A piece arrived whose hash is not the one that was verified before: its sender is corrupt."""
         if range_ := self._ranges.get(claim):
-            self._isolation.mark_corrupt(range_.source.locator)
-            self._withdraw(range_.source.locator, failure)
+            self._sources.mark_corrupt(range_.source.locator, failure)
+            self._withdraw(range_.source.locator)
 
-    def _withdraw(self, sender: str, failure: Failure) -> None:
+    def _withdraw(self, sender: str) -> None:
         """End a corrupt sender's ranges, and forget the prefixes that it sent."""
-        for source in self._sources:
-            if source.locator == sender:
-                source.failure = failure
         self._pieces.drop_prefixes(sender)
         for claim in [claim for claim, r in self._ranges.items() if r.source.locator == sender and r.writing is None]:
             self.ended(claim)
@@ -231,11 +207,11 @@ class Scheduler:
 
     def failures(self) -> dict[str, Failure]:
         """The last failure of each source, by locator."""
-        return {s.locator: s.failure or _NOT_REQUESTED for s in self._sources}
+        return self._sources.failures()
 
     def is_exhausted(self, locator: str) -> bool:
         """Whether a source has no attempts left for this blob."""
-        return any(source.exhausted for source in self._sources if source.locator == locator)
+        return self._sources.is_exhausted(locator)
 
     def stalled(self, now: float) -> list[int]:
         """The claims of ranges without data for ``stall_s`` seconds whose pieces another connection could fetch."""
@@ -254,38 +230,17 @@ class Scheduler:
         """The next action of one more connection; *allowed*: connections at once."""
         if self._pieces.complete and not self._hopeless:
             return Idle() if self._ranges else Verify()
-        usable = [s for s in self._sources if self._may_serve(s)]
-        if not usable and not self._ranges and self._isolation.reference is None:
-            self._isolation.retrust(s.locator for s in self._sources if not s.exhausted)
-            usable = [s for s in self._sources if self._may_serve(s)]
+        usable = self._sources.candidates(retrust=not self._ranges)
         if not usable:
             return Idle() if self._ranges else Fail(self.failures())
-        usable = self._with_ranges() or usable
         ready = [s for s in usable if s.retry_state.ready_at <= now and s.running < s.max_connections]
         if not ready:
             return Idle() if self._ranges else Backoff(seconds=min(s.retry_state.ready_at for s in usable) - now)
-        source = self._choose(ready, now, allowed)
+        source = fastest(ready, now, several=allowed > 1 or bool(self._ranges))
         first = self._first_for(source)
         if first is not None:
             return self._request(source, first, self._stop_of(first, source, allowed), now)
         return self._take_over(source, now, allowed) or Idle()
-
-    def _may_serve(self, source: SourceState) -> bool:
-        return not source.exhausted and self._isolation.may_serve(source.locator)
-
-    def _with_ranges(self) -> list[SourceState]:
-        """The sources that may serve and do not ignore ranges."""
-        return [s for s in self._sources if self._may_serve(s) and not s.ignores_ranges]
-
-    def _choose(self, ready: Sequence[SourceState], now: float, allowed: int) -> SourceState:
-        """The fastest source at this time; with several connections, each source is measured by one of them first."""
-        several = allowed > 1 or bool(self._ranges)
-        for source in ready if several else ready[:1]:
-            unmeasured = source.rate is None or now - source.rated_at > _STALE_RATE_S
-            if unmeasured and not source.recently_failed and not source.running:
-                return source
-        measured = [s for s in ready if s.rate is not None]
-        return max(measured, key=lambda s: s.rate or 0.0, default=ready[0])
 
     def _missing(self) -> list[int]:
         """The missing pieces within the window, in order."""
@@ -367,8 +322,7 @@ class Scheduler:
 
     def _replaceable(self, range_: Range, now: float) -> bool:
         """Whether another source, or the same one over another connection, could fetch what this range does not."""
-        for source in self._sources:
-            if source is not range_.source and self._may_serve(source) and source.retry_state.ready_at <= now:
-                return True
+        if any(s is not range_.source and s.retry_state.ready_at <= now for s in self._sources.usable()):
+            return True
         others = (r for r in self._ranges.values() if r is not range_ and r.source is range_.source)
         return any(now - other.last_byte_at < self.policy.stall_s / 2 for other in others)
