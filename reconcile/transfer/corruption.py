@@ -58,7 +58,6 @@ class CorruptionIsolation:
         corrupt = () if several and self.reference is None else (self.reference or senders[0],) if senders else ()
         for sender in corrupt:
             self.mark_corrupt(sender)
-        self.reference = None
         return Isolation(tuple(held), corrupt)
 
     def verified(self, held: Mapping[int, Held]) -> tuple[str, ...]:

@@ -52,6 +52,15 @@ def test_a_sender_that_cannot_serve_is_no_reference_source():
     assert isolation.reference == A
 
 
+def test_a_corrupt_sender_is_no_reference_source():
+    """It was marked for one piece while its others were held."""
+    isolation = CorruptionIsolation(retrusts=1)
+    isolation.mark_corrupt(A)
+    isolation.digest_mismatch(pieces(A, A, B), [A, B])
+
+    assert isolation.reference == B
+
+
 def test_where_no_sender_can_serve_none_is_marked_corrupt():
     """Everything is invalidated: which of them sent corrupt data remains unknown."""
     isolation = CorruptionIsolation(retrusts=1)
@@ -66,6 +75,17 @@ def test_a_digest_that_matches_proves_the_senders_of_replaced_pieces_corrupt():
     isolation.digest_mismatch(pieces(A, B, C, C, corrupt=B), [A, B, C])
 
     assert isolation.verified(pieces(C, C, C, C)) == (B,)
+
+
+def test_pieces_that_any_reference_source_replaced_count_in_the_end():
+    """The first reference source was corrupt itself; what it replaced is compared with the pieces of the second."""
+    isolation = CorruptionIsolation(retrusts=1)
+    isolation.digest_mismatch(pieces(A, A, B, corrupt=B), [A, B, C])
+    isolation.digest_mismatch(pieces(A, A, A, corrupt=A), [A, B, C])
+    isolation.digest_mismatch(pieces(C, B, C), [B, C])
+
+    assert isolation.reference == C
+    assert isolation.verified(pieces(C, C, C)) == (B,)
 
 
 def test_a_digest_that_matches_at_once_proves_nothing_corrupt():
