@@ -123,7 +123,7 @@ class PieceMap:
         self._set(index, Held(sender, hash_))
 
     def claim(self, range_: Range, indices: Iterable[int]) -> None:
-        """Give pieces that are not held to a range; from a range that had them, and without their prefixes."""
+        """Assign pieces that are not held to a range. Another range loses them, and their prefixes are dropped."""
         for index in indices:
             self._set(index, range_)
             range_.pieces.add(index)
