@@ -190,36 +190,36 @@ class Reply:
     ends in one of these ways."""
 
     pieces: int = 99
-    then: str = ""  # "" served all it was asked, "cut", "throttle", "gone"
+    then: str = ""  # "" served the whole request, "cut", "throttle", "gone"
     retry_after: float | None = None
     part: int = 0
 
 
 @dataclass(frozen=True)
 class Sim:
-    """A simulated source: what it does with its first requests (then it serves), and the pieces that it sends corrupt."""
+    """A simulated source: what it does with its first requests (then it serves), and the pieces that are corrupt."""
 
     replies: tuple[Reply, ...] = ()
     corrupt: frozenset[int] = frozenset()
     corrupt_for: int = 1_000  # requests after which it sends the right bytes
-    late: bool = False
-    piece_s: float = 0.01  # seconds that it takes for a piece; from 60 on it is as good as silent
+    recently_failed: bool = False
+    piece_s: float = 0.01  # seconds that it takes for a piece; from 60 on it counts as stalled
 
 
 _retry_after = st.one_of(st.none(), st.sampled_from([-5.0, 0.0, 7.0, 1e9, float("nan"), float("inf")]))
 endings = st.sampled_from(["cut", "throttle", "gone"])
 replies = st.builds(Reply, pieces=st.integers(0, 2), then=endings, retry_after=_retry_after, part=st.integers(0, 7))
 _speeds = st.sampled_from([0.001, 0.01, 1.0, 70.0])
-flaky = st.builds(Sim, replies=st.lists(replies, max_size=12).map(tuple), late=st.booleans(), piece_s=_speeds)
+flaky = st.builds(Sim, replies=st.lists(replies, max_size=12).map(tuple), recently_failed=st.booleans(), piece_s=_speeds)
 corrupt_sources = st.builds(
     Sim,
     replies=st.lists(replies, max_size=4).map(tuple),
     corrupt=st.frozensets(st.integers(0, 4), min_size=1),
     corrupt_for=st.sampled_from([1, 2, 1_000]),
-    late=st.booleans(),
+    recently_failed=st.booleans(),
     piece_s=_speeds,
 )
-steady = st.builds(Sim, late=st.booleans(), piece_s=st.sampled_from([0.001, 0.01, 1.0]))
+steady = st.builds(Sim, recently_failed=st.booleans(), piece_s=st.sampled_from([0.001, 0.01, 1.0]))
 
 
 @st.composite

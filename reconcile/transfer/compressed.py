@@ -1,4 +1,4 @@
-"""Reading a compressed mirror as if it held the plain blob: ranges of pieces in, plain bytes out."""
+"""Compressed mirrors: sources of plain bytes over blobs stored as compressed pieces."""
 
 from __future__ import annotations
 
@@ -12,19 +12,13 @@ from modelstow.cas.buffers import aligned_buffer
 from modelstow.cas.compressed import CompressedIndex, decompress, index_bytes
 from modelstow.cas.pieces import PIECE, piece_count, piece_range
 
-from .retry import Failure, Reason, RetryPolicy
+from .retry import CorruptResponse, Failure, Reason, RetryPolicy
 from .worker import BodyReader
-
-
-class WrongCompressedData(ProtocolError):
-    """An index or a frame that is none of this blob: wrong bytes, seen before they were written."""
-
-    code = "CHECKSUM_FAIL"
 
 
 @dataclass(slots=True)
 class CompressedBlob:
-    """One blob's ``.pzst`` at *locator*. Safe for threads."""
+    """One blob's ``.pzst`` file at *locator*, read as the plain blob. *size*: plain bytes. Safe for threads."""
 
     locator: str
     digest: Digest
@@ -34,25 +28,23 @@ class CompressedBlob:
     _index: CompressedIndex | None = None
     _mutex: Lock = field(default_factory=Lock)
 
-    def open(self, source: Source, start: int, stop: int, heard: Callable[[int], object]) -> Body:
-        """Plain bytes ``[start, stop)``, whole pieces; all of them where the source ignores ranges.
+    def open(self, source: Source, start: int, stop: int, on_received: Callable[[int], object]) -> Body:
+        """The plain bytes ``[start, stop)``, which are whole pieces; all of the blob where the source ignores ranges.
 
-        A frame is unpacked when it is whole, which takes time: as it arrives *heard* is told of the plain bytes that it
-        stands for. Raises SourceError.
+        A frame is decompressed when all of it is there, which takes time: as it arrives, *on_received* is called with the
+        plain bytes that it stands for. The caller closes the body. Raises SourceError, also while reading.
         """
         index = self._read_index(source)
         piece, last = start // PIECE, piece_count(stop) - 1
         begin, end = index.frame(piece)[0], index.frame(last)[1]
         inner = source.open(self.locator, start=begin, stop=end)
-        intake = self._intake(inner)
+        reader = self._reader(inner)
         try:
             if inner.total not in (None, index.total) or inner.start != (begin if inner.ranged else 0):
-                raise ProtocolError(
-                    "it has another length than its index says, or sends another range", locator=self.locator
-                )
+                raise ProtocolError("its length or range does not match its index", locator=self.locator)
             if not inner.ranged:
                 piece, last = 0, piece_count(self.size) - 1
-                _fill(intake, aligned_buffer(index.frame(0)[0]), self.locator)
+                _fill(reader, aligned_buffer(index.frame(0)[0]), self.locator)
         except BaseException:
             inner.close()
             raise
@@ -64,11 +56,11 @@ class CompressedBlob:
                 frame_start, frame_stop = index.frame(piece)
                 frame = aligned_buffer(frame_stop - frame_start)
                 start, stop = piece_range(piece, self.size)
-                _fill(intake, frame, self.locator, heard, stop - start)
+                _fill(reader, frame, self.locator, on_received, stop - start)
                 try:
                     plain = memoryview(decompress(frame, piece, self.size))
                 except ValueError as error:
-                    raise WrongCompressedData(f"sent wrong bytes ({error})", locator=self.locator) from error
+                    raise CorruptResponse(f"sent corrupt data ({error})", locator=self.locator) from error
                 piece += 1
             count = min(len(view), len(plain))
             view[:count], plain = plain[:count], plain[count:]
@@ -77,7 +69,7 @@ class CompressedBlob:
         at = 0 if not inner.ranged else start
         return Body(start=at, total=self.size, read_into=read_into, close=inner.close, ranged=inner.ranged)
 
-    def _intake(self, body: Body) -> BodyReader:
+    def _reader(self, body: Body) -> BodyReader:
         return BodyReader(body, self.locator, self.policy, self.clock)
 
     def _read_index(self, source: Source) -> CompressedIndex:
@@ -86,52 +78,65 @@ class CompressedBlob:
                 raw = aligned_buffer(index_bytes(self.size))
                 body = source.open(self.locator, start=0, stop=len(raw))
                 try:
-                    _fill(self._intake(body), raw, self.locator)
+                    _fill(self._reader(body), raw, self.locator)
                     self._index = CompressedIndex.decode(bytes(raw), self.digest, self.size)
                 except ValueError as error:
-                    raise WrongCompressedData(f"sent wrong bytes ({error})", locator=self.locator) from error
+                    raise CorruptResponse(f"sent corrupt data ({error})", locator=self.locator) from error
                 finally:
                     body.close()
             return self._index
 
 
 class CompressedForms:
-    """What mirrors may hold of one blob in two forms: which addresses belong together, and which hold nothing."""
+    """The plain and the compressed locator of one blob at each mirror, and which of them are absent."""
 
-    def __init__(self, packs: Mapping[str, str], packed: Callable[[str], CompressedBlob]) -> None:
-        """*packs*: the compressed one of each plain address; *packed* opens one."""
-        self._packs = {pack: packed(pack) for pack in packs.values()}
-        self._twins = {**packs, **{pack: plain for plain, pack in packs.items()}}
+    def __init__(self, compressed: Mapping[str, str], reader: Callable[[str], CompressedBlob]) -> None:
+        """*compressed*: by plain locator; *reader* makes what reads one."""
+        self._compressed = {locator: reader(locator) for locator in compressed.values()}
+        self._other_form = {**compressed, **{locator: plain for plain, locator in compressed.items()}}
         self._absent: set[str] = set()
 
-    def pack(self, locator: str) -> CompressedBlob | None:
-        """What reads it, if it is a compressed one."""
-        return self._packs.get(locator)
+    def compressed(self, locator: str) -> CompressedBlob | None:
+        """What reads this locator, if it is of a compressed form."""
+        return self._compressed.get(locator)
 
-    def shows_absence(self, locator: str, fact: Failure) -> bool:
-        """A mirror does not hold the blob in this form. Some buckets refuse what is not there; the plain form tells."""
-        codes = ("INCOMPLETE_DOWNLOAD", "AUTH_FAIL") if locator in self._packs else ("INCOMPLETE_DOWNLOAD",)
-        return locator in self._twins and fact.code in codes and fact.kind is not Reason.TRANSIENT
+    def shows_absence(self, locator: str, failure: Failure) -> bool:
+        """Whether a mirror lacks this form. Some buckets deny access to what does not exist: the plain form decides."""
+        absent = failure.reason is Reason.NOT_FOUND
+        denied = failure.reason is Reason.AUTHENTICATION and locator in self._compressed
+        return locator in self._other_form and (absent or denied)
 
     def note_absent(self, locator: str) -> str | None:
-        """The plain address if the mirror holds neither form; None as long as it may hold the other."""
+        """The plain locator if the mirror holds neither form; None as long as it may hold the other."""
         self._absent.add(locator)
-        twin = self._twins[locator]
-        if twin not in self._absent:
+        other = self._other_form[locator]
+        if other not in self._absent:
             return None
-        return twin if locator in self._packs else locator
+        return other if locator in self._compressed else locator
+
+    def without_absent(self, failures: Mapping[str, Failure]) -> dict[str, Failure]:
+        """The failures without those of compressed forms that a mirror does not hold."""
+        return {
+            locator: failure
+            for locator, failure in failures.items()
+            if not (locator in self._compressed and self.shows_absence(locator, failure))
+        }
 
 
 def _fill(
-    intake: BodyReader, view: memoryview, locator: str, heard: Callable[[int], object] = lambda count: None, plain: int = 0
+    reader: BodyReader,
+    view: memoryview,
+    locator: str,
+    on_received: Callable[[int], object] = lambda count: None,
+    plain: int = 0,
 ) -> None:
-    """Read all of *view*, which stands for so many *plain* bytes."""
-    done = told = 0
+    """Read all of *view*, which stands for *plain* bytes."""
+    done = reported = 0
     while done < len(view):
-        count = intake.read(view[done:])
+        count = reader.read(view[done:])
         if count == 0:
             raise EndedEarly("the body ended early", locator=locator)
         done += count
         stands_for = plain * done // len(view)
-        heard(stands_for - told)
-        told = stands_for
+        on_received(stands_for - reported)
+        reported = stands_for

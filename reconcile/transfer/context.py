@@ -1,4 +1,4 @@
-"""What all downloads of one run share."""
+"""The transfer context: what all downloads of one run share."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ STOPPED = "stopped; what was fetched is kept and the next run continues there"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferContext:
-    """Cancel *token* to end all downloads soon."""
+    """The sources, records, limits and clock of one run. Cancelling *token* ends its downloads. Safe for threads."""
 
     registry: Registry
-    base: Path  # what relative locators are relative to
+    base: Path  # the folder of relative locators
     failures: FailureTable
     bad_sources: BadSources
     emit: Sink
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     connections: Connections = field(default_factory=lambda: Connections(1))
-    limit_rate: float | None = None  # bytes a second that all sources give together, where that is limited
+    limit_rate: float | None = None  # bytes a second of all sources together; None for no limit
     token: CancellationToken = field(default_factory=CancellationToken)
     clock: Callable[[], float] = time.monotonic

@@ -1,8 +1,9 @@
-"""One blob's download: ``Transfer`` decides, ``ConcurrencyController`` says how many connections, lanes bring the bytes."""
+"""One blob's download: the threads, connections and files around its ``Scheduler``."""
 
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from threading import Condition, Thread
 
 from modelstow.backends import Body, SourceError
@@ -19,345 +20,363 @@ from .compressed import CompressedBlob, CompressedForms
 from .concurrency import ConcurrencyController
 from .context import STOPPED, TransferContext
 from .retry import Failure, Reason
-from .scheduler import EARLIER, Transfer
+from .scheduler import EARLIER, Scheduler
 from .source_health import FailureAttribution, all_sources_failed
-from .state import Backoff, BlobRequest, Fail, Idle, Request, Step, Verify
-from .worker import Beginning, TransferSink, Worker, WrongSize
+from .state import Action, Backoff, BlobRequest, Fail, Idle, Request, Verify
+from .worker import PiecePrefix, TransferSink, Worker, WrongSize
 
 THIS_STORE = "this store"
-"""The sender of pieces that were saved from a damaged blob or a copy."""
-_SAY_S = 0.5  # a wait from so long on is told
-_TICK_S = 0.02  # how often growing, silence and a stop are looked at
+"""The sender of pieces that were recovered from a damaged blob or a copy."""
+_OF_ONE_OBJECT = frozenset({Reason.NOT_FOUND, Reason.TRUNCATED, Reason.WRONG_SIZE})
+"""Reasons that say nothing about other objects of the same host."""
+_REPORTED_S = 0.5  # the shortest wait that is reported
+_TICK_S = 0.02  # between checks of concurrency, stalls and cancellation
 
 
 class Download(TransferSink):
-    """One blob's transfer while it lasts. ``fill`` runs in one thread and starts others, which end before it does.
+    """One blob's download while it lasts.
 
-    A lane that waits for an answer when its range was given to another is left behind: it holds no claim, writes
-    nothing, and ends when the answer or its time-out comes.
+    ``fill`` runs in one thread and starts workers, which end before it returns. A worker that waits for a response when its
+    range was taken over is abandoned: it holds no claim, writes nothing, and ends with the response or its timeout.
+    The caller holds the blob's lock, and closes *partial*. Threads and locks: see the package docstring.
     """
 
     def __init__(
         self,
-        engine: TransferContext,
-        wanted: BlobRequest,
+        context: TransferContext,
+        request: BlobRequest,
         partial: Partial,
         table: PieceTable | None,
         lock: locks.Lock,
         refused: SourceError | WrongSize | None = None,
     ) -> None:
-        """*refused*: how the first question was answered, where it was asked already."""
+        """*table*: the verified hash of each piece, where it is known. *refused*: how the first request, which the caller
+        made already, failed."""
         self._refused = refused
-        self.engine, self.wanted, self.partial, self.table, self._lock = engine, wanted, partial, table, lock
-        self.size, self.fetched = wanted.size, 0
-        self._locators = {absolute(url, engine.base): url for url in wanted.urls}
-        packs = {absolute(plain, engine.base): absolute(pack, engine.base) for plain, pack in wanted.compressed.items()}
-        self._pairs = CompressedForms(
-            packs, lambda pack: CompressedBlob(pack, wanted.digest, wanted.size, engine.policy, engine.clock)
+        self._context, self._request, self._partial, self._table, self._lock = context, request, partial, table, lock
+        self.size = request.size
+        self.fetched = 0  # bytes received, corrupt ones too
+        self._locators = {absolute(url, context.base): url for url in request.urls}
+        compressed = {absolute(p, context.base): absolute(c, context.base) for p, c in request.compressed.items()}
+        self._forms = CompressedForms(
+            compressed, lambda locator: CompressedBlob(locator, request.digest, request.size, context.policy, context.clock)
         )
-        self._blame = FailureAttribution(
-            wanted,
+        self._attribution = FailureAttribution(
+            request,
             self._locators,
-            self._pairs,
-            registry=engine.registry,
-            failures=engine.failures,
-            bad_sources=engine.bad_sources,
-            emit=engine.emit,
+            self._forms,
+            registry=context.registry,
+            failures=context.failures,
+            bad_sources=context.bad_sources,
+            emit=context.emit,
         )
-        late = self._blame.late()
-        self._transfer = Transfer(wanted.size, tuple(self._locators), engine.policy, late, self._blame.spent(late))
-        # Each connection has a piece in flight, which a kill costs: it should not be all there is.
-        self._pace = ConcurrencyController(min(engine.connections.most, max(1, piece_count(wanted.size) // 2)))
-        self._hasher_thread: BackgroundHasher | None = None
-        self._state = Condition()  # guards everything below and the transfer
+        recent = self._attribution.recently_failed()
+        exhausted = self._attribution.exhausted(recent)
+        self._scheduler = Scheduler(request.size, tuple(self._locators), context.policy, recent, exhausted)
+        # Each connection has a piece in flight, which a kill loses: that should not be the whole blob.
+        self._concurrency = ConcurrencyController(min(context.connections.most, max(1, piece_count(request.size) // 2)))
+        self._hasher: BackgroundHasher | None = None
+        self._mutex = Condition()  # guards everything below, the scheduler and the attribution
         self._bodies: dict[int, Body] = {}  # by claim, while they are read
-        self._working: dict[int, Thread] = {}  # by claim: lanes whose range still counts
-        self._begun: dict[int, Beginning] = {}  # by piece: what a connection that broke left of it
-        self._reading: set[Thread] = set()  # lanes that may touch the partial
-        self._own: Thread | None = None  # the lane on the connection that this blob has; others are borrowed
-        self._broken: BaseException | None = None
-        self._over = False
+        self._workers: dict[int, Thread] = {}  # by claim, while it is active
+        self._prefixes: dict[int, PiecePrefix] = {}  # by piece: what a failed connection left of it
+        self._writers: set[Thread] = set()  # workers that may access the partial
+        self._first_worker: Thread | None = None  # on the blob's own connection; the others are borrowed
+        self._error: BaseException | None = None  # of a worker
+        self._ended = False
 
     def fill(self) -> None:
-        """Until every piece is there and the whole is its name.
+        """Fetch until every piece is held and the digest matches.
 
         Raises ChecksumError, SizeMismatchError, SourceUnavailableError or a subclass, naming every source; Cancelled,
         OSError.
         """
         by_key = {source_key(locator): locator for locator in self._locators}
         by_key[source_key(THIS_STORE)] = THIS_STORE
-        for index, slot in enumerate(self.partial.table.slots):
+        for index, slot in enumerate(self._partial.table.slots):
             if slot is not None:
-                self._transfer.hold(index, by_key.get(slot.source, EARLIER), slot.hash)
+                self._scheduler.hold(index, by_key.get(slot.source, EARLIER), slot.hash)
         try:
             while not self._advance():
                 pass
         finally:
             self._end()
 
-    # ---- the thread that decides
+    # ---- the coordinating thread
 
     def _advance(self) -> bool:
-        with self._state:
-            step = self._look()
-            while self._working and not isinstance(step, Verify | Fail | Backoff):
-                self._state.wait(_TICK_S)
-                step = self._look()
-        self._blame.tell()
-        match step:
+        """Carry out one action that needs no worker; whether the download is complete."""
+        with self._mutex:
+            action = self._dispatch()
+            while self._workers and not isinstance(action, Verify | Fail | Backoff):
+                self._mutex.wait(_TICK_S)
+                action = self._dispatch()
+        self._attribution.flush()
+        match action:
             case Request():  # one piece from one source: no other connection could help, and a thread costs more than it
-                self._serve(step, alone=True)
+                self._serve(action, alone=True)
             case Backoff(seconds=seconds):
-                name = next(iter(self.wanted.paths), self.wanted.digest.short)
-                if seconds >= _SAY_S:
-                    why = ", ".join(dict.fromkeys(fact.what for fact in self._transfer.failures().values()))
-                    self.engine.emit(Info(text=f"{name}: every source failed ({why}); asking again in {seconds:.0f} s"))
-                self.engine.token.wait(seconds)
+                self._back_off(seconds)
             case Verify():
-                return self._prove()
+                return self._verify()
             case Fail(failures=failures):
-                told = {
-                    name: fact
-                    for name, fact in failures.items()
-                    if not (self._pairs.pack(name) and self._pairs.shows_absence(name, fact))
-                }
-                raise all_sources_failed(self.wanted, told)
+                raise all_sources_failed(self._request, self._forms.without_absent(failures))
         return False
 
-    def _look(self) -> Step:
-        """End what is silent or lost, and start what may run; the last step that was not taken."""
-        self.engine.token.check(STOPPED)
-        if self._broken is not None:
-            raise self._broken
-        now = self.engine.clock()
-        for claim in self._transfer.overdue(now):
-            self._fail(claim, Failure(code="NETWORK_TIMEOUT", what="it fell silent", kind=Reason.TRANSIENT))
-        for claim in [claim for claim in self._working if not self._transfer.lives(claim)]:
-            del self._working[claim]
+    def _back_off(self, seconds: float) -> None:
+        if seconds >= _REPORTED_S:
+            name = next(iter(self._request.paths), self._request.digest.short)
+            why = ", ".join(dict.fromkeys(failure.what for failure in self._scheduler.failures().values()))
+            self._context.emit(Info(text=f"{name}: every source failed ({why}); retrying in {seconds:.0f} s"))
+        self._context.token.wait(seconds)
+
+    def _dispatch(self) -> Action:
+        """End ranges that stalled or were taken over, and start workers; the last action that was not carried out."""
+        self._context.token.check(STOPPED)
+        if self._error is not None:
+            raise self._error
+        now, connections = self._context.clock(), self._context.connections
+        for claim in self._scheduler.stalled(now):
+            self._fail(claim, Failure(code="NETWORK_TIMEOUT", what="stalled", reason=Reason.STALLED))
+        for claim in [claim for claim in self._workers if not self._scheduler.active(claim)]:
+            del self._workers[claim]
             if claim in self._bodies:
                 self._bodies[claim].close()
-        rate, limit = self._hasher_thread.rate if self._hasher_thread else None, self.engine.limit_rate
-        share = None if limit is None else limit * len(self._working) / max(1, self.engine.connections.used)
-        before, allowed = self._pace.allowed, self._pace.look(now, self.fetched, len(self._working), rate, share)
-        if allowed < before:  # their unfinished pieces would be lost to a kill the longer, and nothing is gained
-            for claim in self._transfer.slowest(len(self._working) - allowed):
-                self._transfer.ended(claim)
-        while len(self._working) < allowed:
-            borrowed = self._own in self._working.values()
-            if borrowed and not self.engine.connections.take():
-                return Idle()
-            step = self._transfer.next(now, allowed)
-            if not isinstance(step, Request):
-                if borrowed:
-                    self.engine.connections.give()
-                return step
-            if self.size <= PIECE and len(self._locators) == 1:
-                return step
-            self._start(step, borrowed=borrowed)
+        allowed = self._allowed(now)
+        while len(self._workers) < allowed:
+            with ExitStack() as permit:
+                if self._first_worker in self._workers.values():
+                    if not connections.take():
+                        return Idle()
+                    permit.callback(connections.give)
+                action = self._scheduler.next(now, allowed)
+                if not isinstance(action, Request) or (self.size <= PIECE and len(self._locators) == 1):
+                    return action
+                self._start(action, permit.pop_all())
         return Idle()
 
-    def _start(self, ask: Request, *, borrowed: bool) -> None:
-        if self._hasher_thread is None and self.size > PIECE:
-            self._hasher_thread = BackgroundHasher(self.partial)
+    def _allowed(self, now: float) -> int:
+        """The connections allowed at this time; ranges beyond them are ended."""
+        rate, limit = self._hasher.rate if self._hasher else None, self._context.limit_rate
+        running, before = len(self._workers), self._concurrency.allowed
+        share = None if limit is None else limit * running / max(1, self._context.connections.used)
+        allowed = self._concurrency.update(now, self.fetched, running, rate, share)
+        if allowed < before:  # more connections would only lengthen the time in which a kill loses their unfinished pieces
+            for claim in self._scheduler.least_advanced(running - allowed):
+                self._scheduler.ended(claim)
+        return allowed
+
+    def _start(self, request: Request, permit: ExitStack) -> None:
+        """Start a worker; it holds *permit*, which is empty for the blob's own connection, until it ends."""
+        if self._hasher is None and self.size > PIECE:
+            self._hasher = BackgroundHasher(self._partial)
 
         def work() -> None:
             try:
-                self._serve(ask, alone=False)
+                with permit:
+                    self._serve(request, alone=False)
             except BaseException as error:
-                with self._state:
-                    self._broken = self._broken or error
+                with self._mutex:
+                    self._error = self._error or error
             finally:
-                if borrowed:
-                    self.engine.connections.give()
-                with self._state:
-                    self._reading.discard(thread)
-                    self._state.notify_all()
+                with self._mutex:
+                    self._writers.discard(thread)
+                    self._mutex.notify_all()
 
-        thread = Thread(target=work, name="lane", daemon=True)
-        self._own = self._own if borrowed else thread
-        self._working[ask.claim] = thread
+        thread = Thread(target=work, name="transfer", daemon=True)
+        if self._first_worker not in self._workers.values():
+            self._first_worker = thread
+        self._workers[request.claim] = thread
         thread.start()
 
-    def _prove(self) -> bool:
+    def _verify(self) -> bool:
+        """Whether the digest matches; if not, pieces are invalidated. Corrupt senders are recorded either way."""
         self._join()
-        self._end_chase()
-        actual = self.partial.actual_digest()
-        if actual == self.wanted.digest:
-            self._blame.clear(self._transfer.senders())
-            for liar in self._transfer.proven():
-                self._blame.note(liar, Failure(code="CHECKSUM_FAIL", what="sent wrong bytes"))
+        self._end_hasher()
+        actual = self._partial.actual_digest()
+        if actual == self._request.digest:
+            self._attribution.clear(self._scheduler.senders())
+            for sender in self._scheduler.verified():
+                failure = Failure(code="CHECKSUM_FAIL", what="sent corrupt data", reason=Reason.CORRUPT_DATA)
+                self._attribution.note(sender, failure)
             return True
-        what = f"sent wrong bytes (sha256:{actual.hex[:12]}…)"
-        fact = Failure(code="CHECKSUM_FAIL", what=what, kind=Reason.INTEGRITY, actual=str(actual))
-        struck, liars = self._transfer.wrong(fact)
-        self.partial.invalidate(list(struck))
-        for liar in liars:
-            self._blame.note(liar, fact, wrong=struck)
+        what = f"sent corrupt data (sha256:{actual.hex[:12]}…)"
+        failure = Failure(code="CHECKSUM_FAIL", what=what, reason=Reason.CORRUPT_DATA, actual=str(actual))
+        invalidate, corrupt = self._scheduler.digest_mismatch(failure)
+        self._partial.invalidate(list(invalidate))
+        for sender in corrupt:
+            self._attribution.note(sender, failure, pieces=invalidate)
         return False
 
     def _end(self) -> None:
-        """No writer and no reader of the partial is left when this returns."""
-        with self._state:
-            self._over = True
+        """End and join every thread that may access the partial."""
+        with self._mutex:
+            self._ended = True
             for body in list(self._bodies.values()):
                 body.close()
         self._join()
-        self._end_chase()
-        self._blame.tell()
+        self._end_hasher()
+        self._attribution.flush()
 
     def _join(self) -> None:
-        with self._state:
-            reading = list(self._reading)
-        for thread in reading:
+        with self._mutex:
+            writers = list(self._writers)
+        for thread in writers:
             thread.join()
 
-    def _end_chase(self) -> None:
-        if self._hasher_thread is not None:
-            chaser, self._hasher_thread = self._hasher_thread, None
-            chaser.finish()
+    def _end_hasher(self) -> None:
+        if self._hasher is not None:
+            hasher, self._hasher = self._hasher, None
+            hasher.finish()
 
-    # ---- the threads that bring it
+    # ---- workers
 
-    def _serve(self, ask: Request | None, *, alone: bool) -> None:
-        """Bring one range after the other, as long as there is one for this connection."""
-        lane = Worker(self, self.engine.policy, self.engine.clock)
-        while ask is not None:
-            with self._state:  # a range begins inside a piece only where its beginning is the last that was left of it
-                begun = self._begun.pop(ask.start // PIECE, None) if ask.start % PIECE else None
-            fact = lane.run(ask, begun)
-            ask = self._next(ask, fact, lane.beginning, alone=alone)
-            self._blame.tell()
+    def _serve(self, request: Request | None, *, alone: bool) -> None:
+        """Fetch one range after the other, as long as the scheduler has one for this connection."""
+        worker = Worker(self, self._context.policy, self._context.clock)
+        while request is not None:
+            with self._mutex:  # a range starts inside a piece only where its prefix is the last that was left of it
+                prefix = self._prefixes.pop(request.start // PIECE, None) if request.start % PIECE else None
+            failure = worker.run(request, prefix)
+            request = self._next(request, failure, worker.prefix, alone=alone)
+            self._attribution.flush()
 
-    def _next(self, ask: Request, fact: Failure | None, beginning: Beginning | None, *, alone: bool) -> Request | None:
-        with self._state:
-            self._bodies.pop(ask.claim, None)
-            mine = self._working.pop(ask.claim, None)
-            if fact is not None:
-                self._fail(ask.claim, fact, beginning)
-            self._transfer.ended(ask.claim)
-            if alone or mine is None or self._over or self.engine.token.cancelled:
+    def _next(
+        self, request: Request, failure: Failure | None, prefix: PiecePrefix | None, *, alone: bool
+    ) -> Request | None:
+        """Report how a range ended; the next one for the same thread and connection."""
+        with self._mutex:
+            self._bodies.pop(request.claim, None)
+            thread = self._workers.pop(request.claim, None)
+            if failure is not None:
+                self._fail(request.claim, failure, prefix)
+            self._scheduler.ended(request.claim)
+            if alone or thread is None or self._ended or self._context.token.cancelled:
                 return None
-            allowed = self._pace.allowed
-            if len(self._working) >= allowed:
+            allowed = self._concurrency.allowed
+            if len(self._workers) >= allowed:
                 return None
-            step = self._transfer.next(self.engine.clock(), allowed)
-            if not isinstance(step, Request):
+            action = self._scheduler.next(self._context.clock(), allowed)
+            if not isinstance(action, Request):
                 return None
-            self._working[step.claim] = mine
-            self._reading.discard(mine)  # until it is answered again
-            return step
+            self._workers[action.claim] = thread
+            self._writers.discard(thread)  # until the next response
+            return action
 
-    def _fail(self, claim: int, fact: Failure, beginning: Beginning | None = None) -> None:
-        locator, piece = self._transfer.locator(claim), self._transfer.current(claim)
-        packed = self._pairs.pack(locator) is not None
-        if packed or fact.kind not in (Reason.TRANSIENT, Reason.RATE_LIMIT):
-            beginning = None  # a frame is unpacked whole; and what is wrong with the object is wrong with its beginning
-        if self._transfer.failed(claim, fact, self.engine.clock(), beginning.reached if beginning else 0):
-            if beginning is not None:
-                self._begun[piece] = beginning
-            alone = packed and fact.kind is Reason.PERMANENT
-            exactly = alone or fact.code in ("INCOMPLETE_DOWNLOAD", "SIZE_MISMATCH")
-            self._blame.note(locator, fact, exactly=exactly, given_up=self._transfer.over(locator), wrong=[piece])
+    def _fail(self, claim: int, failure: Failure, prefix: PiecePrefix | None = None) -> None:
+        """Count and record a failure of a range that is still active. Called with the mutex held."""
+        locator, piece = self._scheduler.locator(claim), self._scheduler.current_piece(claim)
+        compressed = self._forms.compressed(locator) is not None
+        if compressed or not (failure.reason.transient or failure.reason is Reason.RATE_LIMIT):
+            prefix = None  # a frame is decompressed whole; and if the object is wrong, so is its prefix
+        if self._scheduler.failed(claim, failure, self._context.clock(), prefix.reached if prefix else 0):
+            if prefix is not None:
+                self._prefixes[piece] = prefix
+            exactly = failure.reason in _OF_ONE_OBJECT or (compressed and failure.reason.permanent)
+            exhausted = self._scheduler.is_exhausted(locator)
+            self._attribution.note(locator, failure, exactly=exactly, exhausted=exhausted, pieces=[piece])
 
-    def open(self, ask: Request) -> Body:
+    def open(self, request: Request) -> Body:
         refused, self._refused = self._refused, None
         if refused is not None:
             raise refused
-        source = self.engine.registry.find(ask.locator)
-        if packed := self._pairs.pack(ask.locator):
-            return packed.open(source, ask.start, ask.stop, lambda count: self._got(ask.claim, count))
-        return source.open(ask.locator, start=ask.start, stop=ask.stop)
+        source = self._context.registry.find(request.locator)
+        if compressed := self._forms.compressed(request.locator):
+            return compressed.open(source, request.start, request.stop, lambda count: self._received(request.claim, count))
+        return source.open(request.locator, start=request.start, stop=request.stop)
 
     def opened(self, claim: int, body: Body) -> bool:
-        with self._state:
-            if self._over or not self._transfer.lives(claim):
+        with self._mutex:
+            if self._ended or not self._scheduler.active(claim):
                 return False
             self._bodies[claim] = body
-            if thread := self._working.get(claim):
-                self._reading.add(thread)
+            if thread := self._workers.get(claim):
+                self._writers.add(thread)
             return True
 
-    def takes(self, claim: int, piece: int) -> bool:
-        with self._state:
-            return not self._over and self._transfer.takes(claim, piece)
+    def owns(self, claim: int, piece: int) -> bool:
+        with self._mutex:
+            return not self._ended and self._scheduler.owns(claim, piece)
 
-    def lives(self, claim: int, piece: int) -> bool:
-        with self._state:
-            return not self._over and self._transfer.lives(claim, piece)
+    def has_later(self, claim: int, piece: int) -> bool:
+        with self._mutex:
+            return not self._ended and self._scheduler.has_later(claim, piece)
 
     def ignores_ranges(self, claim: int) -> None:
-        with self._state:
-            self._transfer.ignores_ranges(claim)
+        with self._mutex:
+            self._scheduler.ignores_ranges(claim)
 
-    def got(self, ask: Request, count: int) -> bool:
-        return self._got(ask.claim, 0 if self._pairs.pack(ask.locator) else count)  # it was told while its frame arrived
+    def received(self, request: Request, count: int) -> bool:
+        # What a frame stands for was counted while it arrived.
+        return self._received(request.claim, 0 if self._forms.compressed(request.locator) else count)
 
-    def _got(self, claim: int, count: int) -> bool:
-        self.engine.token.check(STOPPED)
-        with self._state:
+    def _received(self, claim: int, count: int) -> bool:
+        self._context.token.check(STOPPED)
+        with self._mutex:
             self.fetched += count
-            counts = not self._over and self._transfer.got(claim, count, self.engine.clock())
+            active = not self._ended and self._scheduler.received(claim, count, self._context.clock())
         if count:
-            self._lock.progress()  # on a slow line a whole piece takes long
-            self.engine.emit(BytesArrived(digest=self.wanted.digest, count=count))
-        return counts
+            self._lock.progress()  # at a low rate a whole piece takes long
+            self._context.emit(BytesArrived(digest=self._request.digest, count=count))
+        return active
 
     def write(self, claim: int, piece: int, offset: int, data: memoryview) -> bool:
-        with self._state:
-            if self._over or not self._transfer.may_write(claim, piece):
+        with self._mutex:
+            if self._ended or not self._scheduler.may_write(claim, piece):
                 return False
-        self.partial.write(offset, data)
-        with self._state:
-            self._transfer.written(claim)
+        self._partial.write(offset, data)
+        with self._mutex:
+            self._scheduler.written(claim)
         return True
 
-    def keep(self, claim: int, piece: int, hash_: bytes) -> bool:
-        known = self.table.slots[piece] if self.table is not None else None
-        with self._state:
-            if self._over:
+    def complete(self, claim: int, piece: int, hash_: bytes) -> bool:
+        verified = self._table.slots[piece] if self._table is not None else None
+        with self._mutex:
+            if self._ended:
                 return False
-            if known is not None and known.hash != hash_:
-                fact = Failure(code="CHECKSUM_FAIL", what=f"sent wrong bytes in piece {piece}", kind=Reason.INTEGRITY)
-                locator = self._transfer.locator(claim)
-                self._transfer.wrong_piece(claim, fact)
-                self._blame.note(locator, fact, wrong=[piece])
+            locator = self._scheduler.locator(claim)
+            if verified is not None and verified.hash != hash_:
+                what = f"sent corrupt data in piece {piece}"
+                failure = Failure(code="CHECKSUM_FAIL", what=what, reason=Reason.CORRUPT_DATA)
+                self._scheduler.piece_mismatch(claim, failure)
+                self._attribution.note(locator, failure, pieces=[piece])
                 return False
-            if not self._transfer.may_write(claim, piece):
+            if not self._scheduler.may_write(claim, piece):
                 return False
-            locator = self._transfer.locator(claim)
         self._record(claim, piece, hash_, locator)
         return True
 
     def _record(self, claim: int, piece: int, hash_: bytes, locator: str) -> None:
-        self.partial.finish(piece, hash_, source_key(locator))
-        with self._state:
-            self._transfer.kept(claim, piece, hash_, self.engine.clock())
-            self._blame.right(locator, piece)
-        if self._hasher_thread is not None:
-            self._hasher_thread.advance()
+        """Record a piece. ``may_write`` has allowed it, so that no other range can take it over meanwhile."""
+        self._partial.finish(piece, hash_, source_key(locator))
+        with self._mutex:
+            self._scheduler.completed(claim, piece, hash_, self._context.clock())
+            self._attribution.sent_again(locator, piece)
+        if self._hasher is not None:
+            self._hasher.advance()
 
     def whole_file(self, claim: int, body: Body) -> bool:
-        """Share a local file's extents where the file system can; its pieces are then read from our own file."""
+        """Reflink a local file where the file system can; its pieces are then read from the partial."""
         if body.fd is None or self.size <= TABLE_FROM:
             return False
-        with self._state:
-            locator = self._transfer.locator(claim)
-            if self._over or not self._transfer.claim_rest(claim):
+        with self._mutex:
+            locator = self._scheduler.locator(claim)
+            if self._ended or not self._scheduler.claim_all(claim):
                 return False
         try:
-            syscalls.reflink(body.fd, self.partial.fd)
+            syscalls.reflink(body.fd, self._partial.fd)
         except OSError:
             return False
-        os.ftruncate(self.partial.fd, self.size)
+        os.ftruncate(self._partial.fd, self.size)
         buffer = aligned_buffer(min(PIECE, self.size))
         for index in range(piece_count(self.size)):
             start, stop = piece_range(index, self.size)
             view = buffer[: stop - start]
-            if not read_fully(self.partial.fd, view, start):
+            if not read_fully(self._partial.fd, view, start):
                 return False
-            with self._state:
-                if self._over or not self._transfer.may_write(claim, index):
+            with self._mutex:
+                if self._ended or not self._scheduler.may_write(claim, index):
                     return False
             self._record(claim, index, piece_hash(view), locator)
-        self._got(claim, self.size)
+        self._received(claim, self.size)
         return True

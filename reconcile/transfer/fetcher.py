@@ -1,7 +1,8 @@
-"""Fetches blobs: from what is on this disk if that proves right, else from their sources.
+"""The fetcher: blobs into the store, from this disk where possible, else from their sources.
 
-Local candidates are tried first: a touched blob is read again, a copy in a tree is taken, the good pieces of a damaged one
-are saved. Only the rest is downloaded."""
+Local candidates are tried first: a blob whose stamp changed is read again, a copy in a tree is copied, the intact pieces of
+a damaged blob are recovered. Only the rest is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -42,14 +43,14 @@ from ..desired.lockfile import absolute
 from ..events.events import BlobReused, BytesArrived, FetchStarted, Waiting
 from .context import STOPPED, TransferContext
 from .download import THIS_STORE, Download
-from .group_commit import GroupCommit, PendingCommit, subject_of
+from .group_commit import GroupCommit, PendingCommit, scrub_target
 from .state import BlobRequest
 from .worker import FIRST_STEP, SOURCE_BUGS, BodyReader, WrongSize, malformed_response
 
 
 @dataclass(slots=True, kw_only=True)
 class Fetcher:
-    """Brings blobs into a store. One object serves any number of threads. ``before_commit`` may raise to forbid one."""
+    """A fetcher of blobs into one store. Safe for threads. ``before_commit`` is called for each blob and may raise."""
 
     store: BlobStore
     engine: TransferContext
@@ -57,12 +58,12 @@ class Fetcher:
     _batches: set[GroupCommit] = field(default_factory=set)
 
     def obtain_all(self, blobs: Iterable[BlobRequest]) -> dict[Digest, bool | Exception]:
-        """Make sure that blobs are in the store, proven and durable, one after the other.
+        """Ensure that blobs are in the store, verified and durable, one after the other. Raises Cancelled.
 
-        Of each: True if its inode is another now than before; or ChecksumError, SizeMismatchError,
-        SourceUnavailableError and its kin, naming every source and its reason; LockTimeoutError, OSError. Raises Cancelled.
+        For each blob whether its inode has changed, or its error: ChecksumError, SizeMismatchError,
+        SourceUnavailableError or a subclass, naming every source and its reason; LockTimeoutError, OSError.
 
-        Small ones are committed together. Who holds a lock waits for none meanwhile.
+        Small ones are committed together. While the thread holds the lock of one blob it waits for no other.
         """
         batch, busy = GroupCommit(self.store, self.engine, lambda: self.before_commit()), []
         self._batches.add(batch)
@@ -81,12 +82,12 @@ class Fetcher:
         return batch.outcomes
 
     def commit_due(self) -> None:
-        """Commit what has waited long enough while its worker is at something else. To be called now and then."""
+        """Commit what has waited long enough in the groups of all threads. For the main thread to call periodically."""
         for batch in tuple(self._batches):
             batch.commit_due()
 
     def _bring(self, wanted: BlobRequest, batch: GroupCommit, *, waits: bool) -> bool:
-        """All but the commit, which is the *batch*'s; False if another holds the blob's lock and nobody *waits*."""
+        """Fetch one blob up to its commit, which is left to *batch*; False if its lock is busy and not *waits*."""
         try:
             lock = self._lock(wanted, waits=waits)
             if lock is None:
@@ -109,7 +110,7 @@ class Fetcher:
         doing = f"fetching {wanted.digest.short}"
 
         def tell(holder: locks.Holder | None) -> None:
-            neighbour = holder is not None and holder.mine and holder.doing != doing  # another blob by the same lock
+            neighbour = holder is not None and holder.mine and holder.doing != doing  # another blob with the same lock
             if waits and not neighbour:
                 self.engine.emit(Waiting(for_whom=str(holder or "another process")))
 
@@ -140,10 +141,10 @@ class Fetcher:
             return look.ino != 0 and look.ino != self.store.blobs.stat(digest, wanted.size).ino
         return self._fill(wanted, look, lock, batch)
 
-    # ---- what is on this disk
+    # ---- from this disk
 
     def _at_hand(self, wanted: BlobRequest, state: BlobState, lock: locks.Lock) -> bool:
-        """Verify what stands on this disk already, by reading it; False if nothing of it is right as a whole."""
+        """Verify what is locally available, by reading it; False if none of it is intact as a whole."""
         if state is BlobState.SUSPECT and self._prove_in_place(wanted, lock):
             return True
         for spare in wanted.local_candidates:
@@ -162,16 +163,16 @@ class Fetcher:
         return False
 
     def _prove_in_place(self, wanted: BlobRequest, lock: locks.Lock) -> bool:
-        """A touched or restored blob costs reading, not fetching. One that a verification convicted is read in full."""
-        convicted = wanted.digest.hex in self.store.blobs.suspects()
-        level = Level.FULL if convicted else Level.FAST
+        """Verify a blob whose stamp changed, without fetching. One that a verification found damaged is read in full."""
+        found_damaged = wanted.digest.hex in self.store.blobs.suspects()
+        level = Level.FULL if found_damaged else Level.FAST
         stamp = self.store.blobs.foreign_stamp(wanted.digest)  # before the first byte is read
-        verdict = next(scrub.scrub([subject_of(self.store, wanted)], level, on_bytes=lambda count: lock.progress()))
+        verdict = next(scrub.scrub([scrub_target(self.store, wanted)], level, on_bytes=lambda count: lock.progress()))
         if not verdict.intact:
             return False
         try:
             self.store.blobs.restamp(wanted.digest)
-        except PermissionError:  # another member's of a shared store: it keeps its mtime, or a copy takes its place
+        except PermissionError:  # of another user of a shared store: it keeps its mtime, or our copy replaces it
             if self._stamp_foreign(wanted, stamp):
                 return True
             fd = open_regular(self.store.layout.blob(wanted.digest))
@@ -195,7 +196,7 @@ class Fetcher:
             return False
 
     def _save_pieces(self, wanted: BlobRequest, partial: Partial, table: PieceTable) -> tuple[int, ...]:
-        """Copy the good pieces of a damaged blob and of copies into *partial*; which were damaged in the blob."""
+        """Copy the intact pieces of a damaged blob and of copies into *partial*; those that were damaged in the blob."""
         buffer = aligned_buffer(min(PIECE, wanted.size))
         damaged = []
         for index in list(partial.table.missing()):
@@ -211,7 +212,7 @@ class Fetcher:
                     damaged.append(index)
         return tuple(damaged)
 
-    # ---- what comes from sources
+    # ---- from sources
 
     def _fill(self, wanted: BlobRequest, look: BlobStatus, lock: locks.Lock, batch: GroupCommit) -> PendingCommit:
         digest, size = wanted.digest, wanted.size
@@ -222,14 +223,18 @@ class Fetcher:
         table = proven_table(self.store.layout.table(digest), digest, size) if mending else None
         filled = PendingCommit(wanted, lock, look, partial, resumed=partial.held_bytes)
         try:
-            filled.damaged = self._save_pieces(wanted, partial, table) if table is not None else ()
+            filled.damaged = (
+                self._save_pieces(wanted, partial, table)
+                if table is not None and table.chunking == partial.chunking
+                else ()
+            )
             self.engine.emit(FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=wanted.name))
             refused = self._fetch_at_once(filled) if _is_simple(self.engine, wanted) else None
             if partial.contiguous_end() < size or partial.actual_digest() != digest:
                 self._download(filled, table, refused)
         except BaseException as error:
             batch.note_failed(filled)
-            told = batch.explained(error, filled) if isinstance(error, Exception) else error
+            told = batch.explain(error, filled) if isinstance(error, Exception) else error
             partial.close_or_discard()
             if told is not error:
                 raise told from error
@@ -238,13 +243,13 @@ class Fetcher:
 
     def _fetch_at_once(self, filled: PendingCommit) -> SourceError | WrongSize | None:
         try:
-            filled.fetched = _fetch_simple(self.engine, filled.wanted, filled.partial)
+            filled.fetched = _fetch_simple(self.engine, filled.request, filled.partial)
         except (SourceError, WrongSize) as error:
             return error
         return None
 
     def _download(self, filled: PendingCommit, table: PieceTable | None, refused: SourceError | WrongSize | None) -> None:
-        run = Download(self.engine, filled.wanted, filled.partial, table, filled.lock, refused)
+        run = Download(self.engine, filled.request, filled.partial, table, filled.lock, refused)
         try:
             run.fill()
         finally:
@@ -265,13 +270,13 @@ def _read_piece(path: str, view: memoryview, start: int) -> bool:
 
 
 def _is_simple(engine: TransferContext, wanted: BlobRequest) -> bool:
-    """Whether there is nothing to choose, and nothing is known against the source."""
-    few = 0 < wanted.size <= FIRST_STEP  # what comes within one read
+    """Whether the blob comes within one read from its only source, and that has no record of failures."""
+    few = 0 < wanted.size <= FIRST_STEP  # bytes of one read
     return few and len(wanted.urls) == 1 and not engine.failures.any and not engine.bad_sources.of(wanted.digest)
 
 
 def _fetch_simple(engine: TransferContext, wanted: BlobRequest, partial: Partial) -> int:
-    """How many bytes came. They are on record if they are as many as they should be; whether they are right, is to be seen.
+    """Fetch a small blob with one request; the number of bytes received. If it is complete, its piece is recorded.
 
     Raises SourceError, WrongSize, Cancelled, OSError of this disk.
     """
@@ -287,7 +292,7 @@ def _fetch_simple(engine: TransferContext, wanted: BlobRequest, partial: Partial
             raise WrongSize(size, body.total)
         if body.start != 0:
             return 0
-        most = size if body.total is not None or body.ranged else size + 1  # one more tells that it is longer
+        most = size if body.total is not None or body.ranged else size + 1  # one more shows that it is longer
         while count < most and (came := intake.read(view[count:most])):
             count += came
             engine.token.check(STOPPED)
@@ -304,4 +309,4 @@ def _fetch_simple(engine: TransferContext, wanted: BlobRequest, partial: Partial
     if count == size:
         partial.write(0, view[:size])
         partial.finish(0, piece_hash(view[:size]), source_key(locator))
-    return count  # a beginning is not kept; but no attempt is spent on what brought something
+    return count  # an incomplete one is not kept; but what received bytes does not count as a failed attempt

@@ -1,4 +1,4 @@
-"""Blobs that are filled and wait for their commit together: small ones wait longer for the disk than for their bytes."""
+"""Group commit: small blobs are committed together, since each waits longer for the disk than for its bytes."""
 
 from __future__ import annotations
 
@@ -18,145 +18,149 @@ from ..events.events import BlobFailed, BlobFetched
 from .context import TransferContext
 from .state import BlobRequest
 
-_ENOUGH = 1 << 16  # descriptors
-_TOGETHER, _TOGETHER_S = 1 << 20, 0.25  # bytes that make a batch full, and the seconds that any of it may wait
+_UNLIMITED = 1 << 16  # descriptors to count on where there is no limit
+_TOGETHER, _TOGETHER_S = 1 << 20, 0.25  # the bytes of a full group, and the longest wait of a blob in it
 
 
-def subject_of(store: BlobStore, wanted: BlobRequest) -> scrub.ScrubTarget:
-    """The blob as it stands in the store, to be read."""
-    path, table = store.layout.blob(wanted.digest), store.layout.table(wanted.digest)
-    return scrub.ScrubTarget(path=path, digest=wanted.digest, size=wanted.size, table=table, makes_table=True)
+def scrub_target(store: BlobStore, request: BlobRequest) -> scrub.ScrubTarget:
+    """The blob in the store, for a scrub."""
+    path, table = store.layout.blob(request.digest), store.layout.table(request.digest)
+    return scrub.ScrubTarget(path=path, digest=request.digest, size=request.size, table=table, makes_table=True)
 
 
 @dataclass(slots=True)
 class PendingCommit:
-    """A blob that is here and proven but for the commit. Its lock is held."""
+    """A blob that is complete and verified, but not committed. It owns its lock and its partial."""
 
-    wanted: BlobRequest
+    request: BlobRequest
     lock: locks.Lock
-    look: BlobStatus  # before
+    before: BlobStatus  # in the store, before it was fetched
     partial: Partial
-    resumed: int  # bytes that an earlier run had left
-    fetched: int = 0  # bytes that came, those that were wrong too
-    damaged: tuple[int, ...] = ()  # pieces of the blob before
+    resumed: int  # bytes that were held before
+    fetched: int = 0  # bytes received, corrupt ones too
+    damaged: tuple[int, ...] = ()  # pieces of the blob that it replaces
 
     def close_or_discard(self) -> None:
-        """Let go of it, whether it was committed or not."""
-        with self.lock, suppress(OSError):  # what is left of the partial, the next run removes
+        """Close partial and lock, after a commit or without one. What can be resumed is kept."""
+        with self.lock, suppress(OSError):  # the next run removes what is left of the partial
             self.partial.close_or_discard()
 
 
 class GroupCommit:
-    """What one worker has filled. Another thread may commit it, when the worker is at something that takes long."""
+    """The group of pending commits of one ``Fetcher.obtain_all``. Safe for threads.
 
-    def __init__(self, store: BlobStore, engine: TransferContext, before_commit: Callable[[], object]) -> None:
-        self._store, self._engine, self._before_commit = store, engine, before_commit
+    Another thread commits what has waited long enough while the thread that adds to it does something that takes long.
+    """
+
+    def __init__(self, store: BlobStore, context: TransferContext, before_commit: Callable[[], object]) -> None:
+        self._store, self._context, self._before_commit = store, context, before_commit
         self.outcomes: dict[Digest, bool | Exception] = {}
-        """Of each blob: whether its inode is another now than before, or why it failed."""
-        self._filled: list[PendingCommit] = []
-        self._bytes, self._began, self._mutex = 0, 0.0, Lock()
-        # Each holds two descriptors: its partial's and its lock's. Half of what a process may open is left to others.
+        """For each blob whether its inode has changed, or its error."""
+        self._pending: list[PendingCommit] = []
+        self._bytes, self._began_at, self._mutex = 0, 0.0, Lock()
+        # Each has two descriptors open, its partial's and its lock's. Half of the process's limit is left to others.
         may_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._most = max(1, (_ENOUGH if may_open == resource.RLIM_INFINITY else may_open) // (4 * engine.connections.most))
+        limit = _UNLIMITED if may_open == resource.RLIM_INFINITY else may_open
+        self._most = max(1, limit // (4 * context.connections.most))
 
-    def add(self, filled: PendingCommit) -> None:
-        """Keep it until there is enough to be worth a commit, and commit then."""
+    def add(self, pending: PendingCommit) -> None:
+        """Take over a pending commit; commit the group if it is full."""
         with self._mutex:
-            if not self._filled:
-                self._began, self._bytes = self._engine.clock(), 0
-            self._filled.append(filled)
-            self._bytes += filled.wanted.size
-        if self._bytes >= _TOGETHER or len(self._filled) >= self._most:
+            if not self._pending:
+                self._began_at, self._bytes = self._context.clock(), 0
+            self._pending.append(pending)
+            self._bytes += pending.request.size
+        if self._bytes >= _TOGETHER or len(self._pending) >= self._most:
             self.commit()
 
     def commit_due(self) -> None:
-        """Commit what has waited long enough, unless it is being committed."""
-        if self._filled and self._engine.clock() - self._began >= _TOGETHER_S and self._mutex.acquire(blocking=False):
+        """Commit the group if it has waited long enough and no other thread is committing it."""
+        if self._pending and self._context.clock() - self._began_at >= _TOGETHER_S and self._mutex.acquire(blocking=False):
             try:
                 self._commit()
             finally:
                 self._mutex.release()
 
     def commit(self) -> None:
-        """Make blobs of what is there. Durable on return, or an outcome says why not."""
+        """Commit the group. On return each of its blobs is durable, or has an error in ``outcomes``."""
         with self._mutex:
             self._commit()
 
     def _commit(self) -> None:
-        if self._filled:
+        if self._pending:
             ready, failed = self._ready()
-            replace = [each.wanted.digest for each in ready if each.look.state is not BlobState.ABSENT]
+            replace = [each.request.digest for each in ready if each.before.state is not BlobState.ABSENT]
             failed |= self._store.ingest.commit_all([each.partial for each in ready], replace=replace)
-            while self._filled:
-                each = self._filled[-1]
+            while self._pending:
+                each = self._pending[-1]
                 try:
-                    self.outcomes[each.wanted.digest] = self._ended(each, failed.get(each.wanted.digest))
+                    self.outcomes[each.request.digest] = self._conclude(each, failed.get(each.request.digest))
                 except Exception as error:
-                    self.outcomes[each.wanted.digest] = error
-                self._filled.pop().close_or_discard()
+                    self.outcomes[each.request.digest] = error
+                self._pending.pop().close_or_discard()
 
     def drop(self) -> None:
-        """Let go of what is there without a commit: a mebibyte is lost at most."""
+        """Close the group without a commit: at most a mebibyte is lost."""
         with self._mutex:
-            for each in self._filled:
+            for each in self._pending:
                 self.note_failed(each)
                 each.close_or_discard()
-            self._filled.clear()
+            self._pending.clear()
 
     def _ready(self) -> tuple[list[PendingCommit], dict[Digest, Exception]]:
         ready: list[PendingCommit] = []
         failed: dict[Digest, Exception] = {}
-        for each in self._filled:
+        for each in self._pending:
             try:
                 self._before_commit()
-                if not each.lock.is_current():  # somebody else may be writing to the same partial
-                    what = f"the lock of {each.wanted.digest.short} was removed by somebody while it was held"
+                if not each.lock.is_current():  # another process may be writing to the same partial
+                    what = f"the lock of {each.request.digest.short} was removed while it was held"
                     hint = "run it again; lock files below state/locks are never to be deleted"
                     raise LockTimeoutError(what, hint=hint)
-                if self._is_there(each):
-                    each.partial.discard()  # the good blob stays where it is, with all its links
+                if self._is_intact(each):
+                    each.partial.discard()  # the intact blob keeps its inode, with all its links
                 else:
                     ready.append(each)
             except Exception as error:
-                failed[each.wanted.digest] = error
+                failed[each.request.digest] = error
         return ready, failed
 
-    def _is_there(self, filled: PendingCommit) -> bool:
-        """Whether the blob was fetched anew beside one that is as good, by its content."""
-        if filled.look.state is not BlobState.INTACT:
+    def _is_intact(self, pending: PendingCommit) -> bool:
+        """Whether the store has an intact blob, by its content, although it was fetched again."""
+        if pending.before.state is not BlobState.INTACT:
             return False
-        return next(scrub.scrub([subject_of(self._store, filled.wanted)], Level.FULL)).intact
+        return next(scrub.scrub([scrub_target(self._store, pending.request)], Level.FULL)).intact
 
-    def _ended(self, filled: PendingCommit, error: Exception | None) -> bool | Exception:
-        wanted, before = filled.wanted, filled.look.ino
+    def _conclude(self, pending: PendingCommit, error: Exception | None) -> bool | Exception:
+        request, ino_before = pending.request, pending.before.ino
         if error is not None:
-            self.note_failed(filled)
-            return self.explained(error, filled)
+            self.note_failed(pending)
+            return self.explain(error, pending)
         event = BlobFetched(
-            digest=wanted.digest,
-            size=wanted.size,
-            fetched_bytes=filled.fetched,
-            resumed_bytes=filled.resumed,
-            repaired_pieces=filled.damaged,
-            repair=filled.look.state is BlobState.SUSPECT,
+            digest=request.digest,
+            size=request.size,
+            fetched_bytes=pending.fetched,
+            resumed_bytes=pending.resumed,
+            repaired_pieces=pending.damaged,
+            repair=pending.before.state is BlobState.SUSPECT,
         )
-        self._engine.emit(event)
-        self._store.note_commit(filled.lock, wanted.digest)
-        return before != 0 and before != self._store.blobs.stat(wanted.digest, wanted.size).ino
+        self._context.emit(event)
+        self._store.note_commit(pending.lock, request.digest)
+        return ino_before != 0 and ino_before != self._store.blobs.stat(request.digest, request.size).ino
 
-    def note_failed(self, filled: PendingCommit) -> None:
-        """Tell that nothing will come of it in this run."""
-        self._engine.emit(BlobFailed(digest=filled.wanted.digest, fetched_bytes=filled.fetched))
+    def note_failed(self, pending: PendingCommit) -> None:
+        """Report that this run does not commit it."""
+        self._context.emit(BlobFailed(digest=pending.request.digest, fetched_bytes=pending.fetched))
 
-    def explained(self, error: Exception, filled: PendingCommit) -> Exception:
-        """The error, but a full disk with its figures."""
+    def explain(self, error: Exception, pending: PendingCommit) -> Exception:
+        """The error; for a full disk, one that says how much is free and how much is needed."""
         if not isinstance(error, OSError) or error.errno not in FULL:
             return error
-        held = filled.partial.held_bytes if filled.partial.fd >= 0 else 0  # what could not be synced was thrown away
-        root, needed = self._store.layout.root, filled.wanted.size - held
+        held = pending.partial.held_bytes if pending.partial.fd >= 0 else 0  # what could not be synced was discarded
+        root, needed = self._store.layout.root, pending.request.size - held
         free = shutil.disk_usage(root).free
-        hint = "free some room and run it again: what was fetched is kept; `modelstow gc` removes what nothing keeps"
-        what = f"the disk of {root} filled up: {needed:,} bytes more are needed, {free:,} are free"
-        told = NoSpaceError(what, hint=hint, bytes_needed=needed, bytes_available=free, path=str(root))
-        told.__cause__ = error
-        return told
+        hint = "free some space and run it again: what was fetched is kept; `modelstow gc` removes what nothing keeps"
+        what = f"the disk of {root} is full: {needed:,} bytes more are needed, {free:,} are free"
+        full = NoSpaceError(what, hint=hint, bytes_needed=needed, bytes_available=free, path=str(root))
+        full.__cause__ = error
+        return full

@@ -1,4 +1,4 @@
-"""How often and when a source is asked again. Every attempt, pause and deadline of the engine is set here."""
+"""Retries: the reasons for failures, and for each the schedule of attempts and pauses. All limits of time are set here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from modelstow.backends import AccessDenied, SourceError, Throttled
+from modelstow.backends import AccessDenied, EndedEarly, NotFound, ProtocolError, SourceError, Throttled, TimedOut
 from modelstow.cas import CancellationToken, Cancelled
 
 from ..hints import hint_of
@@ -19,18 +19,36 @@ _MiB = 1 << 20
 
 
 class Reason(enum.Enum):
-    """What kind of failure it was; each has its own patience."""
+    """The reason for a failed request; it decides the retry schedule, the record of the source and the error raised."""
 
-    TRANSIENT = "transient"  # a connection that broke, a server that failed, silence
+    TRANSIENT = "transient"  # a connection that failed or was lost, a server error (5xx)
+    STALLED = "stalled"  # no data within a timeout, or a rate below the minimum
+    TRUNCATED = "truncated"  # a body shorter than announced
     RATE_LIMIT = "rate limit"  # 429, 503
     AUTHENTICATION = "authentication"  # 401, 403
-    INTEGRITY = "integrity"  # wrong bytes
-    PERMANENT = "permanent"  # not there, another length, an answer that makes no sense
+    CORRUPT_DATA = "corrupt data"  # bytes that do not match their digest or hash
+    NOT_FOUND = "not found"
+    WRONG_SIZE = "wrong size"  # not the size in the lockfile
+    PERMANENT = "permanent"  # any other that a retry cannot repair: an invalid response, offline
+
+    @property
+    def transient(self) -> bool:
+        """Whether it is retried by the schedule for transient failures; all of these count as one."""
+        return self in _TRANSIENT
+
+    @property
+    def permanent(self) -> bool:
+        """Whether it excludes the source for this blob at once."""
+        return self in _PERMANENT
+
+
+_TRANSIENT = frozenset({Reason.TRANSIENT, Reason.STALLED, Reason.TRUNCATED})
+_PERMANENT = frozenset({Reason.NOT_FOUND, Reason.WRONG_SIZE, Reason.PERMANENT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrySchedule:
-    """*attempts* in a row without progress; the pause before each further one, growing by *factor*. Seconds."""
+    """The *attempts* in a row without progress, and the seconds before each further one: *pause_s*, growing by *factor*."""
 
     attempts: int = 1
     pause_s: float = 0.0
@@ -40,114 +58,125 @@ class RetrySchedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """All waiting of the engine. A full disk is never tried again: it ends the run, and what was fetched is kept."""
+    """The retry schedules and limits of a transfer. A full disk is never retried: it ends the run, and what was fetched is
+    kept."""
 
     transient: RetrySchedule = RetrySchedule(attempts=5, pause_s=1.0, factor=2.0, longest_s=30.0)
     rate_limit: RetrySchedule = RetrySchedule(attempts=10, pause_s=5.0, factor=1.5, longest_s=300.0)
-    # At once: waiting mends no credential, but a signed address that ran out is signed anew.
+    # At once: waiting repairs no credential, but a signed address that expired is signed again.
     authentication: RetrySchedule = RetrySchedule(attempts=2)
-    # The second is asked for only where no other source can serve.
+    # The second one only where no other source can serve.
     integrity: RetrySchedule = RetrySchedule(attempts=2)
     retry_after_cap_s: float = 300.0
-    stall_s: float = 5.0  # silence after which a range goes to another connection, if one can be had
-    floor_bytes_s: int = 1024  # a source must give so much a second, ...
-    floor_window_s: float = 60.0  # ... looked at so often
-    piece_s: float = 1800.0  # a piece that takes longer is given up, however it drips
-    range_s: float = 4.0  # how much is asked for at once, in seconds of the source's rate
-    worth_s: float = 0.5  # a range is divided or taken over only to save more than this
-    takeovers: int = 3  # how often one piece may change hands in flight
-    progress: int = _MiB // 4  # bytes of a piece that make up for the connection that broke behind them
-    window: int = 512 * _MiB  # bytes ahead of the first gap that may be asked for
+    stall_s: float = 5.0  # without data, after which a range goes to another connection if there is one
+    floor_bytes_s: int = 1024  # the minimum rate of a source, ...
+    floor_window_s: float = 60.0  # ... measured over this time
+    piece_s: float = 1800.0  # the longest time for one piece, at any rate
+    range_s: float = 4.0  # the length of one request, in seconds at the source's rate
+    worth_s: float = 0.5  # the least time that dividing or taking over a range must save
+    takeovers: int = 3  # how often one piece may be taken over in flight
+    progress: int = _MiB // 4  # bytes of a piece that count as progress before a connection that broke
+    window: int = 512 * _MiB  # bytes ahead of the first gap that may be requested
 
-    def of(self, kind: Reason) -> RetrySchedule:
-        """The patience for one kind of failure."""
-        if kind is Reason.TRANSIENT:
+    def of(self, reason: Reason) -> RetrySchedule:
+        """The retry schedule for failures with this reason."""
+        if reason.transient:
             return self.transient
-        if kind is Reason.RATE_LIMIT:
+        if reason is Reason.RATE_LIMIT:
             return self.rate_limit
-        if kind is Reason.AUTHENTICATION:
+        if reason is Reason.AUTHENTICATION:
             return self.authentication
-        return self.integrity if kind is Reason.INTEGRITY else RetrySchedule()
+        return self.integrity if reason is Reason.CORRUPT_DATA else RetrySchedule()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a source did not give what was asked."""
+    """A failed request to a source. *code* and *what* are for reports; *reason* decides what follows."""
 
     code: str
     what: str
-    kind: Reason = Reason.PERMANENT
-    retry_after: float | None = None  # seconds, as the source asked
+    reason: Reason = Reason.PERMANENT
+    retry_after: float | None = None  # seconds, as the source demands
     actual: str | int | None = None  # the wrong digest or size, where that is the reason
     hint: str = ""
 
 
 @dataclass(slots=True)
 class RetryState:
-    """What is left of one source's attempts. *late*: it failed lately elsewhere, and breaks only once more."""
+    """The attempts left to one source. *single_attempt*: before any progress the first transient failure is the last."""
 
     policy: RetryPolicy
-    late: bool = False
+    single_attempt: bool = False
     jitter: Callable[[], float] = random.random
-    ready_at: float = 0.0  # not to be asked before
+    ready_at: float = 0.0  # the earliest time of the next request
     _failed: dict[Reason, int] = field(default_factory=dict)  # in a row
 
-    def failed(self, fact: Failure, now: float) -> bool:
-        """Count a failure; False when there is no attempt left."""
-        backoff = self.policy.of(fact.kind)
-        failures = self._failed[fact.kind] = self._failed.get(fact.kind, 0) + 1
-        if failures >= (1 if self.late and fact.kind is Reason.TRANSIENT else backoff.attempts):
+    def failed(self, failure: Failure, now: float) -> bool:
+        """Count a failure and schedule the next attempt; False if none is left."""
+        schedule, transient = self.policy.of(failure.reason), failure.reason.transient
+        counted = Reason.TRANSIENT if transient else failure.reason
+        failures = self._failed[counted] = self._failed.get(counted, 0) + 1
+        if failures >= (1 if self.single_attempt and transient else schedule.attempts):
             return False
-        pause = min(backoff.pause_s * backoff.factor ** (failures - 1), backoff.longest_s)
-        # With jitter, so that many who failed together do not come back together.
+        pause = min(schedule.pause_s * schedule.factor ** (failures - 1), schedule.longest_s)
+        # With jitter, so that clients that failed together do not retry together.
         self.ready_at = now + pause * (0.5 + self.jitter() / 2)
-        self.honor_retry_after(fact, now)
+        self.honor_retry_after(failure, now)
         return True
 
-    def honor_retry_after(self, fact: Failure, now: float) -> None:
-        """Backoff as long as the source asks for, up to the cap, whether the failure counts or not."""
-        self.ready_at = max(self.ready_at, now + min(fact.retry_after or 0.0, self.policy.retry_after_cap_s))
+    def honor_retry_after(self, failure: Failure, now: float) -> None:
+        """Delay the next request as the source demands, up to the cap; also for a failure that is not counted."""
+        self.ready_at = max(self.ready_at, now + min(failure.retry_after or 0.0, self.policy.retry_after_cap_s))
 
-    def progressed(self) -> None:
-        """A new piece arrived: all attempts are there again."""
+    def reset(self) -> None:
+        """Progress was made: restore all attempts."""
         self._failed.clear()
-        self.late = False
+        self.single_attempt = False
+
+
+class CorruptResponse(ProtocolError):
+    """Corrupt data that was recognized before it was written: an index or a frame that does not belong to the blob."""
+
+    code = "CHECKSUM_FAIL"
+
+
+_REASONS: tuple[tuple[type[SourceError], Reason], ...] = (
+    (Throttled, Reason.RATE_LIMIT),
+    (AccessDenied, Reason.AUTHENTICATION),
+    (TimedOut, Reason.STALLED),
+    (EndedEarly, Reason.TRUNCATED),
+    (NotFound, Reason.NOT_FOUND),
+    (CorruptResponse, Reason.CORRUPT_DATA),
+)
 
 
 def failure_of(error: SourceError) -> Failure:
-    """An error of a source as the transfer judges it."""
-    kind = Reason.PERMANENT
-    if isinstance(error, Throttled):
-        kind = Reason.RATE_LIMIT
-    elif isinstance(error, AccessDenied):
-        kind = Reason.AUTHENTICATION
-    elif error.transient:
-        kind = Reason.TRANSIENT
-    elif error.code == "CHECKSUM_FAIL":
-        kind = Reason.INTEGRITY
-    return Failure(code=error.code, what=error.what, kind=kind, retry_after=error.retry_after, hint=hint_of(error))
+    """The failure that an error of a source stands for. The first class that fits gives its reason."""
+    other = Reason.TRANSIENT if error.transient else Reason.PERMANENT
+    reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), other)
+    return Failure(code=error.code, what=error.what, reason=reason, retry_after=error.retry_after, hint=hint_of(error))
 
 
 def with_retries(
-    ask: Callable[[], _T],
+    attempt: Callable[[], _T],
     policy: RetryPolicy,
     token: CancellationToken,
     clock: Callable[[], float] = time.monotonic,
     *,
     progressed: Callable[[], bool] = lambda: False,
 ) -> _T:
-    """Request a source until it answers or its patience is over. Raises SourceError, Cancelled.
+    """The result of the first attempt that succeeds. Raises the last SourceError when no attempt is left; Cancelled.
 
-    *progressed*: whether the attempt that has just failed got so far that all attempts are there again.
+    *progressed*: whether the attempt that has just failed made progress, which restores all attempts.
     """
-    patience = RetryState(policy)
+    state = RetryState(policy)
     while True:
         try:
-            return ask()
+            return attempt()
         except SourceError as error:
             if progressed():
-                patience.progressed()
-            if not patience.failed(failure_of(error), clock()):
+                state.reset()
+            if not state.failed(failure_of(error), clock()):
                 raise
-            if token.wait(max(0.0, patience.ready_at - clock())):
+            if token.wait(max(0.0, state.ready_at - clock())):
                 raise Cancelled("cancelled") from error

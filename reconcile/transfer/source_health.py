@@ -1,4 +1,4 @@
-"""Source health: recent failures in this process, corrupt data on record, and the error when no source is left."""
+"""Source health: recent failures in this process, corrupt sources on record, and the error when every source failed."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from .state import BlobRequest
 
 @dataclass(frozen=True, slots=True)
 class SourceFailure:
-    """When (monotonic seconds) and why a source failed."""
+    """The record of a failure: when (monotonic seconds) and why."""
 
     at: float
     code: str
     what: str
-    given_up: bool = False  # it had no attempt left
+    exhausted: bool = False  # no attempt was left
 
 
 class FailureTable:
-    """Failures by what fails together: a host or folder that cannot be reached, a locator that is not there.
+    """The negative cache of sources, in memory: failures by host or folder, or by locator where only that one failed.
 
-    Other processes are not told: one may have the token that this one lacks. Safe for threads.
+    Not shared with other processes, which may have the credentials that this one lacks. Safe for threads.
     """
 
     def __init__(self, *, ttl_s: float = 300.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -53,32 +53,33 @@ class FailureTable:
         self._failures: dict[str, SourceFailure] = {}
         self._mutex = Lock()
 
-    def note(self, key: str, code: str, what: str, *, given_up: bool = False) -> None:
+    def note(self, key: str, code: str, what: str, *, exhausted: bool = False) -> None:
+        """Record a failure; an earlier one that still counts as *exhausted* stays so."""
         with self._mutex:
             before = self._active(key)
-            given_up |= before is not None and before.given_up
-            self._failures[key] = SourceFailure(self._clock(), code, what, given_up)
+            exhausted |= before is not None and before.exhausted
+            self._failures[key] = SourceFailure(self._clock(), code, what, exhausted)
 
-    def given_up(self, keys: Iterable[str]) -> bool:
-        """Whether one of these failed until no attempt was left, and none succeeded since."""
+    def exhausted(self, keys: Iterable[str]) -> bool:
+        """Whether one of these failed until no attempt was left, without a success since."""
         with self._mutex:
-            return any((failure := self._active(key)) is not None and failure.given_up for key in keys)
+            return any((failure := self._active(key)) is not None and failure.exhausted for key in keys)
 
     def clear(self, keys: Iterable[str]) -> None:
-        """Success: forget what failed before."""
+        """Remove the records of sources that succeeded."""
         with self._mutex:
             for key in keys:
                 self._failures.pop(key, None)
 
     def expire(self) -> None:
-        """Forget what is older than ``ttl_s`` seconds."""
+        """Remove the records older than ``ttl_s`` seconds."""
         with self._mutex:
             self._failures = {key: f for key in self._failures if (f := self._active(key)) is not None}
 
     @property
     def any(self) -> bool:
-        """Whether anything is on record that still counts."""
-        if not self._failures:  # mostly
+        """Whether there is a record that still counts."""
+        if not self._failures:  # the usual case
             return False
         self.expire()
         return bool(self._failures)
@@ -92,7 +93,7 @@ class FailureTable:
         return failure if failure is not None and self._clock() - failure.at < self.ttl_s else None
 
     def active(self) -> dict[str, SourceFailure]:
-        """Every failure that still counts."""
+        """The records that still count, by key."""
         self.expire()
         with self._mutex:
             return dict(self._failures)
@@ -100,35 +101,38 @@ class FailureTable:
 
 _KIND = "bad-sources"
 KEPT_S = 7 * 86_400.0
-"""How long a lie counts: the source may have been mended."""
+"""How long a record counts, in seconds: the source may have been repaired since."""
 
 
 @dataclass(slots=True)
 class BadSources:
-    """One file a digest in *folder*, safe for threads. What cannot be read or written is no lie: it costs a download."""
+    """The records of sources that sent corrupt data, one file a digest in *folder*. Safe for threads.
+
+    A record that cannot be read or written is ignored: that costs a download at most.
+    """
 
     folder: Path
     clock: Callable[[], float] = time.time
-    _known: frozenset[str] | None = None  # the files that there are, looked at once
+    _known: frozenset[str] | None = None  # the files in the folder, listed once
     _mutex: Lock = field(default_factory=Lock)
 
     def of(self, digest: Digest) -> frozenset[str]:
-        """The redacted locators that sent wrong bytes for this digest lately."""
+        """The redacted locators that sent corrupt data for this digest within ``KEPT_S`` seconds."""
         with self._mutex:
             known, now = self._read(digest), self.clock()
         return frozenset(locator for locator, at in known.items() if abs(now - at) < KEPT_S)
 
     def note(self, digest: Digest, locator: str) -> None:
-        """A source was proven to have sent wrong bytes."""
+        """Record a source that is proven corrupt."""
         with self._mutex:
             self._write(digest, {**self._read(digest), redact(locator): self.clock()})
 
     def clear(self, digest: Digest, locators: frozenset[str]) -> None:
-        """Sources sent the right bytes."""
+        """Remove the records of sources that sent the correct bytes."""
         with self._mutex:
             known = self._read(digest)
-            if honest := {redact(locator) for locator in locators} & known.keys():
-                self._write(digest, {locator: at for locator, at in known.items() if locator not in honest})
+            if correct := {redact(locator) for locator in locators} & known.keys():
+                self._write(digest, {locator: at for locator, at in known.items() if locator not in correct})
 
     def _read(self, digest: Digest) -> dict[str, float]:
         if self._known is None:
@@ -157,122 +161,125 @@ class BadSources:
 
 
 class FailureAttribution:
-    """``note``, ``clear`` and ``right`` are called under the download's lock, ``tell`` outside of it."""
+    """The failures of one download, and the records that they are written to.
+
+    The caller holds its mutex for every call but those of ``flush`` and, before any thread runs, ``recently_failed`` and
+    ``exhausted``: these may read or write a disk.
+    """
 
     def __init__(
         self,
-        wanted: BlobRequest,
+        request: BlobRequest,
         locators: Mapping[str, str],
-        pairs: CompressedForms,
+        forms: CompressedForms,
         *,
         registry: Registry,
         failures: FailureTable,
         bad_sources: BadSources,
         emit: Sink,
     ) -> None:
-        self._wanted, self._locators, self._pairs = wanted, locators, pairs
+        self._digest, self._locators, self._forms = request.digest, locators, forms
         self._registry, self._failures, self._bad_sources, self._emit = registry, failures, bad_sources, emit
-        self._lied: dict[str, set[int]] = {}  # who sent wrong bytes, and the pieces that it has not sent right since
-        self._untold = deque[tuple[str, Failure]]()
+        self._corrupt: dict[str, set[int]] = {}  # by sender: corrupt pieces that it has not sent again since
+        self._pending = deque[tuple[str, Failure]]()
 
-    def late(self) -> frozenset[str]:
-        """Who failed lately, or lied about this blob: asked last."""
-        failures, lies = self._failures, self._bad_sources.of(self._wanted.digest)
-        failed = self._locators if failures.any else ()  # mostly nothing is on record: then nobody looks up keys
-        late = {locator for locator in failed if any(key in failures for key in self._keys(locator))}
-        return frozenset(late | {locator for locator in self._locators if redact(locator) in lies})
+    def recently_failed(self) -> frozenset[str]:
+        """The locators with a record, as failed or as corrupt for this digest: they are requested last."""
+        failures, corrupt = self._failures, self._bad_sources.of(self._digest)
+        failed = self._locators if failures.any else ()  # usually there is no record, and no key is computed
+        recent = {locator for locator in failed if any(key in failures for key in self._keys(locator))}
+        return frozenset(recent | {locator for locator in self._locators if redact(locator) in corrupt})
 
-    def spent(self, late: Iterable[str]) -> frozenset[str]:
-        """Of those, who had no attempt left."""
-        return frozenset(locator for locator in late if self._failures.given_up(self._keys(locator)))
+    def exhausted(self, locators: Iterable[str]) -> frozenset[str]:
+        """Of these, the ones whose record says that no attempt was left."""
+        return frozenset(locator for locator in locators if self._failures.exhausted(self._keys(locator)))
 
     def note(
-        self, locator: str, fact: Failure, *, exactly: bool = False, given_up: bool = False, wrong: Iterable[int] = ()
+        self, locator: str, failure: Failure, *, exactly: bool = False, exhausted: bool = False, pieces: Iterable[int] = ()
     ) -> None:
-        """A source failed: *exactly* at this locator, else what fails together with it; *wrong* pieces were lies."""
+        """Record a failure: *exactly* of this locator, else of its host or folder; with the *pieces* that were corrupt."""
         if locator not in self._locators:
             return
-        if self._pairs.shows_absence(locator, fact):
-            plain = self._pairs.note_absent(locator)
+        if self._forms.shows_absence(locator, failure):
+            plain = self._forms.note_absent(locator)
             if plain is None:
                 return
             locator, exactly = plain, True
-        corrupt = fact.code == "CHECKSUM_FAIL"
+        corrupt = failure.reason is Reason.CORRUPT_DATA
         if corrupt:
-            self._lied.setdefault(locator, set()).update(wrong)
+            self._corrupt.setdefault(locator, set()).update(pieces)
         key = self._keys(locator)[0 if exactly or corrupt else 1]
-        self._failures.note(key, fact.code, fact.what, given_up=given_up)
-        self._untold.append((locator, fact))
+        self._failures.note(key, failure.code, failure.what, exhausted=exhausted)
+        self._pending.append((locator, failure))
 
-    def right(self, locator: str, piece: int) -> None:
-        """A source sent a piece that may be right now."""
-        if lies := self._lied.get(locator):
-            lies.discard(piece)
+    def sent_again(self, locator: str, piece: int) -> None:
+        """A source sent a piece again, which may be correct this time."""
+        if corrupt := self._corrupt.get(locator):
+            corrupt.discard(piece)
 
     def clear(self, senders: Iterable[str]) -> None:
-        """The blob is proven: whoever sent something of it, and nothing wrong, serves well."""
-        lied = {locator for locator, pieces in self._lied.items() if pieces}
-        honest = (frozenset(senders) & self._locators.keys()) - lied
+        """The blob is verified: remove the records of senders none of whose pieces were corrupt."""
+        corrupt = {locator for locator, pieces in self._corrupt.items() if pieces}
+        correct = (frozenset(senders) & self._locators.keys()) - corrupt
         if self._failures.any:
-            self._failures.clear(key for locator in honest for key in self._keys(locator))
-        self._bad_sources.clear(self._wanted.digest, honest)
+            self._failures.clear(key for locator in correct for key in self._keys(locator))
+        self._bad_sources.clear(self._digest, correct)
 
-    def tell(self) -> None:
-        """Write down and show what was noted: a disk and a terminal take their time."""
-        with suppress(IndexError):  # told by now, by whoever was first
+    def flush(self) -> None:
+        """Write and report the failures noted so far. Called without the mutex: a disk and a terminal take their time."""
+        with suppress(IndexError):  # empty; another thread may be flushing too
             while True:
-                locator, fact = self._untold.popleft()
-                corrupt = fact.code == "CHECKSUM_FAIL"
+                locator, failure = self._pending.popleft()
+                corrupt = failure.reason is Reason.CORRUPT_DATA
                 if corrupt:
-                    self._bad_sources.note(self._wanted.digest, locator)
-                self._emit(SourceFailed(locator=redact(locator), what=fact.what, corrupt=corrupt))
+                    self._bad_sources.note(self._digest, locator)
+                self._emit(SourceFailed(locator=redact(locator), what=failure.what, corrupt=corrupt))
 
     def _keys(self, locator: str) -> tuple[str, str]:
-        """Under what a failure of this locator may be on record: itself, and what fails together with it."""
+        """The keys of this locator's records: its own, and that of its host or folder."""
         try:
             return redact(locator), redact(self._registry.find(locator).origin(locator))
         except SourceError:
             return redact(locator), redact(locator)
 
 
-_KINDS: dict[str, type[SourceUnavailableError]] = {
-    "AUTH_FAIL": AuthError,
-    "RATE_LIMIT": RateLimitError,
-    "NETWORK_TIMEOUT": NetworkTimeoutError,
-    "INCOMPLETE_DOWNLOAD": IncompleteDownloadError,
+_ERRORS: Mapping[Reason, type[ChecksumError | SizeMismatchError | SourceUnavailableError]] = {
+    Reason.CORRUPT_DATA: ChecksumError,
+    Reason.WRONG_SIZE: SizeMismatchError,
+    Reason.NOT_FOUND: IncompleteDownloadError,
+    Reason.TRUNCATED: IncompleteDownloadError,
+    Reason.AUTHENTICATION: AuthError,
+    Reason.RATE_LIMIT: RateLimitError,
+    Reason.STALLED: NetworkTimeoutError,
+    Reason.TRANSIENT: SourceUnavailableError,
+    Reason.PERMANENT: SourceUnavailableError,
 }
 _OTHER_BYTES = "the remote file differs from the lockfile: run `modelstow lock --upgrade`, or restore the upload"
+_RETRY = "check the network and run the same command again: what was fetched is kept"
 _HINTS = {
-    "": "check the network and run the same command again: what was fetched is kept",
-    "AUTH_FAIL": "put a login for the host into ~/.netrc, or check the one there",
-    "INCOMPLETE_DOWNLOAD": "the source lacks files of the lockfile; add another source, or run `modelstow lock --upgrade`",
+    Reason.AUTHENTICATION: "put a login for the host into ~/.netrc, or check the one there",
+    Reason.NOT_FOUND: "the source lacks files of the lockfile; add another source, or run `modelstow lock --upgrade`",
 }
 
 
-def all_sources_failed(wanted: BlobRequest, failures: Mapping[str, Failure]) -> ModelstowError | ChecksumError:
-    """The error for *failures* by locator; its code is the first of the contract's order."""
+def all_sources_failed(request: BlobRequest, failures: Mapping[str, Failure]) -> ModelstowError | ChecksumError:
+    """The error for *failures* by locator: of several reasons the first in the order of ``BLOB_CODES`` is reported."""
     rows = [{"source": redact(locator), "code": f.code, "reason": f.what} for locator, f in failures.items()]
-    ranked = sorted(failures.values(), key=lambda fact: _rank(fact.code))
-    code = ranked[0].code if ranked else "SOURCE_UNAVAILABLE"
-    names = ", ".join(wanted.paths[:3]) or wanted.digest.short
-    reasons = "".join(f"\n  from {row['source']}: {row['reason']}" for row in rows) or "\n  no source is named"
-    fields: dict[str, Any] = {"file_path": next(iter(wanted.paths), ""), "digest": wanted.digest, "sources": rows}
-    if code == "CHECKSUM_FAIL":
-        what = f"{names}: no source gave the bytes of {wanted.digest.short}… ({wanted.size:,} bytes){reasons}"
-        return ChecksumError(what, hint=_OTHER_BYTES, expected=str(wanted.digest), actual=ranked[0].actual, **fields)
-    if code == "SIZE_MISMATCH":
-        what = f"{names}: the lockfile says {wanted.size:,} bytes{reasons}"
-        return SizeMismatchError(what, hint=_OTHER_BYTES, expected=wanted.size, actual=ranked[0].actual, **fields)
-    kind = _KINDS.get(code, SourceUnavailableError)
-    what = f"{names}: no source could give {wanted.digest.short}… ({wanted.size:,} bytes){reasons}"
+    names = ", ".join(request.paths[:3]) or request.digest.short
+    reasons = "".join(f"\n  from {row['source']}: {row['reason']}" for row in rows) or "\n  no source is configured"
+    fields: dict[str, Any] = {"file_path": next(iter(request.paths), ""), "digest": request.digest, "sources": rows}
+    unavailable = f"{names}: no source could provide {request.digest.short}… ({request.size:,} bytes){reasons}"
     if not failures:
         hint = "give the model `sources` in models.toml, and run `modelstow lock`"
-        return kind(what, hint=hint, missing_files=list(wanted.paths), **fields)
-    # A body that broke off has the code of a file that is not there, and other advice.
-    advice = _HINTS[""] if ranked[0].kind is Reason.TRANSIENT else _HINTS.get(code, _HINTS[""])
-    hint = next((fact.hint for fact in ranked if fact.code == code and fact.hint), advice)
-    return kind(what, hint=hint, missing_files=list(wanted.paths), **fields)
-
-
-def _rank(code: str) -> int:
-    return BLOB_CODES.index(code) if code in BLOB_CODES else len(BLOB_CODES)
+        return SourceUnavailableError(unavailable, hint=hint, missing_files=list(request.paths), **fields)
+    ranked = sorted(failures.values(), key=lambda failure: BLOB_CODES.index(_ERRORS[failure.reason].code))
+    first, error = ranked[0], _ERRORS[ranked[0].reason]
+    if issubclass(error, SizeMismatchError):
+        what = f"{names}: the lockfile says {request.size:,} bytes{reasons}"
+        return SizeMismatchError(what, hint=_OTHER_BYTES, expected=request.size, actual=first.actual, **fields)
+    if issubclass(error, ChecksumError):
+        what = f"{names}: no source sent the content of {request.digest.short}… ({request.size:,} bytes){reasons}"
+        return ChecksumError(what, hint=_OTHER_BYTES, expected=str(request.digest), actual=first.actual, **fields)
+    own_hints = (f.hint for f in ranked if _ERRORS[f.reason] is error and f.hint)
+    hint = next(own_hints, _HINTS.get(first.reason, _RETRY))
+    return error(unavailable, hint=hint, missing_files=list(request.paths), **fields)

@@ -12,7 +12,7 @@ MB = 1_000_000
 
 
 def drive(
-    pace: ConcurrencyController,
+    controller: ConcurrencyController,
     rate_of,
     seconds: float,
     *,
@@ -23,8 +23,8 @@ def drive(
     """Let bytes arrive at ``rate_of(connections)`` a second; how many were allowed at each tenth of a second."""
     now, received, seen = 0.0, 1.0, []
     while now < seconds:
-        running = running_of(pace.allowed)
-        seen.append(pace.look(now, int(received), running, proof, limit))
+        running = running_of(controller.allowed)
+        seen.append(controller.update(now, int(received), running, proof, limit))
         received += rate_of(running) * 0.05
         now += 0.05
     return seen
@@ -59,21 +59,24 @@ def test_it_does_not_grow_where_the_limit_is_reached():
 
 def test_it_does_not_judge_by_connections_that_never_ran():
     """Where no connection is free the step is taken back, and nothing is learnt from it."""
-    pace = ConcurrencyController(8)
-    drive(pace, lambda running: 20 * MB * running, 3.0, running_of=lambda allowed: 1)
-    pace.look(3.0, 1 << 40, 1, None)
+    controller = ConcurrencyController(8)
+    drive(controller, lambda running: 20 * MB * running, 3.0, running_of=lambda allowed: 1)
+    controller.update(3.0, 1 << 40, 1, None)
 
-    freed = [pace.look(3.0 + n / 20, (1 << 40) + n * 20 * MB * pace.allowed, pace.allowed, None) for n in range(12)]
+    freed = [
+        controller.update(3.0 + n / 20, (1 << 40) + n * 20 * MB * controller.allowed, controller.allowed, None)
+        for n in range(12)
+    ]
     assert freed[-1] == 8
 
 
 @given(st.lists(st.floats(0, 1e10), max_size=200), st.integers(1, 16))
 def test_it_never_allows_less_than_one_or_more_than_the_most(steps, most):
     """Whatever arrives."""
-    pace, received, now = ConcurrencyController(most), 0.0, 0.0
+    controller, received, now = ConcurrencyController(most), 0.0, 0.0
     for step in steps:
         received, now = received + step, now + 0.07
-        assert 1 <= pace.look(now, int(received), pace.allowed, None) <= most
+        assert 1 <= controller.update(now, int(received), controller.allowed, None) <= most
 
 
 def test_a_limited_rate_is_not_spread_over_connections_that_would_seem_dead(tmp_path: Path):

@@ -104,7 +104,7 @@ def test_a_blob_without_any_source_asks_for_one(cli: Cli):
     ran = cli.run("ensure", "m")
 
     assert ran.code == 5
-    assert "no source is named" in ran.err and "hint: give the model `sources`" in ran.err
+    assert "no source is configured" in ran.err and "hint: give the model `sources`" in ran.err
 
 
 @pytest.mark.parametrize(
@@ -197,5 +197,5 @@ def test_a_source_that_sends_wrong_bytes_is_named_though_another_serves(cli: Cli
 
     reported = cli.ok("ensure", "m").err
 
-    assert "warning:" in reported and "bad/a.bin sent wrong bytes" in reported
+    assert "warning:" in reported and "bad/a.bin sent corrupt data" in reported
     assert "bad/a.bin" not in cli.ok("ensure", "m", "--quiet", "--force").err

@@ -390,7 +390,7 @@ def test_a_wait_is_reported_with_its_reason_and_ended_by_a_stop(world: World):
         world.fetcher.obtain_all([wanted(FILES[0])])
 
     short = Digest.of(FILES[0]).short
-    assert reported == [f"{short}: every source failed (HTTP 503 Service Unavailable); asking again in 7 s"]
+    assert reported == [f"{short}: every source failed (HTTP 503 Service Unavailable); retrying in 7 s"]
 
 
 def test_a_blob_whose_lock_cannot_be_written_to_stops_no_other(world: World, monkeypatch: pytest.MonkeyPatch):

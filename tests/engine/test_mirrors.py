@@ -238,7 +238,7 @@ def test_a_wrong_pack_without_another_source_is_an_error_that_names_it(tmp_path:
         with pytest.raises(ChecksumError) as caught:
             world.ensurer({"model.bin": LARGE}).ensure("m")
 
-        assert f"{world.mirror.url}/{PACK}: sent wrong bytes" in str(caught.value)
+        assert f"{world.mirror.url}/{PACK}: sent corrupt data" in str(caught.value)
         assert len(world.mirror.gets(PACK)) > 1
     assert not list((tmp_path / "root/blobs").rglob(Digest.of(LARGE).hex))
 

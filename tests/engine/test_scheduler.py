@@ -10,23 +10,27 @@ from strategies import Reply, Sim, crowds
 
 from modelstow.cas.pieces import PIECE, piece_count
 from modelstow.reconcile.transfer.retry import Failure, Reason, RetryPolicy, RetrySchedule
-from modelstow.reconcile.transfer.scheduler import EARLIER, Transfer
+from modelstow.reconcile.transfer.scheduler import EARLIER, Scheduler
 from modelstow.reconcile.transfer.state import Backoff, Fail, Idle, Request, Verify
 
-CUT = Failure(code="SOURCE_UNAVAILABLE", what="cut", kind=Reason.TRANSIENT)
-GONE = Failure(code="INCOMPLETE_DOWNLOAD", what="HTTP 404")
-DENIED = Failure(code="AUTH_FAIL", what="HTTP 401", kind=Reason.AUTHENTICATION)
-BUSY = Failure(code="RATE_LIMIT", what="HTTP 429", kind=Reason.RATE_LIMIT)
-WRONG = Failure(code="CHECKSUM_FAIL", what="sent wrong bytes", kind=Reason.INTEGRITY)
+CUT = Failure(code="SOURCE_UNAVAILABLE", what="cut", reason=Reason.TRANSIENT)
+GONE = Failure(code="INCOMPLETE_DOWNLOAD", what="HTTP 404", reason=Reason.NOT_FOUND)
+DENIED = Failure(code="AUTH_FAIL", what="HTTP 401", reason=Reason.AUTHENTICATION)
+BUSY = Failure(code="RATE_LIMIT", what="HTTP 429", reason=Reason.RATE_LIMIT)
+WRONG = Failure(code="CHECKSUM_FAIL", what="sent corrupt data", reason=Reason.CORRUPT_DATA)
 A, B, C = "mem://a", "mem://b", "mem://c"
 THREE = 3 * PIECE - 5
 
 
-def transfer(*locators: str, size: int = THREE, late=(), spent=(), jitter: float = 1.0, **policy: object) -> Transfer:
-    return Transfer(size, locators, RetryPolicy(**policy), frozenset(late), frozenset(spent), jitter=lambda: jitter)
+def transfer(
+    *locators: str, size: int = THREE, recently_failed=(), exhausted=(), jitter: float = 1.0, **policy: object
+) -> Scheduler:
+    return Scheduler(
+        size, locators, RetryPolicy(**policy), frozenset(recently_failed), frozenset(exhausted), jitter=lambda: jitter
+    )
 
 
-def send(t: Transfer, sender: str, *pieces: int, corrupt: bool = False) -> None:
+def send(t: Scheduler, sender: str, *pieces: int, corrupt: bool = False) -> None:
     for piece in pieces:
         t.hold(piece, sender, right(piece) if not corrupt else f"{sender} corrupts".encode())
 
@@ -35,7 +39,7 @@ def right(piece: int) -> bytes:
     return b"right %d" % piece
 
 
-def begin(t: Transfer, locator: str = "", now: float = 0.0, allowed: int = 1) -> Request:
+def begin(t: Scheduler, locator: str = "", now: float = 0.0, allowed: int = 1) -> Request:
     """The next range is on its way."""
     step = t.next(now, allowed)
     assert isinstance(step, Request), step
@@ -43,39 +47,39 @@ def begin(t: Transfer, locator: str = "", now: float = 0.0, allowed: int = 1) ->
     return step
 
 
-def deliver(t: Transfer, ask: Request, now: float, *, pieces: int = 99) -> None:
+def deliver(t: Scheduler, request: Request, now: float, *, pieces: int = 99) -> None:
     """Some pieces of a range arrive, and are right; with the last the range is over."""
-    wanted = range(ask.start // PIECE, piece_count(ask.stop))
-    for piece in wanted[:pieces]:
-        assert t.got(ask.claim, 1, now) and t.may_write(ask.claim, piece)
-        t.kept(ask.claim, piece, right(piece), now)
-    if pieces >= len(wanted):
-        t.ended(ask.claim)
+    indices = range(request.start // PIECE, piece_count(request.stop))
+    for piece in indices[:pieces]:
+        assert t.received(request.claim, 1, now) and t.may_write(request.claim, piece)
+        t.completed(request.claim, piece, right(piece), now)
+    if pieces >= len(indices):
+        t.ended(request.claim)
 
 
-def asked(t: Transfer, now: float = 0.0) -> str:
+def requested(t: Scheduler, now: float = 0.0) -> str:
     """The source that would be requested."""
     return span(t, now)[0]
 
 
-def span(t: Transfer, now: float = 0.0) -> tuple[str, int, int]:
+def span(t: Scheduler, now: float = 0.0) -> tuple[str, int, int]:
     """The source that would be requested, and the bytes."""
     step = begin(t, now=now)
     t.ended(step.claim)
     return step.locator, step.start, step.stop
 
 
-def fail(t: Transfer, locator: str, fact: Failure, now: float, *, after: int = 0) -> None:
+def fail(t: Scheduler, locator: str, failure: Failure, now: float, *, after: int = 0) -> None:
     """The next range is requested of this source, which sends *pieces* pieces and fails."""
     step = begin(t, locator, now)
     deliver(t, step, now, pieces=after) if after else None
-    assert t.failed(step.claim, fact, now)
+    assert t.failed(step.claim, failure, now)
 
 
 # ---- examples
 
 
-def test_the_first_source_is_asked_for_everything():
+def test_the_first_source_is_requested_for_everything():
     """The best source, for the whole run of missing pieces in bytes."""
     assert span(transfer(A, B)) == (A, 0, THREE)
 
@@ -88,7 +92,7 @@ def test_a_source_named_twice_is_one_source():
     assert t.next(0) == Fail({A: GONE})
 
 
-def test_pieces_that_are_held_are_not_asked_for():
+def test_pieces_that_are_held_are_not_requested_for():
     """What an earlier run left is skipped: the first run of missing pieces comes first."""
     t = transfer(A, size=6 * PIECE)
     send(t, EARLIER, 0, 3)
@@ -98,12 +102,12 @@ def test_pieces_that_are_held_are_not_asked_for():
     assert span(t, 0) == (A, 4 * PIECE, 6 * PIECE)
 
 
-def test_a_full_blob_is_to_be_proven():
-    """Nothing is asked when every piece is there; a blob of no bytes has none."""
+def test_a_full_blob_is_to_be_verified():
+    """Nothing is requested when every piece is held; a blob of no bytes has none."""
     t = transfer(A)
     send(t, A, 0, 1, 2)
 
-    assert t.next(0) == Verify() and t.proven() == ()
+    assert t.next(0) == Verify() and t.verified() == ()
     assert transfer(size=0).next(0) == Verify()
 
 
@@ -112,53 +116,53 @@ def test_without_a_source_it_gives_up():
     assert transfer().next(0) == Fail({})
 
 
-def test_a_source_that_failed_lately_is_asked_last_and_not_never():
+def test_a_source_that_failed_recently_is_requested_last_and_not_never():
     """Recently failed sources come after the others, in their order."""
-    t = transfer(A, B, C, late=[A, B])
+    t = transfer(A, B, C, recently_failed=[A, B])
 
-    assert asked(t) == C
+    assert requested(t) == C
     fail(t, C, GONE, 0)
-    assert asked(t) == A
+    assert requested(t) == A
     fail(t, A, GONE, 0)
-    assert asked(t) == B
+    assert requested(t) == B
 
 
-def test_where_all_failed_lately_the_first_is_asked_at_once():
+def test_where_all_failed_recently_the_first_is_requested_at_once():
     """No other source is left, so there is no wait."""
-    assert asked(transfer(A, late=[A])) == A
+    assert requested(transfer(A, recently_failed=[A])) == A
 
 
-def test_a_source_that_was_given_up_has_one_attempt_until_it_sends_a_piece():
-    """Its patience comes back with progress."""
-    t = transfer(A, late=[A], spent=[A])
+def test_a_source_that_was_exhausted_has_one_attempt_until_it_sends_a_piece():
+    """Progress restores its attempts."""
+    t = transfer(A, recently_failed=[A], exhausted=[A])
     fail(t, A, CUT, 0)
     assert t.next(0) == Fail({A: CUT})
 
-    t = transfer(A, late=[A], spent=[A])
+    t = transfer(A, recently_failed=[A], exhausted=[A])
     fail(t, A, CUT, 0, after=1)
     assert isinstance(t.next(0), Backoff)
 
 
 def test_a_source_that_another_blob_still_asks_again_has_all_its_attempts():
     """A server that is away for a second fails the blobs under way, and must not fail the queue behind them."""
-    t = transfer(A, late=[A])
+    t = transfer(A, recently_failed=[A])
     fail(t, A, CUT, 0)
     assert isinstance(t.next(0), Backoff)
 
 
-def test_while_one_source_pauses_another_is_asked():
+def test_while_one_source_pauses_another_is_requested():
     """A transient failure pauses only the source that failed."""
     t = transfer(A, B)
     fail(t, A, CUT, 0)
 
-    assert asked(t) == B
+    assert requested(t) == B
     fail(t, B, CUT, 0)
     assert t.next(0) == Backoff(seconds=1.0)
-    assert asked(t, 1.0) == A
+    assert requested(t, 1.0) == A
 
 
 def test_pauses_double_to_the_longest_and_progress_resets_them():
-    """1, 2, 4, 8 seconds; a new piece gives the source its patience back."""
+    """1, 2, 4, 8 seconds; a new piece restores the source's attempts."""
     t = transfer(A)
     pauses, now = [], 0.0
     for _ in range(4):
@@ -183,7 +187,7 @@ def test_attempts_in_a_row_end_a_source():
     assert t.next(1e9) == Fail({A: CUT})
 
 
-def test_a_throttled_source_has_its_own_patience_and_pauses():
+def test_a_throttled_source_has_its_own_attempts_and_pauses():
     """429 and 503 count apart from broken connections."""
     t = transfer(A)
     for turn in range(9):
@@ -210,7 +214,7 @@ def test_a_refusal_is_tried_once_more_at_once_and_no_more():
 def test_retry_after_is_honoured_up_to_its_cap(retry_after, pause):
     """At least the pause of the policy, at most five minutes."""
     t = transfer(A)
-    fail(t, A, Failure(code="RATE_LIMIT", what="429", kind=Reason.RATE_LIMIT, retry_after=retry_after), 0)
+    fail(t, A, Failure(code="RATE_LIMIT", what="429", reason=Reason.RATE_LIMIT, retry_after=retry_after), 0)
 
     assert t.next(0) == Backoff(seconds=pause)
 
@@ -235,24 +239,24 @@ def test_a_permanent_failure_ends_the_source_for_this_blob():
 
 
 def test_one_sender_of_wrong_bytes_is_marked_corrupt_and_another_takes_over():
-    """Everything it sent is struck off."""
+    """Everything it sent is invalidated."""
     t = transfer(A, B)
     send(t, A, 0, 1, 2, corrupt=True)
 
-    assert t.wrong(WRONG) == ((0, 1, 2), (A,))
+    assert t.digest_mismatch(WRONG) == ((0, 1, 2), (A,))
     assert span(t, 0) == (B, 0, THREE)
 
 
-def test_where_no_other_can_take_over_the_corrupt_sender_is_asked_once_more():
+def test_where_no_other_can_take_over_the_corrupt_sender_is_requested_once_more():
     """Once: a proxy may have been wrong. Then it is given up with the reason."""
     t = transfer(B, A)
     fail(t, B, GONE, 0)
     send(t, A, 0, 1, 2, corrupt=True)
-    t.wrong(WRONG)
+    t.digest_mismatch(WRONG)
 
-    assert asked(t) == A
+    assert requested(t) == A
     send(t, A, 0, 1, 2, corrupt=True)
-    t.wrong(WRONG)
+    t.digest_mismatch(WRONG)
 
     assert t.next(0) == Fail({A: WRONG, B: GONE})
 
@@ -264,11 +268,11 @@ def test_of_two_senders_the_reference_source_replaces_the_pieces_of_the_other():
     fail(t, A, CUT, 0)
     send(t, B, 1, 2)
 
-    assert t.wrong(WRONG) == ((0,), ())
+    assert t.digest_mismatch(WRONG) == ((0,), ())
     assert span(t, 0) == (B, 0, PIECE)
     send(t, B, 0)
 
-    assert t.next(0) == Verify() and t.proven() == (A,)
+    assert t.next(0) == Verify() and t.verified() == (A,)
 
 
 def test_a_corrupt_reference_source_is_marked_and_the_correct_one_is_not():
@@ -278,14 +282,14 @@ def test_a_corrupt_reference_source_is_marked_and_the_correct_one_is_not():
     fail(t, A, CUT, 0)
     send(t, B, 2)
 
-    assert t.wrong(WRONG) == ((2,), ())
-    assert asked(t, 1000.0) == A, "while a reference source is used only that is asked"
+    assert t.digest_mismatch(WRONG) == ((2,), ())
+    assert requested(t, 1000.0) == A, "while there is a reference source only that is requested"
     send(t, A, 2, corrupt=True)
 
-    assert t.wrong(WRONG) == ((0, 1, 2), (A,))
+    assert t.digest_mismatch(WRONG) == ((0, 1, 2), (A,))
     assert span(t, 0) == (B, 0, THREE)
     send(t, B, 0, 1, 2)
-    assert t.proven() == ()
+    assert t.verified() == ()
 
 
 def test_wrong_pieces_of_an_earlier_run_cost_only_themselves():
@@ -294,11 +298,11 @@ def test_wrong_pieces_of_an_earlier_run_cost_only_themselves():
     send(t, EARLIER, 0, corrupt=True)
     send(t, A, 1, 2)
 
-    struck, marked = t.wrong(WRONG)
+    invalidated, marked = t.digest_mismatch(WRONG)
 
-    assert (struck, marked) == ((0,), ())
+    assert (invalidated, marked) == ((0,), ())
     send(t, A, 0)
-    assert t.proven() == (EARLIER,)
+    assert t.verified() == (EARLIER,)
 
 
 def test_a_reference_source_that_fails_for_good_makes_room_for_the_others():
@@ -307,45 +311,45 @@ def test_a_reference_source_that_fails_for_good_makes_room_for_the_others():
     send(t, A, 0, 1, corrupt=True)
     fail(t, A, CUT, 0)
     send(t, B, 2)
-    t.wrong(WRONG)
+    t.digest_mismatch(WRONG)
     fail(t, A, GONE, 1000.0)
 
-    assert asked(t) in (B, C)
+    assert requested(t) in (B, C)
 
 
 def test_a_reference_source_with_an_impossible_piece_makes_room_for_the_others():
-    """A piece that cannot be right marks it corrupt; a correct source is still there and is asked."""
+    """A piece that cannot be right marks it corrupt; a correct source is still there and is requested."""
     t = transfer(A, B)
     send(t, A, 0, 1, corrupt=True)
     fail(t, A, CUT, 0)
     send(t, B, 2)
-    t.wrong(WRONG)
-    t.wrong_piece(begin(t, A, 1000.0).claim, WRONG)
+    t.digest_mismatch(WRONG)
+    t.piece_mismatch(begin(t, A, 1000.0).claim, WRONG)
 
-    assert asked(t) == B
+    assert requested(t) == B
 
 
 def test_a_piece_that_cannot_be_right_marks_its_sender_corrupt_at_once():
-    """The next source is asked for that piece; where there is none, the same once more."""
+    """The next source is requested for that piece; where there is none, the same once more."""
     t = transfer(A, B)
     for locator in (A, B, A, B):
-        t.wrong_piece(begin(t, locator).claim, WRONG)
+        t.piece_mismatch(begin(t, locator).claim, WRONG)
 
     assert t.next(0) == Fail({A: WRONG, B: WRONG})
 
 
-def test_where_all_senders_are_over_none_is_blamed_for_what_another_may_have_done():
+def test_where_all_senders_are_over_none_is_marked_for_what_another_may_have_done():
     """The corrupt sender is unknown; the pieces are invalidated and a third source serves the whole."""
-    t = transfer(A, B, C, late=[C])
+    t = transfer(A, B, C, recently_failed=[C])
     send(t, A, 0, corrupt=True)
     fail(t, A, GONE, 0)
     fail(t, B, GONE, 0)
     send(t, B, 1, 2)
 
-    struck, marked = t.wrong(WRONG)
+    invalidated, marked = t.digest_mismatch(WRONG)
 
     assert marked == ()
-    assert 0 in struck and asked(t) == C
+    assert 0 in invalidated and requested(t) == C
 
 
 @pytest.mark.parametrize("locators", [(A,), (A, B), ()])
@@ -354,7 +358,7 @@ def test_a_blob_of_no_bytes_that_is_wrong_ends(locators):
     t = transfer(*locators, size=0)
     steps = 0
     while isinstance(t.next(0), Verify) and steps < 20:
-        t.wrong(WRONG)
+        t.digest_mismatch(WRONG)
         steps += 1
 
     assert isinstance(t.next(0), Fail)
@@ -370,7 +374,7 @@ def test_further_connections_try_every_source_and_then_the_fastest():
     assert second.stop - second.start == PIECE
     deliver(t, second, 0.1)
     deliver(t, first, 4.0, pieces=1)
-    assert asked(t, 4.0) == B
+    assert requested(t, 4.0) == B
     slower = begin(t, B, 4.0, allowed=8)
     deliver(t, slower, 44.0, pieces=1)
 
@@ -383,13 +387,13 @@ def test_a_rest_is_shared_by_connections_in_file_order():
     deliver(t, begin(t, A), 1.0, pieces=1)
     rows = [begin(t, A, 1.0, allowed=4) for _ in range(4)]
 
-    owners = [sum(t.takes(claim, piece) for claim in range(1, 6)) for piece in range(1, 64)]
-    asked = sum(owners)
-    assert owners == [1] * asked + [0] * (63 - asked) and asked < 63
+    owners = [sum(t.owns(claim, piece) for claim in range(1, 6)) for piece in range(1, 64)]
+    claimed = sum(owners)
+    assert owners == [1] * claimed + [0] * (63 - claimed) and claimed < 63
     assert all(row.stop > row.start for row in rows)
 
 
-def test_what_is_asked_for_stays_near_the_first_gap():
+def test_what_is_requested_for_stays_near_the_first_gap():
     """Else one slow piece at the front would let the rest run far ahead of the proof (D17)."""
     t = transfer(A, size=64 * PIECE, window=4 * PIECE)
 
@@ -402,12 +406,12 @@ def test_a_slow_range_keeps_its_share_when_a_connection_is_free():
     slow = begin(t, A)
     for piece in (0, 1):
         assert t.may_write(slow.claim, piece)
-        t.kept(slow.claim, piece, right(piece), 2.0 * (piece + 1))
+        t.completed(slow.claim, piece, right(piece), 2.0 * (piece + 1))
 
     taker = begin(t, A, 4.0, allowed=2)
 
     assert (taker.start, taker.stop) == (3 * PIECE, 4 * PIECE)
-    assert [piece for piece in range(8) if t.takes(slow.claim, piece)] == [2]
+    assert [piece for piece in range(8) if t.owns(slow.claim, piece)] == [2]
 
 
 def test_what_will_be_there_at_once_is_not_divided():
@@ -424,13 +428,13 @@ def test_the_last_piece_of_a_slow_source_goes_to_a_fast_one_that_is_free():
     slow = begin(t, A)
     fast = begin(t, B, 0.0, allowed=2)
     deliver(t, fast, 0.1)
-    assert t.got(slow.claim, 1000, 10.0)
+    assert t.received(slow.claim, 1000, 10.0)
 
     taken = begin(t, B, 10.0, allowed=2)
 
     assert (taken.start, taken.stop) == (0, PIECE)
-    assert not t.lives(slow.claim) and not t.may_write(slow.claim, 0) and not t.got(slow.claim, 1, 10.0)
-    assert not t.failed(slow.claim, CUT, 10.0), "it is not blamed for what was taken from it"
+    assert not t.active(slow.claim) and not t.may_write(slow.claim, 0) and not t.received(slow.claim, 1, 10.0)
+    assert not t.failed(slow.claim, CUT, 10.0), "what was taken over is not its failure"
 
 
 def test_a_piece_that_is_being_written_is_not_taken_over():
@@ -439,31 +443,31 @@ def test_a_piece_that_is_being_written_is_not_taken_over():
     slow = begin(t, A)
     assert t.may_write(slow.claim, 0)
 
-    assert t.next(1e6, 2) == Idle() and t.overdue(1e6) == []
-    t.kept(slow.claim, 0, right(0), 1e6)
+    assert t.next(1e6, 2) == Idle() and t.stalled(1e6) == []
+    t.completed(slow.claim, 0, right(0), 1e6)
     t.ended(slow.claim)
     assert t.next(1e6) == Verify()
 
 
-def test_a_silent_range_is_overdue_where_another_source_is_ready_and_not_before():
+def test_a_stalled_range_is_replaced_where_another_source_is_ready_and_not_before():
     """Five seconds without a byte; a source that is alone is waited for."""
     t = transfer(A, B)
     one = begin(t, A)
-    assert t.overdue(4.0) == [] and t.overdue(6.0) == [one.claim]
-    assert t.got(one.claim, 1, 6.0) and t.overdue(10.0) == []
+    assert t.stalled(4.0) == [] and t.stalled(6.0) == [one.claim]
+    assert t.received(one.claim, 1, 6.0) and t.stalled(10.0) == []
 
     alone = transfer(A)
     begin(alone, A)
-    assert alone.overdue(60.0) == []
+    assert alone.stalled(60.0) == []
 
 
-def test_a_silent_range_is_overdue_where_its_source_still_talks_to_another_connection():
+def test_a_stalled_range_is_replaced_where_its_source_still_sends_to_another_connection():
     """One dead connection is renewed."""
     t = transfer(A, size=64 * PIECE)
     dead, alive = begin(t, A), begin(t, A, 1.0, allowed=2)
-    t.got(alive.claim, 1, 6.0)
+    t.received(alive.claim, 1, 6.0)
 
-    assert t.overdue(6.0) == [dead.claim]
+    assert t.stalled(6.0) == [dead.claim]
 
 
 def test_a_server_that_asks_to_slow_down_gets_fewer_connections():
@@ -486,40 +490,40 @@ def test_a_source_that_ignores_ranges_has_one_connection_and_sends_what_no_other
     t.failed(begin(t, B, allowed=2).claim, GONE, 0.0)
 
     assert t.next(0.0, 2) == Idle()
-    assert all(t.takes(endless.claim, piece) for piece in range(8))
+    assert all(t.owns(endless.claim, piece) for piece in range(8))
 
 
-def test_a_source_that_ignores_ranges_is_not_asked_next_to_one_that_has_them():
+def test_a_source_that_ignores_ranges_is_not_requested_next_to_one_that_has_them():
     """To get its last piece all before it would come too, and be thrown away."""
     t = transfer(A, B, size=64 * PIECE)
     deliver(t, begin(t, A), 1.0, pieces=2)
     tried = begin(t, B, 1.0, allowed=8)
     t.ignores_ranges(tried.claim)
 
-    assert not t.lives(tried.claim)
+    assert not t.active(tried.claim)
     assert all(begin(t, A, 1.0, allowed=8).locator == A for _ in range(3))
 
 
-def test_where_fewer_connections_do_as_well_the_ones_that_got_least_are_given_up():
+def test_where_fewer_connections_do_as_well_the_least_advanced_ranges_end():
     """What they had of their pieces is lost, so that it should be little."""
     t = transfer(A, size=64 * PIECE)
     rows = [begin(t, A, allowed=4) for _ in range(4)]
     for row in rows:
-        t.got(row.claim, 1000 * row.claim, 0.0)
+        t.received(row.claim, 1000 * row.claim, 0.0)
 
-    assert t.slowest(2) == [rows[0].claim, rows[1].claim]
+    assert t.least_advanced(2) == [rows[0].claim, rows[1].claim]
 
 
 def test_a_local_file_may_be_taken_at_once_only_by_one_that_is_alone():
     """Sharing extents replaces the whole file, so no other connection may be writing."""
     t = transfer(A, B)
     one = begin(t, A)
-    assert t.claim_rest(one.claim)
-    assert all(t.takes(one.claim, piece) for piece in range(3))
+    assert t.claim_all(one.claim)
+    assert all(t.owns(one.claim, piece) for piece in range(3))
 
     t = transfer(A, B, size=64 * PIECE)
     one, two = begin(t, A), begin(t, B, allowed=2)
-    assert not t.claim_rest(one.claim) and not t.claim_rest(two.claim)
+    assert not t.claim_all(one.claim) and not t.claim_all(two.claim)
 
 
 # ---- laws
@@ -529,7 +533,7 @@ def test_a_local_file_may_be_taken_at_once_only_by_one_that_is_alone():
 class Flight:
     """A range on its way in the simulated world: the pieces still to come, and when the next thing happens to it."""
 
-    ask: Request
+    request: Request
     left: list[int]
     reply: Reply
     due: float
@@ -552,32 +556,32 @@ class World:
     begun: int = 0  # pieces that a source began to send
     taken_over: int = 0  # pieces that another sent while they were on their way
     corrupt: set[str] = field(default_factory=set)  # who ever sent a wrong piece
-    marked: set[str] = field(default_factory=set)  # by ``wrong``
-    blamed: tuple[str, ...] = ()  # by ``proven``
+    marked: set[str] = field(default_factory=set)  # by ``digest_mismatch``
+    proven: tuple[str, ...] = ()  # corrupt, by ``verified``
     requests: dict[str, int] = field(default_factory=dict)
-    locator_prefixes: dict[int, tuple[str, int]] = field(default_factory=dict)  # of pieces: who sent it, up to where
+    prefixes: dict[int, tuple[str, int]] = field(default_factory=dict)  # of pieces: who sent it, up to where
     farthest: dict[int, int] = field(default_factory=dict)  # that any beginning of a piece went
     # Failures in a row without a new piece: plain and throttled, as the policy counts them.
     row: dict[str, list[int]] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
-    fresh: set[str] = field(default_factory=set)  # late ones that never sent a piece
+    fresh: set[str] = field(default_factory=set)  # recently failed ones that have not sent a piece
     flights: list[Flight] = field(default_factory=list)
 
     def run(self) -> Verify | Fail:
-        t = Transfer(
+        t = Scheduler(
             self.pieces * PIECE,
             tuple(self.sims),
             self.policy,
-            frozenset(locator for locator, sim in self.sims.items() if sim.late),
+            frozenset(locator for locator, sim in self.sims.items() if sim.recently_failed),
             jitter=lambda: (self.steps * 0.37) % 1.0,
         )
-        self.fresh = {locator for locator, sim in self.sims.items() if sim.late}
+        self.fresh = {locator for locator, sim in self.sims.items() if sim.recently_failed}
         for piece, sender in self.earlier.items():
             t.hold(piece, sender, self._sent(piece, sender))
         while True:
             self.steps += 1
             assert self.steps <= self.most_steps(), "it does not end"
-            for flight in [flight for flight in self.flights if not t.lives(flight.ask.claim)]:
+            for flight in [flight for flight in self.flights if not t.active(flight.request.claim)]:
                 self.flights.remove(flight)
                 self.taken_over += bool(flight.left)
             step = t.next(self.now, self.allowed) if len(self.flights) < self.allowed else Idle()
@@ -593,11 +597,11 @@ class World:
                     self.now += seconds
                 case Verify():
                     if all(self.held.get(piece) == right(piece) for piece in range(self.pieces)):
-                        self.blamed = t.proven()
+                        self.proven = t.verified()
                         return step
-                    struck, marked = t.wrong(WRONG)
-                    assert struck, "nothing changed"
-                    for piece in struck:
+                    invalidated, marked = t.digest_mismatch(WRONG)
+                    assert invalidated, "nothing changed"
+                    for piece in invalidated:
                         del self.held[piece]
                         self.farthest.pop(piece, None)
                     self.marked |= set(marked)
@@ -608,8 +612,8 @@ class World:
         """Each source is corrupt and the reference twice at most; between two pieces all may run out of attempts."""
         rounds = 4 * len(self.sims) + 4
         failures = 2 * len(self.sims) * (self.policy.transient.attempts + self.policy.rate_limit.attempts)
-        locator_prefixes = PIECE // self.policy.progress  # each may count as a piece
-        return 16 * rounds * (self.pieces * locator_prefixes + 1) * (failures + 2)
+        prefixes = PIECE // self.policy.progress  # each may count as a piece
+        return 16 * rounds * (self.pieces * prefixes + 1) * (failures + 2)
 
     def _sent(self, piece: int, sender: str) -> bytes:
         sim = self.sims.get(sender, Sim())
@@ -620,84 +624,84 @@ class World:
         self.held[piece] = hash_
         return hash_
 
-    def _take_off(self, t: Transfer, ask: Request) -> None:
-        assert ask.start < ask.stop <= self.pieces * PIECE and ask.stop % PIECE == 0
-        wanted = list(range(ask.start // PIECE, piece_count(ask.stop)))
-        if ask.start % PIECE:
-            begun = self.locator_prefixes[wanted[0]]
-            assert begun == (ask.locator, ask.start), "two sources would share a piece"
-        for piece in wanted:
-            self.locator_prefixes.pop(piece, None)
-        assert not any(piece in self.held for piece in wanted), "a piece is asked for that is held"
-        sim, number = self.sims[ask.locator], self.requests.get(ask.locator, 0)
-        self.requests[ask.locator] = number + 1
+    def _take_off(self, t: Scheduler, request: Request) -> None:
+        assert request.start < request.stop <= self.pieces * PIECE and request.stop % PIECE == 0
+        indices = list(range(request.start // PIECE, piece_count(request.stop)))
+        if request.start % PIECE:
+            begun = self.prefixes[indices[0]]
+            assert begun == (request.locator, request.start), "two sources would share a piece"
+        for piece in indices:
+            self.prefixes.pop(piece, None)
+        assert not any(piece in self.held for piece in indices), "a piece is requested that is held"
+        sim, number = self.sims[request.locator], self.requests.get(request.locator, 0)
+        self.requests[request.locator] = number + 1
         reply = sim.replies[number] if number < len(sim.replies) else Reply()
         self.now += self.jumps[self.steps % len(self.jumps)]
-        self.flights.append(Flight(ask, wanted[: reply.pieces], reply, self.now + sim.piece_s))
-        self.begun += bool(wanted[: reply.pieces])
+        self.flights.append(Flight(request, indices[: reply.pieces], reply, self.now + sim.piece_s))
+        self.begun += bool(indices[: reply.pieces])
 
-    def _fly(self, t: Transfer) -> None:
-        """The next thing happens to one range; a second passes at most, and silence is looked at as often."""
+    def _fly(self, t: Scheduler) -> None:
+        """The next thing happens to one range; a second passes at most, and stalls are checked as often."""
         flight = min(self.flights, key=lambda flight: flight.due)
         if flight.due > self.now + 1.0:
             self.now += 1.0
             for slow in self.flights:
-                if slow.left and (piece_s := self.sims[slow.ask.locator].piece_s) < 60:
-                    t.got(slow.ask.claim, int(PIECE / piece_s), self.now)
-            for claim in t.overdue(self.now):
-                self._end(t, next(f for f in self.flights if f.ask.claim == claim), "cut")
+                if slow.left and (piece_s := self.sims[slow.request.locator].piece_s) < 60:
+                    t.received(slow.request.claim, int(PIECE / piece_s), self.now)
+            for claim in t.stalled(self.now):
+                self._end(t, next(f for f in self.flights if f.request.claim == claim), "cut")
             return
         self.now = max(self.now, flight.due)
-        claim, locator = flight.ask.claim, flight.ask.locator
+        claim, locator = flight.request.claim, flight.request.locator
         if flight.left:
             piece = flight.left.pop(0)
-            t.got(claim, PIECE, self.now)
+            t.received(claim, PIECE, self.now)
             assert t.may_write(claim, piece)
             assert piece not in self.held, "written twice"
             hash_ = self._sent(piece, locator)
             self.row[locator] = [0, 0]
             self.fresh.discard(locator)
-            t.kept(claim, piece, hash_, self.now)
+            t.completed(claim, piece, hash_, self.now)
             flight.due = self.now + self.sims[locator].piece_s
-            if flight.left and t.takes(claim, flight.left[0]):
+            if flight.left and t.owns(claim, flight.left[0]):
                 self.begun += 1
             else:
                 flight.left = []
-                if not flight.reply.then or not t.lives(claim, 0):
+                if not flight.reply.then or not t.has_later(claim, 0):
                     self._end(t, flight, "")
         else:
             self._end(t, flight, flight.reply.then)
 
-    def _end(self, t: Transfer, flight: Flight, how: str) -> None:
-        locator, after = flight.ask.locator, flight.reply.retry_after
+    def _end(self, t: Scheduler, flight: Flight, how: str) -> None:
+        locator, after = flight.request.locator, flight.reply.retry_after
         self.flights.remove(flight)
         plain, throttled = self.row.setdefault(locator, [0, 0])
         if not how:
-            t.ended(flight.ask.claim)
-        elif how == "gone" and t.failed(flight.ask.claim, GONE, self.now):
+            t.ended(flight.request.claim)
+        elif how == "gone" and t.failed(flight.request.claim, GONE, self.now):
             self.gone.add(locator)
         elif how in ("cut", "throttle"):
-            kind = Reason.TRANSIENT if how == "cut" else Reason.RATE_LIMIT
-            fact = Failure(code="SOURCE_UNAVAILABLE", what=how, kind=kind, retry_after=after)
+            reason = Reason.TRANSIENT if how == "cut" else Reason.RATE_LIMIT
+            failure = Failure(code="SOURCE_UNAVAILABLE", what=how, reason=reason, retry_after=after)
             piece, reached = self._reached(t, flight)
-            if t.failed(flight.ask.claim, fact, self.now, reached):
+            if t.failed(flight.request.claim, failure, self.now, reached):
                 if reached:
-                    self.locator_prefixes[piece] = locator, reached
+                    self.prefixes[piece] = locator, reached
                 if reached and reached - self.farthest.get(piece, piece * PIECE) >= self.policy.progress:
                     self.farthest[piece] = reached
                     plain = throttled = 0
                     self.fresh.discard(locator)
                 self.row[locator] = [plain + (how == "cut"), throttled + (how == "throttle")]
 
-    def _reached(self, t: Transfer, flight: Flight) -> tuple[int, int]:
+    def _reached(self, t: Scheduler, flight: Flight) -> tuple[int, int]:
         """The piece that was arriving when a flight ended, and where in the blob what had come of it ends; 0: nothing."""
-        piece = t.current(flight.ask.claim)
+        piece = t.current_piece(flight.request.claim)
         came = min(flight.reply.part << 20, PIECE - 1) if piece >= 0 else 0
-        reached = max(flight.ask.start, piece * PIECE) + came
+        reached = max(flight.request.start, piece * PIECE) + came
         return piece, reached if came and reached < (piece + 1) * PIECE else 0
 
     def over(self, locator: str) -> bool:
-        """Whether this source gave every reason not to be asked again."""
+        """Whether this source has no attempts left."""
         plain, throttled = self.row.get(locator, [0, 0])
         attempts = 1 if locator in self.fresh else self.policy.transient.attempts
         return locator in self.gone or plain >= attempts or throttled >= self.policy.rate_limit.attempts
@@ -767,7 +771,7 @@ def test_no_correct_source_is_marked_corrupt(world):
     """Neither when the whole is wrong nor when it is right at last."""
     world.run()
 
-    assert set(world.blamed) <= world.corrupt
+    assert set(world.proven) <= world.corrupt
     assert world.marked - {EARLIER, "mem://corrupt of old"} <= world.corrupt
 
 
@@ -818,9 +822,9 @@ def test_a_single_correct_source_is_requested_once_for_each_gap(world):
 def test_ranges_that_break_together_are_one_failure():
     """A server that restarts cuts every connection at once: that costs it one attempt, not as many as there were."""
     t = transfer(A, size=40 * PIECE, transient=RetrySchedule(attempts=2, pause_s=1.0))
-    asks = [begin(t, A, allowed=8) for _ in range(8)]
-    for ask in asks:
-        assert t.failed(ask.claim, CUT, 1.0)
+    requests = [begin(t, A, allowed=8) for _ in range(8)]
+    for request in requests:
+        assert t.failed(request.claim, CUT, 1.0)
 
     assert t.next(1.0, 8) == Backoff(seconds=1.0)
     again = begin(t, A, now=2.0)
@@ -835,7 +839,7 @@ def test_a_source_without_ranges_is_released_though_another_sends_the_beginning(
     slow = begin(t, B, allowed=2)
     t.ignores_ranges(slow.claim)
 
-    assert not t.lives(slow.claim)
+    assert not t.active(slow.claim)
 
 
 def test_a_source_without_ranges_is_released_when_everything_is_there():
@@ -845,11 +849,11 @@ def test_a_source_without_ranges_is_released_when_everything_is_there():
     endless = begin(t, A, allowed=2)
     t.ignores_ranges(endless.claim)
     assert t.may_write(endless.claim, 0)
-    t.kept(endless.claim, 0, right(0), 1.0)
+    t.completed(endless.claim, 0, right(0), 1.0)
     deliver(t, begin(t, B, now=1.0, allowed=2), 2.0)
 
     assert t.next(2.0) == Verify()
-    assert not t.lives(endless.claim)
+    assert not t.active(endless.claim)
 
 
 # ---- pieces that were begun
@@ -885,7 +889,7 @@ def test_another_source_begins_elsewhere_while_there_is_something_else():
     assert (step.start, step.stop) == (PIECE, 3 * PIECE)
 
 
-def test_a_source_that_cuts_every_connection_is_asked_as_long_as_it_gets_farther():
+def test_a_source_that_cuts_every_connection_is_requested_as_long_as_it_gets_farther():
     """What the policy calls progress makes up for the failure behind it; less does not."""
     t = transfer(A, size=PIECE, transient=RetrySchedule(attempts=2), progress=1 << 20)
     for reached in range(1 << 20, PIECE, 1 << 20):
@@ -897,16 +901,16 @@ def test_a_source_that_cuts_every_connection_is_asked_as_long_as_it_gets_farther
     assert t.next(0.0) == Fail({A: CUT})
 
 
-def test_two_sources_that_undo_each_others_beginnings_are_given_up():
+def test_two_sources_that_undo_each_others_prefixes_run_out_of_attempts():
     """Only what got farther than anything before counts as progress."""
     t = transfer(A, B, size=PIECE, transient=RetrySchedule(attempts=3))
-    asked = 0
+    count = 0
     while isinstance(step := t.next(0.0), Request):
-        asked += 1
-        assert step.start in (0, 1 << 20) and asked < 20
+        count += 1
+        assert step.start in (0, 1 << 20) and count < 20
         t.failed(step.claim, CUT, 0.0, reached=step.start + (1 << 20) if step.start == 0 else 0)
 
-    assert isinstance(step, Fail) and asked >= 6
+    assert isinstance(step, Fail) and count >= 6
 
 
 def test_what_a_corrupt_sender_began_is_not_resumed():
@@ -914,7 +918,7 @@ def test_what_a_corrupt_sender_began_is_not_resumed():
     t = transfer(A, size=2 * PIECE)
     one, two = begin(t, A, allowed=2), begin(t, A, allowed=2)
     assert t.failed(two.claim, CUT, 0.0, reached=two.start + 5000)
-    t.wrong_piece(one.claim, WRONG)
+    t.piece_mismatch(one.claim, WRONG)
     send(t, EARLIER, 0)
 
     assert begin(t, A, now=10.0).start == PIECE
@@ -934,16 +938,16 @@ def test_a_source_that_sends_everything_overwrites_every_partial_piece():
     """A piece has one sender: the first source does not resume after what another has written there."""
     t = transfer(A, B)
     one, two = begin(t, A, allowed=2), begin(t, B, allowed=2)
-    for ask, stop in (two, two.start + 1000), (one, one.start + 1000):
-        assert t.failed(ask.claim, CUT, 0.0, reached=stop)
+    for request, stop in (two, two.start + 1000), (one, one.start + 1000):
+        assert t.failed(request.claim, CUT, 0.0, reached=stop)
     whole = begin(t, now=99.0, allowed=2)
 
-    assert t.claim_rest(whole.claim)
+    assert t.claim_all(whole.claim)
     for piece in range(3):
         assert t.may_write(whole.claim, piece)
-        t.kept(whole.claim, piece, right(piece), 99.0)
+        t.completed(whole.claim, piece, right(piece), 99.0)
     t.ended(whole.claim)
-    t.wrong(WRONG)
+    t.digest_mismatch(WRONG)
 
     other = begin(t, now=200.0)
     assert other.locator != whole.locator and other.start % PIECE == 0

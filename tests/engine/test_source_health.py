@@ -1,27 +1,27 @@
-"""Sources that failed lately are asked last, for a while."""
+"""Sources that failed recently are requested last, for a while."""
 
 from modelstow.reconcile.transfer.source_health import FailureTable
 
 
-def test_a_source_that_was_given_up_long_ago_has_all_its_attempts_again():
-    """What is old counts nowhere: neither for the order nor for the patience, nor does a new failure revive it."""
+def test_a_source_that_was_exhausted_long_ago_has_all_its_attempts_again():
+    """What is old counts nowhere: neither for the order nor for the attempts, and a new failure does not revive it."""
     now = [0.0]
     table = FailureTable(ttl_s=300.0, clock=lambda: now[0])
-    table.note("host", "SOURCE_UNAVAILABLE", "down", given_up=True)
+    table.note("host", "SOURCE_UNAVAILABLE", "down", exhausted=True)
     table.note("host", "SOURCE_UNAVAILABLE", "still down")
-    assert "host" in table and table.given_up(["host"])
+    assert "host" in table and table.exhausted(["host"])
 
     now[0] = 1000.0
     assert not table.any
-    assert "host" not in table and not table.given_up(["host"]) and table.active() == {}
+    assert "host" not in table and not table.exhausted(["host"]) and table.active() == {}
     table.note("host", "SOURCE_UNAVAILABLE", "down again")
-    assert "host" in table and not table.given_up(["host"])
+    assert "host" in table and not table.exhausted(["host"])
 
 
 def test_success_forgets_what_failed_before():
     """Of the keys it is given, and no other."""
     table = FailureTable()
-    table.note("one", "NETWORK_TIMEOUT", "late", given_up=True)
+    table.note("one", "NETWORK_TIMEOUT", "late", exhausted=True)
     table.note("two", "NETWORK_TIMEOUT", "late")
 
     table.clear(["one"])

@@ -599,7 +599,7 @@ def test_a_wrong_digest_of_the_hub_is_noticed(cli: Cli, hub: Hub):
 
     ran = cli.run("reconcile", HF_ENDPOINT=hub.url)
 
-    assert ran.code == 5 and "wrong bytes" in ran.err
+    assert ran.code == 5 and "corrupt data" in ran.err
 
 
 # ---- the hub of these tests
