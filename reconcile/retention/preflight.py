@@ -13,7 +13,8 @@ from modelstow.cas import BlobState, BlobStore, Digest, NoSpaceError, StoreState
 
 from ..events.events import Info, Sink
 from ..planning.planner import Fetch, Plan
-from .collector import Collector, EvictionTargets
+from .collector import Collector
+from .eviction import EvictionTargets, blob_sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +96,7 @@ class Preflight:
     def _over_quota(self, plan: Plan) -> int:
         if self.max_size is None:
             return 0
-        total = 0
-        for _, entry in self.store.blobs.entries():
-            with suppress(FileNotFoundError):
-                total += entry.stat(follow_symlinks=False).st_size
-        return total + _in_store(plan) - self.max_size
+        return sum(blob_sizes(self.store).values()) + _in_store(plan) - self.max_size
 
     def _check_other_disks(self, plan: Plan) -> None:
         """Trees on another disk are copies there, and sweeping here would not help them."""

@@ -120,6 +120,11 @@ class TreeRoot:
         return str(self.key)
 
     @property
+    def digests(self) -> frozenset[Digest]:
+        """The blobs that the tree was made of."""
+        return frozenset(entry.digest for entry in self.record.files.values())
+
+    @property
     def used_at(self) -> float:
         """Seconds since 1970 of the last use on record."""
         try:
@@ -175,15 +180,12 @@ class Roots:
         by_manifest |= {name for root in self.locks for name in root.pinned}
         return frozenset(pin.name for pin in self.pins) | by_manifest
 
-    def _named(
-        self, *, lockfiles: bool, without: frozenset[str] = frozenset()
-    ) -> Iterator[tuple[str, frozenset[Digest] | set[Digest]]]:
+    def _named(self, *, lockfiles: bool, without: frozenset[str] = frozenset()) -> Iterator[tuple[str, frozenset[Digest]]]:
         for tree_root in self.trees:
             if tree_root.is_dead or tree_root.record.tree in without:
                 continue
-            kept = {placed.digest for placed in tree_root.record.files.values()}
             shown = "" if tree_root.state is RootState.ALIVE else f" ({tree_root.state})"
-            yield f"tree {tree_root.record.tree}{shown}", kept
+            yield f"tree {tree_root.record.tree}{shown}", tree_root.digests
         for pin in self.pins:
             yield f"pin {pin.name}", pin.digests
         for record in self.leased:
