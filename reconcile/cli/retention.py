@@ -14,9 +14,11 @@ from ..desired.validation import Selector
 from ..ensurer import ModelEnsurer
 from ..errors import InvalidConfigError, ModelNotFoundError, listing
 from ..events.events import Info
+from ..inspect.owners import kept_by, list_roots
 from ..retention import pins, roots
-from ..retention.collector import EvictionTargets, GcResult
-from ..retention.roots import Roots, RootState, TreeRoot
+from ..retention.collector import GcResult
+from ..retention.eviction import EvictionTargets
+from ..retention.roots import Roots, TreeRoot
 from .output import count, size, table
 from .session import Answer, Session
 
@@ -75,30 +77,21 @@ def _collected_lines(found: GcResult) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _known(ensurer: ModelEnsurer) -> Roots | None:
+def _read_roots(ensurer: ModelEnsurer) -> Roots | None:
     store = BlobStore.open_existing(ensurer.settings.root)
     return None if store is None else roots.read(store)
 
 
 def _list_roots(ensurer: ModelEnsurer) -> Answer:
-    known = _known(ensurer)
-    rows: list[dict[str, Any]] = []
-    for lock in known.locks if known else ():
-        rows.append({"id": lock.id, "kind": "lockfile", "path": lock.path, "standing": lock.state})
-    for root in known.trees if known else ():
-        path = str(root.record.path(ensurer.settings.root))
-        rows.append({"id": root.record.id, "kind": "tree", "path": path, "standing": root.state})
-    for pin in known.pins if known else ():
-        rows.append({"id": pin.name, "kind": "pin", "path": "", "standing": RootState.ALIVE})
-    for record in known.leased if known else ():
-        rows.append({"id": record.doing, "kind": "lease", "path": "", "standing": RootState.ALIVE})
-    rows.sort(key=lambda row: (row["kind"], row["path"], row["id"]))
-    lines = table([(row["kind"], row["standing"], row["id"], row["path"]) for row in rows])
+    store = BlobStore.open_existing(ensurer.settings.root)
+    entries = list_roots(store) if store else []
+    lines = table([(entry.kind, entry.state, entry.id, entry.path) for entry in entries])
+    rows = [{"id": entry.id, "kind": entry.kind, "path": entry.path, "state": entry.state} for entry in entries]
     return Answer(document={"roots": rows}, lines=tuple(lines))
 
 
 def _explain(ensurer: ModelEnsurer, text: str) -> Answer:
-    known = _known(ensurer)
+    store = BlobStore.open_existing(ensurer.settings.root)
     if text.startswith("sha256:"):
         try:
             digests = [Digest.parse(text)]
@@ -107,14 +100,9 @@ def _explain(ensurer: ModelEnsurer, text: str) -> Answer:
     else:
         desired = ensurer.desired([text])
         digests = sorted({digest for tree in desired.trees for digest in tree.files.values()})
-    reasons = dict.fromkeys(why for digest in digests for why in (known.reasons(digest) if known else ()))
-    store = BlobStore.open_existing(ensurer.settings.root)
-    if known is not None and store is not None and not reasons:
-        looks = [store.blobs.stat(digest, 0) for digest in digests]
-        if any(look.ino and known.holds_inode(look.ino) for look in looks):
-            reasons["a file below models/ that is not on record"] = None
-    lines = [f"kept by {why}" for why in reasons] or ["nothing keeps it"]
-    return Answer(document={"digests": digests, "kept_by": list(reasons)}, lines=tuple(lines))
+    reasons = kept_by(store, digests) if store else ()
+    lines = [f"kept by {reason}" for reason in reasons] or ["nothing keeps it"]
+    return Answer(document={"digests": digests, "kept_by": reasons}, lines=tuple(lines))
 
 
 def _forget(ensurer: ModelEnsurer, text: str) -> Answer:
@@ -138,7 +126,7 @@ _BY_MANIFEST = "take `pin = true` out of models.toml, then run `modelstow lock` 
 
 def run_evict(session: Session) -> Answer:
     ensurer = session.ensurer_with_or_without_lock()
-    known = _known(ensurer)
+    known = _read_roots(ensurer)
     chosen = [_standing_tree(ensurer, known, text) for text in session.args.selectors]
     pinned = known.pinned() if known else frozenset()
     for root in chosen:
