@@ -342,7 +342,7 @@ def test_the_manifest_is_found_in_a_folder_above(cli):
         ("https:///models", "server", "https://host/folder"),
         ("file://", "host", "file:///path"),
         ("file://host/models", "host", "file:///path"),
-        ("ftp://host/models", "not a kind of source", "hf://"),
+        ("ftp://host/models", "not a supported scheme", "hf://"),
         ("org/name", "no folder", "hf://org/name"),
         ("org/name@main", "no folder", "hf://org/name@main"),
         ("nowhere", "no folder", "https://"),
@@ -413,8 +413,8 @@ def test_a_manifest_that_cannot_be_read_is_a_warning_if_there_is_a_lockfile(cli:
 
     ran = cli.ok("ensure", "--all")
 
-    assert "nobody knows whether the lockfile is stale, and what mirrors it names" in ran.err
-    assert "mirrors.urls[0]: ftp:// is not a kind of source" in ran.err
+    assert "it is not known whether the lockfile is stale, nor which mirrors it names" in ran.err
+    assert "mirrors.urls[0]: ftp:// is not a supported scheme" in ran.err
     assert cli.run("lock").code == cli.run("ensure", "--all", "--locked").code == 2
 
 
