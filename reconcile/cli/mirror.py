@@ -8,7 +8,7 @@ from modelstow.cas import CasError
 from ..errors import InvalidConfigError, ModelstowError
 from ..interop.push import Pushed
 from .output import count, size
-from .progress import shown
+from .progress import event_sink
 from .session import Answer, Session
 
 
@@ -18,7 +18,7 @@ def run_push(session: Session) -> Answer:
     if bool(args.selectors) == args.all:
         what = "name the variants to push, or --all, and the mirror"
         raise InvalidConfigError(what, hint="e.g. `modelstow push minilm#fp16 s3://bucket/mirror`")
-    with shown(session) as sink:
+    with event_sink(session) as sink:
         ensurer = session.ensurer(events=sink)
         try:
             ensurer.push(
