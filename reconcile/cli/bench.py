@@ -144,7 +144,7 @@ def _read(target_file: ScrubTarget) -> int:
 
 def _stat(store: BlobStore, target_file: ScrubTarget) -> int:
     if store.blobs.stat(target_file.digest, target_file.size).state is not BlobState.INTACT:
-        raise IntegrityError("a blob that was just committed does not look intact", hint="run `modelstow doctor`")
+        raise IntegrityError("a blob that was just committed is not intact by stat", hint="run `modelstow doctor`")
     return 0
 
 

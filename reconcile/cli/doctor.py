@@ -101,7 +101,7 @@ def _locks(folder: Path) -> Check:
         with locks.acquire(path, doing="doctor", timeout_s=0):
             exclusive = locks.is_held(path)
     except (OSError, CasError) as error:
-        return Check("locks", False, str(error), "work may be done twice here; gc asks for --exclusive")
+        return Check("locks", False, str(error), "work may be done twice here; gc requires --exclusive")
     if exclusive:
         return Check("locks", True, "a second holder is excluded")
     return Check("locks", False, "two processes can hold one lock", "work may be done twice; run gc with --exclusive")

@@ -101,15 +101,15 @@ def run_remove(session: Session) -> Answer:
     document = _parse(path)
     models = document.get("models", {})
     keys = {f"{key.partition('@')[0]}@{key.partition('@')[2] or models[key].get('version', '')}": key for key in models}
-    wanted = session.args.name
-    matches = [id_ for id_ in keys if wanted in (id_, id_.partition("@")[0])]
+    name = session.args.name
+    matches = [id_ for id_ in keys if name in (id_, id_.partition("@")[0])]
     if not matches:
         raise ModelNotFoundError(
-            f"{wanted} is not in {path}; models: {listing(sorted(keys)) or 'nothing'}", available_models=sorted(keys)
+            f"{name} is not in {path}; models: {listing(sorted(keys)) or 'nothing'}", available_models=sorted(keys)
         )
     if len(matches) > 1:
         raise InvalidConfigError(
-            f"{wanted} is listed in several versions: {listing(matches)}", hint=f"name one, e.g. {matches[0]}"
+            f"{name} is listed in several versions: {listing(matches)}", hint=f"name one, e.g. {matches[0]}"
         )
     del models[keys[matches[0]]]
     write_file(path, tomlkit.dumps(document).encode())

@@ -166,7 +166,7 @@ def _tree_of(ensurer: ModelEnsurer, known: Roots | None, text: str) -> TreeRoot:
         matches = [name for name in trees if _matches(selector, name)]
         if ensurer.lock.models:
             try:
-                text = str(selectors.choose(ensurer.lock, text))
+                text = str(selectors.select(ensurer.lock, text))
             except ModelNotFoundError:
                 text = matches[0] if len(matches) == 1 else text
         elif len(matches) == 1:
@@ -188,7 +188,7 @@ def _matches(selector: Selector, name: str) -> bool:
 
 def run_pin(session: Session) -> Answer:
     ensurer = session.ensurer()
-    selected = [selectors.choose(ensurer.lock, text) for text in session.args.selectors]
+    selected = [selectors.select(ensurer.lock, text) for text in session.args.selectors]
     store = ensurer.settings.open_store()
     store.prepare()
     changed = False
@@ -205,7 +205,7 @@ def run_unpin(session: Session) -> Answer:
     lines, changed = [], False
     for text in session.args.selectors:
         if text not in names:
-            text = str(selectors.choose(ensurer.lock, text))
+            text = str(selectors.select(ensurer.lock, text))
         model, _, variant = text.partition("#")
         removed = pins.unpin(store, model, variant)
         changed = changed or removed

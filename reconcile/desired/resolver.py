@@ -64,7 +64,7 @@ def resolve(
     registry: Registry,
     prefetcher: Prefetcher,
     upgrade: Callable[[validation.ModelId], bool] = lambda id_: False,
-    with_retries: WithRetries = lambda ask: ask(),
+    with_retries: WithRetries = lambda request: request(),
 ) -> Lockfile:
     """The lockfile for *manifest*.
 
@@ -186,14 +186,14 @@ class _Resolver:
 
     def _files_of_source(self, model: Model, variant: Variant, place: str) -> dict[str, _File]:
         source, listing = self._listing(model)
-        wanted = _select(listing.files, variant, place, self.problems)
+        selected = _select(listing.files, variant, place, self.problems)
         folder = absolute(listing.locator, self._base)
-        locators = {listed.path: join_locator(folder, listed.path) + listed.suffix for listed in wanted}
+        locators = {listed.path: join_locator(folder, listed.path) + listed.suffix for listed in selected}
         if variant.index is not None:
-            wanted = self._by_index(variant.index, wanted, locators, place)
-        self._prefetch([locators[listed.path] for listed in wanted if listed.sha256 is None or listed.size is None])
+            selected = self._by_index(variant.index, selected, locators, place)
+        self._prefetch([locators[listed.path] for listed in selected if listed.sha256 is None or listed.size is None])
         files = {}
-        for listed in wanted:
+        for listed in selected:
             if listed.sha256 is None or listed.size is None:
                 digest, size = self._prefetched[locators[listed.path]]
             else:
@@ -215,13 +215,13 @@ class _Resolver:
         reasons: list[SourceError] = []
         for source in model.sources:
             if source not in self._listings:
-                self._listings[source] = self._ask(source)
+                self._listings[source] = self._list(source)
             found = self._listings[source]
             if isinstance(found, Listing):
                 return source, found
             reasons.append(found)
         for source in model.sources:  # only now: another source is faster than a retry
-            if (again := self._ask_again(source)) is not None:
+            if (again := self._retry_listing(source)) is not None:
                 return source, again
         rows = [{"source": error.locator, "code": error.code, "reason": error.what} for error in reasons]
         text = "; ".join(str(error) for error in reasons)
@@ -230,43 +230,43 @@ class _Resolver:
         kind = AuthError if any(isinstance(error, AccessDenied) for error in reasons) else SourceUnavailableError
         raise kind(f"{model.id}: no source could be listed ({text})", hint=hint, sources=rows)
 
-    def _ask_again(self, source: str) -> Listing | None:
+    def _retry_listing(self, source: str) -> Listing | None:
         """The listing of a source that failed for a transient reason; None where it fails again."""
         failure = self._listings[source]
         if isinstance(failure, SourceError) and failure.transient:
-            found = self._listings[source] = self._ask(source, self._with_retries)
+            found = self._listings[source] = self._list(source, self._with_retries)
             return found if isinstance(found, Listing) else None
         return None
 
-    def _ask(self, source: str, how: WithRetries = lambda ask: ask()) -> Listing | SourceError:
+    def _list(self, source: str, retry: WithRetries = lambda request: request()) -> Listing | SourceError:
         locator = absolute(source, self._base)
         try:
-            listing = how(lambda: self._registry.find(locator).listing(locator))
+            listing = retry(lambda: self._registry.find(locator).listing(locator))
         except SourceError as error:
             return error
         # A relative source stays relative in the lockfile.
         return Listing(locator=source if listing.locator == locator else listing.locator, files=listing.files)
 
-    def _by_index(self, index: str, wanted: list[Listed], locators: Mapping[str, str], place: str) -> list[Listed]:
+    def _by_index(self, index: str, selected: list[Listed], locators: Mapping[str, str], place: str) -> list[Listed]:
         """Leave out the shards next to *index* that it does not name."""
         if index not in locators:
             self.problems.append(Problem(f"{place}.index", f"{index!r} is not among the files of this variant"))
-            return wanted
+            return selected
         self._prefetch([locators[index]])
         shards = _shards(self._prefetcher.read(self._prefetched[locators[index]][0]))
         if shards is None:
             self.problems.append(Problem(f"{place}.index", f"{index!r} is not an index: no weight_map"))
-            return wanted
+            return selected
         folder = str(PurePosixPath(index).parent)
         named = {str(PurePosixPath(folder) / shard) for shard in shards}
         suffixes = {PurePosixPath(shard).suffix for shard in shards}
-        for path in sorted(named - {listed.path for listed in wanted}):
+        for path in sorted(named - {listed.path for listed in selected}):
             self.problems.append(Problem(f"{place}.index", f"names the shard {path!r}, which the source does not list"))
 
         def belongs(path: PurePosixPath) -> bool:
             return str(path.parent) != folder or path.suffix not in suffixes or str(path) in named
 
-        return [listed for listed in wanted if belongs(PurePosixPath(listed.path))]
+        return [listed for listed in selected if belongs(PurePosixPath(listed.path))]
 
     def _prefetch(self, locators: Iterable[str]) -> None:
         missing = [locator for locator in dict.fromkeys(locators) if locator not in self._prefetched]

@@ -29,12 +29,12 @@ class VariantId:
         return f"models/{self.model}/{self.variant}"
 
 
-def every(lock: Lockfile) -> list[VariantId]:
+def all_variants(lock: Lockfile) -> list[VariantId]:
     """All variants of a lockfile, sorted."""
     return [VariantId(key, variant) for key in sorted(lock.models) for variant in sorted(lock.models[key].variants)]
 
 
-def choose(lock: Lockfile, text: str, variant: str | None = None) -> VariantId:
+def select(lock: Lockfile, text: str, variant: str | None = None) -> VariantId:
     """The variant that a selector means; an explicit *variant* wins over the selector's.
 
     Raises InvalidModelIdError, ModelNotFoundError, VariantNotFoundError, each listing what exists.
@@ -139,3 +139,6 @@ def remembered(labels: Mapping[str, str]) -> tuple[frozenset[str], frozenset[str
         return frozenset(filter(None, labels.get(key, "").split(",")))
 
     return names("with"), names("without")
+
+
+choose, every = select, all_variants  # the names by which modules outside this room import them

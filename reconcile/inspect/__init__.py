@@ -1,1 +1,4 @@
-"""What the store holds, who owns it and what an upgrade changes, as values: for the command line, a server and Python."""
+"""Inspection of a store as values: usage, owners and roots of blobs, variants, and differences of lockfiles.
+
+It serves the command line, servers and Python alike. Nothing is written, and no content of a blob is read.
+"""

@@ -29,7 +29,7 @@ class LockfileDiff:
 
 
 def compare(old: Lockfile, new: Lockfile) -> LockfileDiff:
-    """The difference of two lockfiles as values; no store is asked."""
+    """The difference of two lockfiles as values; no store is read."""
     return LockfileDiff(
         fetch=_group(new, new.blobs.keys() - old.blobs.keys()),
         keep=_group(new, new.blobs.keys() & old.blobs.keys()),

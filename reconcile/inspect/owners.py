@@ -100,7 +100,7 @@ class RootEntry:
 def list_roots(store: BlobStore) -> list[RootEntry]:
     """Every root of a store, ordered by kind, path and id. Raises StoreStateError where one cannot be read, OSError."""
     known = roots.read(store)
-    entries = [RootEntry(id=r.id, kind=RootKind.LOCKFILE, path=r.path, state=r.state) for r in known.locks]
+    entries = [RootEntry(id=r.id, kind=RootKind.LOCKFILE, path=r.path, state=r.state) for r in known.lockfiles]
     for root in known.trees:
         path = str(root.record.path(store.layout.root))
         entries.append(RootEntry(id=root.record.id, kind=RootKind.TREE, path=path, state=root.state))
@@ -114,11 +114,11 @@ def kept_by(store: BlobStore, digests: Iterable[Digest]) -> tuple[str, ...]:
 
     Raises StoreStateError where a root cannot be read, OSError.
     """
-    known, asked = roots.read(store), tuple(digests)
-    reasons = tuple(dict.fromkeys(reason for digest in asked for reason in known.reasons(digest)))
+    known, digests = roots.read(store), tuple(digests)
+    reasons = tuple(dict.fromkeys(reason for digest in digests for reason in known.reasons(digest)))
     if reasons:
         return reasons
-    inodes = (store.blobs.stat(digest, 0).ino for digest in asked)
+    inodes = (store.blobs.stat(digest, 0).ino for digest in digests)
     if any(ino and known.holds_inode(ino) for ino in inodes):
         return ("a file below models/ that is not on record",)
     return ()

@@ -163,7 +163,7 @@ class Push:
             self.done.sent_bytes += sent_bytes
 
     def _send(self, digest: Digest, size: int, plain: str, advance: Callable[[int], None]) -> tuple[int, bool]:
-        """Upload a blob and its piece table. Returns the bytes sent, and whether the blob went as compressed pieces."""
+        """Upload a blob and its piece table. Returns the bytes sent, and whether they are compressed pieces."""
         with _Blob(self.store, digest, size, self.token) as blob:
             sent = 0
             if blob.table is not None:

@@ -57,7 +57,7 @@ class GcResult:
 
 
 class TreeRemover(Protocol):
-    """Removal of a tree under its lock; *unless* is asked under the store's exclusive lock too. False if it objected."""
+    """Removal of a tree under its lock, unless *unless* is true under the store's exclusive lock. True if removed."""
 
     def __call__(self, record: inventory.Inventory, key: TreeKey, *, unless: Callable[[], bool]) -> bool: ...
 
@@ -170,7 +170,7 @@ class Collector:
                 if not result.dry_run
                 else nullcontext()
             ):
-                # Other processes may work between two batches: mark again if any root came or went.
+                # Other processes may work between two batches: mark again if any root was added or removed.
                 if (now := roots.stamp(self.store)) != marked_at:
                     live, marked_at = roots.read(self.store).live(self.store, lockfiles=lockfiles, without=without), now
                 if queue is None:
@@ -230,7 +230,7 @@ class Collector:
     # ---- roots
 
     def _forget_dead(self, known: Roots) -> None:
-        for root in known.locks:
+        for root in known.lockfiles:
             if root.state is RootState.DEAD:
                 roots.forget(self.store, root.id)
         for tree_root in known.trees:
@@ -244,7 +244,7 @@ class Collector:
                     path.unlink()
 
     def _forget_tree(self, known: TreeRoot) -> None:
-        """Drop a dead tree's record, under its lock and after a second look: it may exist again by now."""
+        """Remove a dead tree's record, under its lock and after another stat: the tree may exist again by now."""
         with suppress(FileNotFoundError, LockTimeoutError):
             with self.store.lock(f"tree-{known.record.id}", doing="forgetting a tree that is gone", timeout_s=0):
                 if roots.read_tree(self.store, known.file).is_dead:

@@ -22,7 +22,7 @@ class EvictionTargets:
 
     max_size: int | None = None  # bytes of blobs to keep at most
     free: int | None = None  # bytes that should be free on the disk
-    max_age_s: float | None = None  # seconds without use after which a tree goes
+    max_age_s: float | None = None  # seconds without use after which a tree is evicted
 
     @property
     def evict(self) -> bool:
@@ -37,7 +37,7 @@ class EvictionTargets:
 class EvictionSimulation:
     """Dry-run accounting: the bytes of blobs that stay while trees are taken away and put back.
 
-    *fixed* are the digests that stay whatever tree goes: those of pins, leases and files without a record.
+    *fixed* are the digests that stay whatever trees are removed: those of pins, leases and files without a record.
     """
 
     def __init__(self, sizes: Mapping[Digest, int], fixed: Iterable[Digest], trees: Iterable[TreeRoot]) -> None:
@@ -79,8 +79,8 @@ def choose(
 ) -> list[TreeRoot]:
     """The trees to evict, least recently used first; pinned, unfinished and used trees are passed over.
 
-    *free* is the bytes free on the disk now and *now* the seconds since 1970. *is_used* is asked last, since it may be
-    slow. *simulation* is left in the state after the eviction.
+    *free* is the number of bytes free on the disk, and *now* the seconds since 1970. *is_used* is called last, since it
+    may be slow. *simulation* is left in the state after the eviction.
     """
     pinned = known.pinned()
     candidates = [root for root in known.trees if _is_evictable(root, pinned)]

@@ -39,7 +39,7 @@ class RootState(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LockRoot:
+class LockfileRoot:
     """The root of a lockfile that was reconciled. ``trees`` maps name@version#variant to a fingerprint of its content."""
 
     path: str  # absolute
@@ -67,7 +67,7 @@ class LockRoot:
         return encode(_KIND, _VERSION, head)
 
     @classmethod
-    def decode(cls, raw: bytes) -> LockRoot:
+    def decode(cls, raw: bytes) -> LockfileRoot:
         """The root in a record. Raises one of ``records.INVALID``."""
         head = decode(raw, _KIND, version=_VERSION)
         return cls(
@@ -142,7 +142,7 @@ class TreeRoot:
 class Roots:
     """All roots of a store, read at one time."""
 
-    locks: tuple[LockRoot, ...]
+    lockfiles: tuple[LockfileRoot, ...]
     trees: tuple[TreeRoot, ...]
     pins: tuple[Pin, ...]
     leased: tuple[leases.LeaseRecord, ...]
@@ -155,7 +155,7 @@ class Roots:
         *lockfiles* says whether a lockfile alone keeps its blobs; *without* names trees (``Inventory.tree``) to leave out.
         """
         live: set[Digest] = set()
-        for _, digests in self._named(lockfiles=lockfiles, without=without):
+        for _, digests in self._roots(lockfiles=lockfiles, without=without):
             live |= digests
         inodes = {ino for path, ino in self.inodes.items() if not without or not _is_below(path, without)}
         for digest, entry in store.blobs.entries():
@@ -172,7 +172,7 @@ class Roots:
 
     def reasons(self, digest: Digest) -> list[str]:
         """What keeps one blob, one phrase for each root."""
-        return [reason for reason, digests in self._named(lockfiles=True) if digest in digests]
+        return [reason for reason, digests in self._roots(lockfiles=True) if digest in digests]
 
     def holds_inode(self, ino: int) -> bool:
         """Whether a file below models/ is this inode, recorded or not."""
@@ -180,15 +180,16 @@ class Roots:
 
     def named_by_lockfiles(self) -> frozenset[Digest]:
         """The blobs that registered lockfiles name."""
-        return frozenset(digest for root in self.locks if root.state is not RootState.DEAD for digest in root.digests)
+        return frozenset(digest for root in self.lockfiles if root.state is not RootState.DEAD for digest in root.digests)
 
     def pinned(self) -> frozenset[str]:
         """The variants that the user or the manifest pins: name@version#variant."""
         by_manifest = {root.name for root in self.trees if PINNED in root.record.labels}
-        by_manifest |= {name for root in self.locks for name in root.pinned}
+        by_manifest |= {name for root in self.lockfiles for name in root.pinned}
         return frozenset(pin.name for pin in self.pins) | by_manifest
 
-    def _named(self, *, lockfiles: bool, without: frozenset[str] = frozenset()) -> Iterator[tuple[str, frozenset[Digest]]]:
+    def _roots(self, *, lockfiles: bool, without: frozenset[str] = frozenset()) -> Iterator[tuple[str, frozenset[Digest]]]:
+        """Each root that counts, described in a phrase, with the digests that it keeps."""
         for tree_root in self.trees:
             if tree_root.is_dead or tree_root.record.tree in without:
                 continue
@@ -197,7 +198,7 @@ class Roots:
             yield f"pin {pin.name}", pin.digests
         for record in self.leased:
             yield f"lease ({record.doing})", record.digests
-        for root in self.locks:
+        for root in self.lockfiles:
             if lockfiles and root.state is not RootState.DEAD:
                 yield f"lockfile {root.path}{_state_suffix(root.state)}", root.digests
 
@@ -216,7 +217,7 @@ def read(store: BlobStore) -> Roots:
     recorded = {str(root.record.path(layout.root)) for root in trees}
     inodes, stamps = _below_models(layout.trees, recorded)
     return Roots(
-        locks=tuple(_read_locks(layout.state_dir(ROOTS))),
+        lockfiles=tuple(_read_lockfiles(layout.state_dir(ROOTS))),
         trees=tuple(trees),
         pins=tuple(pins.read(layout.pins)),
         leased=tuple(record for _, record, _ in leases.active(store)),
@@ -279,34 +280,34 @@ def _below_models(models: Path, recorded: set[str]) -> tuple[dict[str, int], fro
     return inodes, frozenset(stamps)
 
 
-def _read_locks(folder: Path, *, but: str = "") -> Iterator[LockRoot]:
+def _read_lockfiles(folder: Path, *, but: str = "") -> Iterator[LockfileRoot]:
     for path, raw in files_in(folder):
         if path.name == but:
             continue
         try:
-            yield LockRoot.decode(raw)
+            yield LockfileRoot.decode(raw)
         except INVALID as error:
             raise unreadable(path, error) from error
 
 
-def read_lock_roots(store: BlobStore, *, but: Path | None = None) -> list[LockRoot]:
+def read_lockfile_roots(store: BlobStore, *, but: Path | None = None) -> list[LockfileRoot]:
     """The registered lockfiles except the one at *but*, whose record may be torn. Raises StoreStateError, OSError."""
     skipped = "" if but is None else tree_id(str(but))
-    return list(_read_locks(store.layout.state_dir(ROOTS), but=skipped))
+    return list(_read_lockfiles(store.layout.state_dir(ROOTS), but=skipped))
 
 
 # ---- writing records
 
 
-def read_lock_root(store: BlobStore, lockfile: Path) -> LockRoot | None:
+def read_lockfile_root(store: BlobStore, lockfile: Path) -> LockfileRoot | None:
     """The root of one lockfile; None where it is not registered or its record is torn (and so will be written again)."""
     try:
-        return LockRoot.decode((store.layout.state_dir(ROOTS) / tree_id(str(lockfile))).read_bytes())
+        return LockfileRoot.decode((store.layout.state_dir(ROOTS) / tree_id(str(lockfile))).read_bytes())
     except (OSError, *INVALID):
         return None
 
 
-def register_lock(store: BlobStore, root: LockRoot) -> None:
+def register_lockfile(store: BlobStore, root: LockfileRoot) -> None:
     """Register a reconciled lockfile as a root. Durable on return. A lost ``state/`` counts as restored from then on."""
     write_file(store.make_state_dir(ROOTS) / root.id, root.encode())
     if epoch(store) != store.config.epoch:
@@ -335,3 +336,8 @@ def forget(store: BlobStore, id_: str) -> bool:
             (folder / id_).unlink()
             found = True
     return found
+
+
+# The names by which modules outside this room import them.
+LockRoot = LockfileRoot
+read_lock_root, read_lock_roots, register_lock = read_lockfile_root, read_lockfile_roots, register_lockfile

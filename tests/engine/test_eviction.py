@@ -34,7 +34,7 @@ def tree_root(folder: Path, name: str, blobs: str, *, used_at: int, state: RootS
 
 
 def roots_of(*trees: TreeRoot, pins: tuple[Pin, ...] = ()) -> Roots:
-    return Roots(locks=(), trees=trees, pins=pins, leased=(), inodes={}, stamps=frozenset())
+    return Roots(lockfiles=(), trees=trees, pins=pins, leased=(), inodes={}, stamps=frozenset())
 
 
 def chosen(known: Roots, targets: EvictionTargets, *, free: int = 0, used: str = "") -> list[str]:

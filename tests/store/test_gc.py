@@ -125,7 +125,7 @@ def test_a_lockfile_whose_folder_cannot_be_seen_is_unverifiable_and_keeps_its_bl
     assert collect(models).blobs == [], "its folder is gone"
     here.mkdir()
     (here / "placeholder").mkdir()
-    [root] = roots.read(BlobStore.open_existing(tmp_path / "root")).locks
+    [root] = roots.read(BlobStore.open_existing(tmp_path / "root")).lockfiles
     if root.parent != (here.stat().st_dev, here.stat().st_ino):
         assert collect(models).blobs == [], "its folder is another"
     assert roots.forget(BlobStore.open_existing(tmp_path / "root"), root.id)
@@ -140,7 +140,7 @@ def test_a_lockfile_is_dead_when_it_is_gone_from_the_same_folder(tmp_path: Path)
     (tmp_path / "models.lock").unlink()
 
     assert len(collect(models).blobs) == 1
-    assert roots.read(BlobStore.open_existing(tmp_path / "root")).locks == ()
+    assert roots.read(BlobStore.open_existing(tmp_path / "root")).lockfiles == ()
 
 
 @pytest.mark.parametrize("how", ["gone", "another"])
@@ -900,7 +900,7 @@ def asked(models) -> SimpleNamespace:
         success=models.verify_integrity("m").success,
         path=models.ensure("m"),
         changed=[tree.changed for tree in models.reconcile().trees],
-        roots=len(roots.read(BlobStore.open_existing(models.settings.root)).locks),
+        roots=len(roots.read(BlobStore.open_existing(models.settings.root)).lockfiles),
         garbage=models.collect_garbage(dry_run=True).blobs,
     )
 
