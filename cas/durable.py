@@ -91,7 +91,7 @@ class Syncer:
             from . import syscalls
 
             self._fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            if not syscalls.syncs_whole(self._fd):
+            if not syscalls.is_local(self._fd):
                 self.__exit__()
         return self
 

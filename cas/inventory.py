@@ -129,8 +129,8 @@ class TreeRecords:
     def remove(self, tree: str) -> None:
         """Forget a tree."""
         id_ = tree_id(tree)
-        for name in (id_ + INTENT, id_):
-            (self.folder / name).unlink(missing_ok=True)
+        for path in (self.folder / (id_ + INTENT), self.folder / id_, self._mark(id_)):
+            path.unlink(missing_ok=True)
         fsync_folder(self.folder)
 
     def forget(self, id_: str) -> bool:
@@ -150,11 +150,31 @@ class TreeRecords:
             return []
         return [self.folder / name for name in names if not name.startswith(UNFINISHED)]
 
+    # ---- when a tree was used
+
     def touch(self, trees: Iterable[str]) -> None:
-        """Record the use of trees, for eviction. A store that cannot be written to keeps no such record."""
+        """Record the use of trees, for eviction. A store that cannot be written to keeps no such record.
+
+        The mark is a file of its own in ``state/used``: the folder of inventories changes only when a tree does.
+        """
         for tree in trees:
+            mark = self._mark(tree_id(tree))
             with suppress(OSError):
-                os.utime(self.folder / tree_id(tree))
+                try:
+                    os.utime(mark)
+                except FileNotFoundError:
+                    os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
+
+    def used_at(self, file: Path) -> float:
+        """Seconds since 1970 of the last use or change of the tree whose inventory (or intent) *file* is."""
+        times = [0.0]
+        for path in (file, self._mark(file.name.removesuffix(INTENT))):
+            with suppress(FileNotFoundError):
+                times.append(os.stat(path).st_mtime)
+        return max(times)
+
+    def _mark(self, id_: str) -> Path:
+        return self.folder.parent / "used" / id_
 
 
 def is_intent(file: Path) -> bool:

@@ -8,7 +8,7 @@
       pins/                                what the user wants kept
       partial/<64 hex>[.pieces]            unfinished blobs and their journals
       quarantine/  trash/                  damaged and displaced files / trees that were just removed
-      state/                               inventories, leases, locks, suspects, epoch, and what callers keep there
+      state/                               inventories, used, leases, locks, suspects, epoch, and what callers keep there
 
 Losing ``state/`` or ``partial/`` never loses a model; the epoch tells gc that it happened.
 """
@@ -32,7 +32,7 @@ TABLE_FROM = 1 << 20
 """Blobs up to this many bytes have no piece table: sha256 is quick enough there."""
 
 _FOLDERS = ("models", "pins", "partial", "quarantine", "trash")
-_STATE = ("inventories", "leases", "locks", "suspects")
+_STATE = ("inventories", "leases", "locks", "suspects", "used")
 
 
 @dataclass(frozen=True)

@@ -76,15 +76,16 @@ def check_written(fd: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-_WHOLE = {0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010}  # ext2 to ext4, xfs, btrfs, tmpfs, f2fs: linux/magic.h
+_LOCAL = {0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010}  # ext2 to ext4, xfs, btrfs, tmpfs, f2fs: linux/magic.h
 
 
-def syncs_whole(fd: int) -> bool:
-    """Whether ``syncfs`` of this file system leaves nothing unwritten: network and FUSE ones may keep it in a server."""
+def is_local(fd: int) -> bool:
+    """Whether the file system of *fd* is known to be local: what ``syncfs`` writes is on the disk, and only this machine
+    changes it. Network and FUSE ones are not."""
     if not sys.platform.startswith("linux") or not hasattr(_libc, "syncfs"):
         return False
     buffer = ctypes.create_string_buffer(256)  # struct statfs begins with its type, a long
-    return _libc.fstatfs(fd, buffer) == 0 and ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF in _WHOLE
+    return _libc.fstatfs(fd, buffer) == 0 and ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF in _LOCAL
 
 
 def start_writeback(fd: int, offset: int, count: int) -> None:

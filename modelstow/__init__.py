@@ -6,9 +6,7 @@ package would have been read.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .reconcile.desired_state import EnsureOptions
     from .reconcile.ensurer import ModelEnsurer
@@ -64,6 +62,8 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = next((module for module, names in _MODULES.items() if name in names), "errors")
+    import importlib
+
     value: object = getattr(importlib.import_module(f".reconcile.{module}", __name__), name)
     globals()[name] = value
     return value

@@ -1,5 +1,5 @@
 """``python -m modelstow``: the same as ``modelstow``."""
 
-from .reconcile.cli.main import console
+from .reconcile.cli.console import console
 
 console()

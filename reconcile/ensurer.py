@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -176,13 +177,19 @@ class ModelEnsurer:
 
     def reconcile(self, *, prune: bool = False, progress: Progress | None = None) -> ApplyResult:
         """Make the disk equal the whole lockfile, then remove the trees that it put there and no longer names."""
+        began_ns = time.time_ns()
         desired = self.desired(choice=EnsureOptions(prune=prune))
         removals, heirs = self._scope.removals(desired)
-        outcome = self._reach(replace(desired, removals=removals), progress=progress)
+        actual = self.observe(desired)
+        outcome = self._reach(replace(desired, removals=removals), actual, progress=progress)
         if outcome.error is None:
             self._transfer_ownership(heirs)
             self._register()
             self._touch(desired)
+            if not prune and not removals and not any(tree.changed for tree in outcome.trees):
+                from . import snapshot_writer
+
+                snapshot_writer.take(self.settings, self.lock, self.lock_text, desired, actual, began_ns)
         return outcome
 
     def apply(self, work: Plan) -> Report:
@@ -312,9 +319,9 @@ class ModelEnsurer:
         desired = self.desired(selectors, choice=choice)
         return replace(desired, force_refetch=desired.digests) if force else desired
 
-    def _reach(self, desired: Desired, *, progress: Progress | None = None) -> ApplyResult:
-        """Observe without a lease first; only with work to do, do it."""
-        work = find_work(desired, self.observe(desired))
+    def _reach(self, desired: Desired, actual: Actual | None = None, *, progress: Progress | None = None) -> ApplyResult:
+        """Observe without a lease first (*actual*, if that was done); only with work to do, do it."""
+        work = find_work(desired, actual or self.observe(desired))
         if not work.trees and not work.missing and not desired.removals:
             if progress is not None:
                 progress(0, 0)

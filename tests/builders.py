@@ -31,7 +31,7 @@ PATIENCE_S = 120.0
 _ENDLESS_READS = (
     "import modelstow.backends.http.client as client\n"
     "client.READ_TIMEOUT_S = 3600.0\n"
-    "from modelstow.reconcile.cli.main import console\n"
+    "from modelstow.reconcile.cli.console import console\n"
     "console()\n"
 )
 

@@ -17,7 +17,7 @@ MODULES = sorted(path for package in PACKAGES for path in (HERE / package).rglob
 
 # Each third-party library has one room that may import it.
 IMPORTERS = {
-    "xxhash": ("cas",),
+    "xxhash": ("cas", "reconcile/snapshot"),
     "portalocker": ("cas",),
     "zstandard": ("cas",),
     "requests": ("backends",),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from io import TextIOWrapper
 from itertools import pairwise
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelstow import __version__
 
@@ -36,17 +34,6 @@ class _Terminated(BaseException):
     """SIGTERM arrived."""
 
 
-def console() -> NoReturn:
-    """What the console script runs."""
-    # A lockfile of 100,000 files is a million small objects that all live to the end: looking for cycles among them
-    # again and again takes a quarter of the time.
-    gc.set_threshold(200_000, 50, 50)
-    for stream in (sys.stdout, sys.stderr):  # a path may hold what a terminal, or Unicode, has no character for
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    sys.exit(main(sys.argv[1:]))
-
-
 def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     """Run one command line; its exit code. Never raises and never prints a traceback without ``--verbose``."""
     form = _Form.asked(argv)
@@ -59,12 +46,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
         return _run(argv, os.environ if environ is None else environ, form)
     except (KeyboardInterrupt, _Terminated) as signalled:
         code, what = (130, "interrupted") if isinstance(signalled, KeyboardInterrupt) else (143, "terminated")
-        from ..errors import ModelstowError
-
-        hint = "run the same command again: it continues from what is proven"
-        _complain(ModelstowError(what, hint=hint), {}, form)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _report_signal(what, form)
         # Threads may sit in a read for a minute; what they leave behind is what a kill would leave.
         os._exit(code)
     finally:
@@ -72,6 +54,21 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
             signal.signal(signal.SIGTERM, previous)
         except (ValueError, TypeError):
             pass
+
+
+def end_interrupted(argv: Sequence[str]) -> int:
+    """Report an interrupt that came before the command line was parsed; the exit code."""
+    _report_signal("interrupted", _Form.asked(argv))
+    return 130
+
+
+def _report_signal(what: str, form: _Form) -> None:
+    from ..errors import ModelstowError
+
+    hint = "run the same command again: it continues from what is proven"
+    _complain(ModelstowError(what, hint=hint), {}, form)
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 class _Form(NamedTuple):
@@ -103,7 +100,7 @@ def _run(argv: Sequence[str], environ: Mapping[str, str], form: _Form) -> int:
         session = Session(args, environ)
         answer = _command(args.command)(session)
     except BrokenPipeError:
-        return _quietly_closed()
+        return _closed()
     except Exception as error:
         if form.verbose:
             traceback.print_exc()
@@ -111,9 +108,9 @@ def _run(argv: Sequence[str], environ: Mapping[str, str], form: _Form) -> int:
     try:
         return _give(answer, form)
     except BrokenPipeError:
-        return _quietly_closed()
+        return _closed()
     except OSError as error:  # a full disk behind a redirection
-        _quietly_closed()
+        _closed()
         from ..errors import FilesystemError
         from . import output
 
@@ -136,7 +133,7 @@ def _give(answer: Answer, form: _Form) -> int:
             _print_lines(answer.lines)
         return _complain(answer.error, answer.document, form)
     if form.as_json:
-        from .session import dump
+        from .output import dump
 
         print(dump({"schema": 1, "ok": True, **answer.document}))
     else:
@@ -156,16 +153,17 @@ def _complain(error: BaseException, document: Mapping[str, Any], form: _Form) ->
     from . import output
 
     if form.as_json:
-        from .session import dump
+        from .output import dump
 
         print(dump({"schema": 1, "ok": False, **document, "error": output.error_document(error)}))
         sys.stdout.flush()
     return exit_code(output.report_error(error, as_event=form.as_events))
 
 
-def _quietly_closed() -> int:
-    """Whoever read our output went away (`| head`)."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _closed() -> int:
+    from . import output
+
+    output.discard_output()
     return 1
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
 
 
 def size(count: int) -> str:
@@ -41,6 +44,35 @@ def table(rows: Iterable[Sequence[str]], *, right: frozenset[int] = frozenset())
     return lines
 
 
+def dump(document: Mapping[str, Any]) -> str:
+    """One JSON document of one line. Paths become text; what is no Unicode is escaped."""
+    import json
+
+    return json.dumps(document, default=str, separators=(", ", ": "))
+
+
+def write_lines(lines: Sequence[str]) -> int:
+    """Write lines to standard output; the exit code: 0, or 1 where it was closed or could not be written."""
+    try:
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output()
+        return 1
+    except OSError as error:  # a full disk behind a redirection
+        discard_output()
+        from ..errors import FilesystemError
+
+        report_error(FilesystemError(f"standard output cannot be written: {error.strerror}"))
+        return 1
+    return 0
+
+
+def discard_output() -> None:
+    """The reader of our output went away (`| head`): nothing more can be written to it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def error_document(error: BaseException) -> dict[str, Any]:
     """The value of ``error`` in a document."""
     code, message, hint, details = _facts(error)
@@ -51,6 +83,8 @@ def report_error(error: BaseException, *, as_event: bool = False) -> str:
     """Say what went wrong, where, and what next; its code."""
     code, message, hint, _ = _facts(error)
     if as_event:
+        import json
+
         row = {"event": "Failed", "code": code, "message": message, "hint": hint}
         print(json.dumps(row, default=str), file=sys.stderr, flush=True)
         return code

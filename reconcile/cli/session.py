@@ -141,11 +141,6 @@ def read_lock(path: str) -> Lockfile:
         raise LockfileMissingError(f"there is no lockfile at {path}", hint=hint) from None
 
 
-def dump(document: Mapping[str, Any]) -> str:
-    """One JSON document of one line. Paths become text; what is no Unicode is escaped."""
-    return json.dumps(document, default=str, separators=(", ", ": "))
-
-
 def event_row(event: Event, **more: object) -> str:
     """An event as one line of JSON, behind *more*."""
     row: dict[str, object] = {**more, "event": type(event).__name__}
@@ -157,4 +152,4 @@ def _path(text: str | None) -> Path | None:
     return Path(os.path.abspath(text)) if text else None
 
 
-__all__ = ["Answer", "Session", "dump", "event_row", "read_lock"]
+__all__ = ["Answer", "Session", "event_row", "read_lock"]

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelstow.cas import Cancelled
 from modelstow.cas.scrub import Level
 
-from .. import settings
+from .. import documents, settings
 from ..desired_state import EnsureOptions
 from ..errors import IntegrityError, InvalidConfigError, as_ours
 from ..events.report import Report, link_counts
 from ..planning.planner import Fetch, Link, Plan, Remove, Replace
 from ..planning.state import ModelState, VariantStatus
-from ..results import ApplyResult
+from ..results import ApplyResult, TreeResult
 from . import output
-from .output import count, seconds, size, table
+from .output import count, dump, seconds, size, table
 from .progress import shown
-from .session import Answer, Session, dump
+from .session import Answer, Session
 
 if TYPE_CHECKING:
     from ..planning.verifier import Finding, VerifyReport
@@ -36,7 +36,16 @@ def run_plan(session: Session) -> Answer:
 
 def plan_answer(plan: Plan, *, check: bool = False) -> Answer:
     """A plan as an answer; exit code 3 if *check* finds work."""
-    document = {"changes": plan.changes, "actions": [_action(a) for a in plan.actions], "summary": _plan_summary(plan)}
+    s = plan.summary
+    summary = documents.plan_summary(
+        fetch_blobs=s.fetch_blobs,
+        fetch_bytes=s.fetch_bytes,
+        link_files=s.link_files,
+        remove_files=s.remove_files,
+        disk_bytes=s.disk_bytes,
+        free_bytes=s.free_bytes,
+    )
+    document = documents.plan([_action(a) for a in plan.actions], summary)
     return Answer(document=document, lines=tuple(_plan_lines(plan)), code=3 if check and plan.changes else 0)
 
 
@@ -52,21 +61,9 @@ def _action(action: Fetch | Link | Replace | Remove) -> dict[str, Any]:
             return {"do": "remove", "model": action.tree.model, "variant": action.tree.variant, "path": action.path}
 
 
-def _plan_summary(plan: Plan) -> dict[str, int]:
-    s = plan.summary
-    return {
-        "fetch_blobs": s.fetch_blobs,
-        "fetch_bytes": s.fetch_bytes,
-        "link_files": s.link_files,
-        "remove_files": s.remove_files,
-        "disk_bytes": s.disk_bytes,
-        "free_bytes": s.free_bytes,
-    }
-
-
 def _plan_lines(plan: Plan) -> Iterator[str]:
     if not plan.changes:
-        yield "in sync: nothing to do"
+        yield documents.IN_SYNC
         return
     names: dict[str, str] = {}
     trees: dict[str, dict[str, int]] = {}
@@ -151,12 +148,8 @@ def run_ensure(session: Session) -> Answer:
 
 
 def _outcome_answer(outcome: ApplyResult, *, lines: tuple[str, ...]) -> Answer:
-    trees = [
-        {"model": t.model, "variant": t.variant, "path": str(t.path), "state": t.state, "changed": t.changed}
-        for t in outcome.trees
-    ]
     removed = [{"model": r.model, "variant": r.variant, "path": str(r.path)} for r in outcome.report.removed]
-    document: dict[str, Any] = {"trees": trees, "removed": removed, "summary": _report_summary(outcome.report)}
+    document = documents.result(map(_tree_row, outcome.trees), removed, _report_summary(outcome.report))
     if outcome.report.displaced:
         document["displaced"] = [{"path": str(d.path), "to": str(d.to)} for d in outcome.report.displaced]
     if outcome.report.pruned:
@@ -164,32 +157,34 @@ def _outcome_answer(outcome: ApplyResult, *, lines: tuple[str, ...]) -> Answer:
     return Answer(document=document, lines=lines, error=outcome.error)
 
 
+def _tree_row(tree: TreeResult) -> dict[str, Any]:
+    return documents.tree_row(
+        model=tree.model, variant=tree.variant, path=str(tree.path), state=tree.state, changed=tree.changed
+    )
+
+
 def _report_summary(report: Report) -> dict[str, Any]:
-    return {
-        "fetched_blobs": report.fetched_blobs,
-        "fetched_bytes": report.fetched_bytes,
-        "resumed_bytes": report.resumed_bytes,
-        "repaired_bytes": report.repaired_bytes,
-        "reused_blobs": report.reused_blobs,
-        "reused_bytes": report.reused_bytes,
-        "linked_files": report.linked_files,
-        "links": link_counts(report),
-        "seconds": round(report.seconds, 3),
-    }
+    return documents.result_summary(
+        fetched_blobs=report.fetched_blobs,
+        fetched_bytes=report.fetched_bytes,
+        resumed_bytes=report.resumed_bytes,
+        repaired_bytes=report.repaired_bytes,
+        reused_blobs=report.reused_blobs,
+        reused_bytes=report.reused_bytes,
+        linked_files=report.linked_files,
+        links=link_counts(report),
+        seconds=report.seconds,
+    )
 
 
 def _reconcile_lines(outcome: ApplyResult) -> Iterator[str]:
-    rows = []
-    for tree in outcome.trees:
-        word = "changed" if tree.changed else "unchanged"
-        rows.append((f"{tree.model}#{tree.variant}", tree.state, word, str(tree.path)))
-    yield from table(rows)
+    yield from table(documents.tree_cells(_tree_row(tree)) for tree in outcome.trees)
     for gone in outcome.report.removed:
         yield f"removed {gone.model}#{gone.variant}  {gone.path}"
     yield from _displaced_lines(outcome.report)
     report = outcome.report
     if not any(tree.changed for tree in outcome.trees) and not report.removed and outcome.error is None:
-        yield f"in sync: nothing to do ({seconds(report.seconds)})"
+        yield f"{documents.IN_SYNC} ({seconds(report.seconds)})"
         return
     parts = [f"fetched {size(report.fetched_bytes)} in {count(report.fetched_blobs, 'blob')}"]
     if report.resumed_bytes:
@@ -221,41 +216,23 @@ def _tell_displaced(session: Session, report: Report) -> None:
 
 def run_status(session: Session) -> Answer:
     statuses = session.ensurer().statuses(session.args.selectors or None)
-    models = [_status(each) for each in statuses]
+    rows = [_status_row(each) for each in statuses]
     incomplete = any(each.state is not ModelState.COMPLETE for each in statuses)
-    lines = [*_status_lines(statuses)]
-    return Answer(document={"models": models}, lines=tuple(lines), code=3 if session.args.check and incomplete else 0)
+    lines = table(documents.status_cells(row, size(row["bytes_needed"]) if row["bytes_needed"] else "") for row in rows)
+    return Answer(document={"models": rows}, lines=tuple(lines), code=3 if session.args.check and incomplete else 0)
 
 
-def _status(each: VariantStatus) -> dict[str, Any]:
-    return {
-        "model": each.model,
-        "variant": each.variant,
-        "state": each.state,
-        "path": str(each.local_path),
-        "missing_files": each.missing_files,
-        "corrupt_files": each.corrupt_files,
-        "extra_files": each.extra_files,
-        "bytes_needed": each.bytes_needed,
-    }
-
-
-def _status_lines(statuses: Iterable[VariantStatus]) -> Iterator[str]:
-    rows = []
-    for each in statuses:
-        notes = [
-            f"{len(paths)} {word}"
-            for paths, word in (
-                (each.missing_files, "missing"),
-                (each.corrupt_files, "corrupt"),
-                (each.extra_files, "of yours"),
-            )
-            if paths
-        ]
-        if each.bytes_needed:
-            notes.append(f"{size(each.bytes_needed)} to fetch")
-        rows.append((f"{each.model}#{each.variant}", each.state, str(each.local_path), ", ".join(notes)))
-    yield from table(rows)
+def _status_row(each: VariantStatus) -> dict[str, Any]:
+    return documents.status_row(
+        model=each.model,
+        variant=each.variant,
+        state=each.state,
+        path=str(each.local_path),
+        missing=each.missing_files,
+        corrupt=each.corrupt_files,
+        extra=each.extra_files,
+        bytes_needed=each.bytes_needed,
+    )
 
 
 # ---- verify

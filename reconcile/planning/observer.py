@@ -109,6 +109,7 @@ class _Look:
             placed=comparison.placed,
             foreign=comparison.foreign,
             extra=tuple(sorted(found.files.keys() - known)),
+            own=tuple(comparison.own),
             verifying=tree_id(tree.key.tree) in self.verifying,
         )
 
@@ -125,6 +126,7 @@ class _Comparison:
         self._record: Mapping[str, InventoryEntry] = record.files if record else {}
         self.placed: dict[str, Digest] = {}
         self.foreign: dict[str, Foreign] = {}
+        self.own: list[str] = []
 
     def run(self, files: Mapping[str, Digest]) -> None:
         """Judge every locked path. Nearly always it is its blob's inode: two lookups and one comparison."""
@@ -135,6 +137,8 @@ class _Comparison:
                 placed[path] = digest
             elif ino is not None:
                 self._by_stat(path, digest, inodes.get(digest, 0))
+                if path in placed:
+                    self.own.append(path)
             elif path in self._found.folders:
                 self.foreign[path] = Foreign(None)
 

@@ -101,6 +101,7 @@ class ActualTree:
     placed: Mapping[str, Digest] = field(default_factory=dict)  # path -> blob, by stat
     foreign: Mapping[str, Foreign] = field(default_factory=dict)
     extra: tuple[str, ...] = ()  # paths of the user's own files
+    own: tuple[str, ...] = ()  # placed files that are not their blob's inode: copies, symlinks, empty files
     verifying: bool = False  # a live process verifies it
 
 

@@ -102,6 +102,7 @@ class TreeRoot:
     record: Inventory
     file: Path  # that holds the record
     state: RootState
+    used_at: float  # the last recorded use, in seconds since 1970
 
     @property
     def unfinished(self) -> bool:
@@ -128,14 +129,6 @@ class TreeRoot:
     def digests(self) -> frozenset[Digest]:
         """The blobs of its files."""
         return frozenset(entry.digest for entry in self.record.files.values())
-
-    @property
-    def used_at(self) -> float:
-        """The time of the last recorded use, in seconds since 1970; 0 where the record is gone."""
-        try:
-            return self.file.stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +224,8 @@ def read_tree(store: BlobStore, file: Path) -> TreeRoot:
     record = read_inventory(file)
     if record is None:
         raise FileNotFoundError(file)
-    return TreeRoot(record=record, file=file, state=_tree_state(record, store.layout.root))
+    used_at = store.trees.used_at(file)
+    return TreeRoot(record=record, file=file, used_at=used_at, state=_tree_state(record, store.layout.root))
 
 
 def stamp(store: BlobStore) -> tuple[object, ...]:

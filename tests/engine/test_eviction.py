@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,14 +21,12 @@ BLOBS = {letter: Digest.of(letter.encode()) for letter in "abcdef"}
 SIZES = dict.fromkeys(BLOBS.values(), 10)
 
 
-def tree_root(folder: Path, name: str, blobs: str, *, used_at: int, state: RootState = RootState.ALIVE) -> TreeRoot:
+def tree_root(name: str, blobs: str, *, used_at: float, state: RootState = RootState.ALIVE) -> TreeRoot:
     """A tree that was made of some blobs and used at some time."""
-    file = folder / name
-    file.touch()
-    os.utime(file, (used_at, used_at))
     files = {letter: InventoryEntry(BLOBS[letter], LinkKind.HARDLINK, 1) for letter in blobs}
     labels = {"model": f"{name}@1", "variant": "v"}
-    return TreeRoot(record=Inventory(tree=f"models/{name}", labels=labels, files=files), file=file, state=state)
+    record = Inventory(tree=f"models/{name}", labels=labels, files=files)
+    return TreeRoot(record=record, file=Path(name), state=state, used_at=used_at)
 
 
 def roots_of(*trees: TreeRoot, pins: tuple[Pin, ...] = ()) -> Roots:
@@ -46,15 +42,15 @@ def chosen(known: Roots, targets: EvictionTargets, *, free: int = 0, used: str =
     return [root.key.model for root in found]
 
 
-def three(folder: Path) -> Roots:
+def three() -> Roots:
     """Three trees of one blob each, used 30, 20 and 10 seconds ago."""
     rows = (("m1", "a", 30), ("m2", "b", 20), ("m3", "c", 10))
-    return roots_of(*(tree_root(folder, name, blobs, used_at=NOW - ago) for name, blobs, ago in rows))
+    return roots_of(*(tree_root(name, blobs, used_at=NOW - ago) for name, blobs, ago in rows))
 
 
-def test_the_least_recently_used_go_until_the_targets_are_met(tmp_path: Path):
+def test_the_least_recently_used_go_until_the_targets_are_met():
     """By size, by free space (garbage counts as free) and by age."""
-    known = three(tmp_path)
+    known = three()
 
     assert chosen(known, EvictionTargets(max_size=60)) == []
     assert chosen(known, EvictionTargets(max_size=20)) == ["m1@1"]
@@ -62,23 +58,23 @@ def test_the_least_recently_used_go_until_the_targets_are_met(tmp_path: Path):
     assert chosen(known, EvictionTargets(max_age_s=15)) == ["m1@1", "m2@1"]
 
 
-def test_what_is_used_pinned_or_gone_is_passed_over(tmp_path: Path):
+def test_what_is_used_pinned_or_gone_is_passed_over():
     """The next in age goes instead; an unreachable target leaves no other choice."""
-    known = three(tmp_path)
+    known = three()
     pinned = roots_of(*known.trees, pins=(Pin(model="m1@1", variant="v", digests=frozenset()),))
-    unverifiable = tree_root(tmp_path, "m0", "d", used_at=0, state=RootState.UNVERIFIABLE)
+    unverifiable = tree_root("m0", "d", used_at=0, state=RootState.UNVERIFIABLE)
 
     assert chosen(known, EvictionTargets(max_size=20), used="m1@1") == ["m2@1"]
     assert chosen(pinned, EvictionTargets(max_size=0)) == ["m2@1", "m3@1"]
     assert chosen(roots_of(*known.trees, unverifiable), EvictionTargets(max_size=30)) == ["m1@1"]
 
 
-def test_a_tree_that_frees_nothing_is_put_back(tmp_path: Path):
+def test_a_tree_that_frees_nothing_is_put_back():
     """It shares all that it has with a newer one."""
     known = roots_of(
-        tree_root(tmp_path, "m1", "a", used_at=NOW - 30),
-        tree_root(tmp_path, "m2", "b", used_at=NOW - 20),
-        tree_root(tmp_path, "m3", "a", used_at=NOW - 10),
+        tree_root("m1", "a", used_at=NOW - 30),
+        tree_root("m2", "b", used_at=NOW - 20),
+        tree_root("m3", "a", used_at=NOW - 10),
     )
 
     assert chosen(known, EvictionTargets(max_size=10)) == ["m2@1"]
@@ -90,9 +86,9 @@ trees = st.lists(st.tuples(st.sets(st.sampled_from("abcdef")).map("".join), st.i
 @given(trees, st.integers(0, 60))
 def test_a_choice_meets_the_target_with_no_tree_to_spare(rows: list[tuple[str, int]], max_size: int):
     """Evicting nothing that is pinned or used, any size can be had; without any one of the trees it would be missed."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = [tree_root(Path(folder), f"m{n}", blobs, used_at=used_at) for n, (blobs, used_at) in enumerate(rows)]
-        names = chosen(roots_of(*made), EvictionTargets(max_size=max_size))
+    made = [tree_root(f"m{n}", blobs, used_at=used_at) for n, (blobs, used_at) in enumerate(rows)]
+
+    names = chosen(roots_of(*made), EvictionTargets(max_size=max_size))
 
     blobs = {f"m{n}@1": set(blobs) for n, (blobs, _) in enumerate(rows)}
     assert kept_bytes(blobs, gone=set(names)) <= max_size
@@ -106,14 +102,13 @@ def kept_bytes(blobs: Mapping[str, set[str]], *, gone: set[str]) -> int:
 @given(trees, st.data())
 def test_putting_back_undoes_taking_away(rows: list[tuple[str, int]], data: st.DataObject):
     """In any order."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = [tree_root(Path(folder), f"m{n}", blobs, used_at=used_at) for n, (blobs, used_at) in enumerate(rows)]
-        simulation = EvictionSimulation(SIZES, [BLOBS["a"]], made)
-        before = simulation.kept
-        for root in data.draw(st.permutations(made)):
-            simulation.remove(root)
-        assert simulation.kept == 10
-        for root in data.draw(st.permutations(made)):
-            simulation.restore(root)
+    made = [tree_root(f"m{n}", blobs, used_at=used_at) for n, (blobs, used_at) in enumerate(rows)]
+    simulation = EvictionSimulation(SIZES, [BLOBS["a"]], made)
+    before = simulation.kept
+    for root in data.draw(st.permutations(made)):
+        simulation.remove(root)
+    assert simulation.kept == 10
+    for root in data.draw(st.permutations(made)):
+        simulation.restore(root)
 
     assert simulation.kept == before and simulation.total == 60

@@ -61,18 +61,24 @@ def test_reconcile_fetches_both_variants_and_shares_their_bytes(tmp_path: Path):
 
 
 def test_a_second_reconcile_does_nothing(tmp_path: Path):
-    """No request, no write, no lock."""
+    """No request, no lock, no write but of caches and of when a tree was used."""
     lock, source = two_variants()
     models = ensurer_of(tmp_path, lock, source)
     models.reconcile()
     asked = source.opened
-    before = {p: p.lstat().st_ctime_ns for p in (tmp_path / "root").rglob("*") if "inventories" not in str(p)}
+
+    def times() -> dict[Path, int]:
+        caches = (tmp_path / "root/state/used", tmp_path / "root/state/snapshots")
+        every = [p for p in (tmp_path / "root").rglob("*") if not {p, p.parent} & set(caches) and p.name != "state"]
+        return {p: p.lstat().st_ctime_ns for p in every}
+
+    before = times()
 
     outcome = models.reconcile()
 
     assert not any(tree.changed for tree in outcome.trees)
     assert source.opened == asked
-    assert {p: p.lstat().st_ctime_ns for p in (tmp_path / "root").rglob("*") if "inventories" not in str(p)} == before
+    assert times() == before
 
 
 def test_an_edit_through_a_hardlink_is_found_and_only_its_piece_is_fetched(tmp_path: Path):

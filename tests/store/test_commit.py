@@ -26,7 +26,7 @@ def intact(store: BlobStore) -> list[bytes]:
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system that cannot be synced as a whole."""
-    monkeypatch.setattr(syscalls, "syncs_whole", lambda fd: False)
+    monkeypatch.setattr(syscalls, "is_local", lambda fd: False)
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         happened.append("link")
         link(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(syscalls, "syncs_whole", lambda fd: True)
+    monkeypatch.setattr(syscalls, "is_local", lambda fd: True)
     monkeypatch.setattr(syscalls, "syncfs", lambda fd: happened.append("syncfs"))
     monkeypatch.setattr(syscalls, "check_written", lambda fd: happened.append("check"))
     monkeypatch.setattr(os, "link", linked)

@@ -53,7 +53,8 @@ def world(folder: Path, models: dict[str, dict[str, bytes]], **more):
 def used(models, model: str, ago_s: float) -> None:
     """Say that a tree was used so long ago."""
     key = models.desired([model]).trees[0].key
-    age(models.settings.root / "state/inventories" / inventories.tree_id(key.tree), ago_s)
+    for folder in ("inventories", "used"):
+        age(models.settings.root / "state" / folder / inventories.tree_id(key.tree), ago_s)
 
 
 def collect(models, **more) -> GcResult:
