@@ -77,7 +77,7 @@ def folded(path: str) -> str:
 
 
 def collisions(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The paths that cannot exist together with an earlier one, each with the reason."""
+    """Each path that cannot stand beside an earlier one, with the reason: equal after folding, or file and folder."""
     keys: dict[str, str] = {}
     for path in paths:
         key = folded(path)
@@ -152,7 +152,7 @@ class Selector:
 
 def check_paths(place: str, paths: Iterable[str], problems: list[Problem]) -> None:
     """Append every invalid or colliding path of one tree to *problems*, under *place*."""
-    paths = list(paths)
-    for path in paths:
+    every = list(paths)
+    for path in every:
         problems += [Problem(f"{place}[{path[:80]!a}]", what) for what in path_problems(path)]
-    problems += [Problem(f"{place}[{path[:80]!a}]", what) for path, what in collisions(paths)]
+    problems += [Problem(f"{place}[{path[:80]!a}]", what) for path, what in collisions(every)]

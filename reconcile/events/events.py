@@ -93,7 +93,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileLinked:
-    """A file of a tree was linked to its blob."""
+    """A path of a tree holds its blob now."""
 
     path: str
     kind: LinkKind
