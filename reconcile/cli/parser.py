@@ -49,7 +49,7 @@ def _common() -> _Parser:
     how = common.add_argument_group("how")
     how.add_argument("--locked", action="store_true", help="exit 7 if the lockfile was not made from this manifest")
     how.add_argument("--offline", action="store_true", help="use no network source; folders are allowed")
-    how.add_argument("--connections", metavar="N", help="at most so many transfers at once (MODELSTOW_CONCURRENCY)")
+    how.add_argument("--connections", metavar="N", help="maximum number of transfers at once (MODELSTOW_CONCURRENCY)")
     how.add_argument("--limit-rate", metavar="RATE", help="limit of bytes per second from sources, e.g. 50MB")
     how.add_argument(
         "--lock-timeout", metavar="SECONDS", help="how long to wait for another process after its last progress (300)"
@@ -104,8 +104,10 @@ def _sync_commands(add: _Add) -> None:
     plan.add_argument("--check", action="store_true", help="exit 3 if there is work")
     _link_options(plan)
     reconcile = add("reconcile", "make the disk equal the lockfile")
-    reconcile.add_argument("--watch", metavar="SECONDS", help="keep it so: reconcile again every so many seconds")
-    reconcile.add_argument("--prune", action="store_true", help="also remove files in trees that are not in the lockfile")
+    reconcile.add_argument("--watch", metavar="SECONDS", help="repeat after a pause of so many seconds, until stopped")
+    reconcile.add_argument(
+        "--prune", action="store_true", help="also remove the files of trees that the lockfile does not name"
+    )
     reconcile.add_argument("--dry-run", action="store_true", help="print the plan instead")
     _link_options(reconcile)
     ensure = add("ensure", "make some variants ready; prints their paths")
@@ -117,7 +119,9 @@ def _sync_commands(add: _Add) -> None:
         "--with", dest="with_", action="append", default=[], metavar="COMPONENT", help="add an optional part"
     )
     ensure.add_argument("--without", action="append", default=[], metavar="COMPONENT", help="leave a part out")
-    ensure.add_argument("--prune", action="store_true", help="also remove files in the trees that are not in the lockfile")
+    ensure.add_argument(
+        "--prune", action="store_true", help="also remove the files of trees that the lockfile does not name"
+    )
     ensure.add_argument("--dry-run", action="store_true", help="print the plan instead")
     _link_options(ensure)
     status = add("status", "the state of each variant, by stat")
@@ -140,8 +144,8 @@ def _link_options(command: argparse.ArgumentParser) -> None:
 def _retention_commands(add: _Add) -> None:
     gc = add("gc", "remove blobs that nothing keeps; evict on request")
     gc.add_argument("--max-size", metavar="SIZE", help="evict least recently used trees until blobs fit, e.g. 500GB")
-    gc.add_argument("--free", metavar="SIZE", help="evict until so much space is free, e.g. 50GB")
-    gc.add_argument("--max-age", metavar="AGE", help="evict trees that were not used for so long, e.g. 30d")
+    gc.add_argument("--free", metavar="SIZE", help="evict until SIZE is free on the disk, e.g. 50GB")
+    gc.add_argument("--max-age", metavar="AGE", help="evict trees that were last used longer ago, e.g. 30d")
     gc.add_argument("--dry-run", action="store_true", help="remove nothing, print what would be removed")
     gc.add_argument("--quarantine", action="store_true", help="empty quarantine/ too")
     gc.add_argument("--state-lost", action="store_true", help="continue although state/ was lost")

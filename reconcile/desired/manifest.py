@@ -136,13 +136,16 @@ class _TableReader:
         return value
 
     def text(self, key: str, default: str | None = None) -> str | None:
+        """The string of a key."""
         value: str | None = self.take(key, str, default, "a string")
         return value
 
     def flag(self, key: str) -> bool:
+        """The boolean of a key; False where it is missing."""
         return bool(self.take(key, bool, False, "true or false"))
 
     def texts(self, key: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """The list of strings of a key; elements of other types are problems and left out."""
         values = self.take(key, list, None, "a list of strings")
         if values is None:
             return default
@@ -152,6 +155,7 @@ class _TableReader:
         return tuple(strings)
 
     def table(self, key: str) -> _TableReader:
+        """A reader of the table of a key; it is empty where the key is missing."""
         return _TableReader(self.take(key, dict, {}, "a table"), self.place_of(key), self.problems)
 
     def tables(self) -> Iterable[tuple[str, _TableReader]]:

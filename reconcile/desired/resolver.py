@@ -104,6 +104,7 @@ class _Resolver:
         self.blobs: dict[Digest, LockedBlob] = {}
 
     def model(self, model: Model) -> LockedModel:
+        """The lockfile's entry for a model; its blobs are added to ``blobs``."""
         key = str(model.id)
         entry = self._entry(model)
         locked = {}

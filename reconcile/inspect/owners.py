@@ -91,7 +91,7 @@ class RootKind(enum.StrEnum):
 class RootEntry:
     """One root as `gc --roots` lists it. ``path`` is absolute; empty for pins and leases."""
 
-    id: str  # as `gc --forget` takes it
+    id: str  # of a lockfile or tree, as `gc --forget` takes it; the variant of a pin, the purpose of a lease
     kind: RootKind
     path: str
     state: RootState

@@ -118,6 +118,7 @@ class TreeRoot:
 
     @property
     def key(self) -> TreeKey:
+        """The identity of the tree."""
         return TreeKey.of(self.record)
 
     @property
