@@ -1,6 +1,6 @@
-"""What can go wrong, under one base, each with its code; and what an exit code a code means.
+"""Errors of this package under one base, each with its code; and the exit code of each code.
 
-Errors of the rooms below (``cas``, ``backends``) carry codes of the same set and pass through as they are.
+Errors of the lower packages (``cas``, ``backends``) carry codes of the same set and pass through unchanged.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from modelstow.cas.errors import FULL
 
 from .hints import hint_of
 
-_MOST_LINES = 20  # of a message; details have every failure
+_MOST_LINES = 20  # of a message; the details have every failure
 
 
 class ModelstowError(Exception):
-    """Base of this package's errors: what and where in the message, what next in ``hint``, fields in ``details``."""
+    """The base of this package's errors: what and where in the message, what to do in ``hint``, fields in ``details``."""
 
     code = "UNKNOWN_ERROR"
 
@@ -29,19 +29,19 @@ class ModelstowError(Exception):
 
 
 class InvalidConfigError(ModelstowError):
-    """Options or environment make no sense, or contradict what another lockfile wants."""
+    """Options or environment variables are invalid, or conflict with another registered lockfile."""
 
     code = "INVALID_CONFIG"
 
 
 class InvalidModelIdError(ModelstowError):
-    """A selector that is none, or that fits several versions."""
+    """A selector is malformed or ambiguous."""
 
     code = "INVALID_MODEL_ID"
 
 
 class ModelNotFoundError(ModelstowError):
-    """No such model in the lockfile. ``details``: model_id, available_models."""
+    """The lockfile has no such model. ``details``: model_id, available_models."""
 
     code = "MODEL_NOT_FOUND"
 
@@ -54,9 +54,9 @@ class VariantNotFoundError(ModelstowError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong in a file, and its place there."""
+    """One error in a file, with its place there."""
 
-    place: str
+    place: str  # such as ``models["m"].sources[0]``; empty for the whole file
     what: str
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Problem:
 
 
 class _FileError(ModelstowError):
-    """A file with problems; all of them, each with its place, in ``details["problems"]``."""
+    """A file is invalid. ``details["problems"]`` has every problem with its place."""
 
     def __init__(self, file: str, problems: Sequence[Problem], *, hint: str = "") -> None:
         lines = "".join(f"\n  {problem}" for problem in problems)
@@ -74,49 +74,49 @@ class _FileError(ModelstowError):
 
 
 class ManifestValidationError(_FileError):
-    """models.toml cannot be used."""
+    """The manifest is invalid."""
 
     code = "MANIFEST_VALIDATION_ERROR"
 
 
 class LockfileInvalidError(_FileError):
-    """models.lock cannot be used; nothing was touched."""
+    """The lockfile is invalid. Nothing was changed."""
 
     code = "LOCKFILE_INVALID"
 
 
 class LockfileMissingError(ModelstowError):
-    """There is no lockfile."""
+    """The lockfile does not exist."""
 
     code = "LOCKFILE_INVALID"
 
 
 class SchemaVersionError(ModelstowError):
-    """A file of a later format. ``details``: found_version, supported_versions."""
+    """A file has a format that this version does not know. ``details``: found_version, supported_versions."""
 
     code = "SCHEMA_VERSION_MISMATCH"
 
 
 class LockfileStaleError(ModelstowError):
-    """The lockfile was not made from this manifest, and ``--locked`` was asked."""
+    """The lockfile was not made from this manifest, and ``--locked`` forbids that."""
 
     code = "LOCKFILE_STALE"
 
 
 class SourceUnavailableError(ModelstowError):
-    """No source could give the bytes. ``details``: sources, each with its reason."""
+    """No source delivered the bytes. ``details``: sources, each with its reason."""
 
     code = "SOURCE_UNAVAILABLE"
 
 
 class AuthError(SourceUnavailableError):
-    """A source wants credentials, or others."""
+    """A source requires credentials, or rejects those that it got."""
 
     code = "AUTH_FAIL"
 
 
 class RateLimitError(SourceUnavailableError):
-    """A source asks to be left alone."""
+    """A source limits the rate of requests."""
 
     code = "RATE_LIMIT"
 
@@ -128,7 +128,7 @@ class NetworkTimeoutError(SourceUnavailableError):
 
 
 class IncompleteDownloadError(SourceUnavailableError):
-    """A source has some of the files of a tree and not these. ``details``: missing_files, sources."""
+    """A source lacks some of the files of a tree. ``details``: missing_files, sources."""
 
     code = "INCOMPLETE_DOWNLOAD"
 
@@ -140,31 +140,31 @@ class IntegrityError(ModelstowError):
 
 
 class FilesystemError(ModelstowError):
-    """The file system refused."""
+    """The operating system reported an error about a file or folder."""
 
     code = "FILESYSTEM_ERROR"
 
 
 class PermissionDeniedError(FilesystemError):
-    """Not allowed to write or read there."""
+    """Reading or writing a path is not permitted."""
 
     code = "PERMISSION_DENIED"
 
 
 class PathTooLongError(FilesystemError):
-    """A path exceeds what the file system takes."""
+    """A path is longer than the file system allows."""
 
     code = "PATH_TOO_LONG"
 
 
 class PolicyRefusedError(ModelstowError):
-    """The manifest's policy forbids it."""
+    """The manifest's policy forbids the operation."""
 
     code = "POLICY_REFUSED"
 
 
 class ApplyError(ModelstowError):
-    """Some variants failed; the others are done. ``details["failures"]`` has every one; the code is the worst one's."""
+    """Some variants failed; the others are done. ``details["failures"]`` has every failure; the code is the worst one's."""
 
     def __init__(self, failures: Sequence[ApplyFailure], changed: frozenset[Any] = frozenset()) -> None:
         worst = min(failures, key=lambda failure: _rank(failure.error.code))
@@ -182,9 +182,9 @@ class ApplyError(ModelstowError):
 
 @dataclass(frozen=True, slots=True)
 class ApplyFailure:
-    """One part of an apply that failed."""
+    """The failure of one part of an apply."""
 
-    where: str
+    where: str  # a variant, a short digest or a tree
     error: ModelstowError | CasError = field(compare=False)
 
 
@@ -222,11 +222,11 @@ BLOB_CODES = (
     "NETWORK_TIMEOUT",
     "SOURCE_UNAVAILABLE",
 )
-"""Of several reasons why one blob could not be had, the first of these is told."""
+"""The codes of a failed blob, most telling first: of several reasons the first of these is reported."""
 
 
 def exit_code(code: str) -> int:
-    """What a process ends with for an error of this code."""
+    """The exit code of a process that ends with an error of this code."""
     return EXIT_CODES.get(code, 1)
 
 
@@ -237,30 +237,32 @@ def _rank(code: str) -> tuple[int, int]:
 
 
 def from_os(error: OSError, doing: str = "") -> ModelstowError | CasError:
-    """An operating system's refusal as one of ours, with the path it names."""
+    """The error for an ``OSError``, with the path that it names."""
     path = error.filename2 or error.filename or ""
     what = f"{doing + ': ' if doing else ''}{error.strerror or error}" + (f": {path}" if path else "")
     if error.errno in FULL:
         return NoSpaceError(what, hint="free some space; `modelstow gc` removes what nothing keeps", path=str(path))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return PermissionDeniedError(what, hint="check who owns the folder, or choose another --root", path=str(path))
+        return PermissionDeniedError(
+            what, hint="check the owner and permissions of the folder, or choose another --root", path=str(path)
+        )
     if error.errno == errno.ENAMETOOLONG:
         return PathTooLongError(what, hint="choose a shorter --root", path=str(path))
     return FilesystemError(what, path=str(path))
 
 
 def as_ours(error: BaseException, doing: str = "") -> ModelstowError | CasError | None:
-    """The error as one that has a code; None for what is not a failure of ours (a bug, an interrupt)."""
+    """The error as one with a code; None for a bug or an interrupt."""
     if isinstance(error, ModelstowError | CasError):
         return error
     return from_os(error, doing) if isinstance(error, OSError) else None
 
 
 def listing(names: Iterable[str], *, most: int = 20) -> str:
-    """Names for a message: the first *most*, and how many more."""
-    every = list(names)
-    shown = ", ".join(every[:most])
-    return shown + (f" and {len(every) - most} more" if len(every) > most else "")
+    """Names for a message: the first *most*, and the number of the others."""
+    all_names = list(names)
+    text = ", ".join(all_names[:most])
+    return text + (f" and {len(all_names) - most} more" if len(all_names) > most else "")
 
 
 __all__ = [

@@ -1,7 +1,8 @@
-"""What is told when something was done or looked into."""
+"""Results of applying and verifying, as values for callers."""
 
 from __future__ import annotations
 
+import enum
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,18 @@ from .planning.state import DesiredTree, ModelState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeResult:
-    """How one tree stands after an apply."""
+    """The state of one tree after an apply."""
 
     model: str
     variant: str
     path: Path
     state: ModelState
-    changed: bool
+    changed: bool  # by this apply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyResult:
-    """What an apply achieved; ``error`` tells what failed beside it."""
+    """What an apply achieved, and in ``error`` what failed."""
 
     trees: tuple[TreeResult, ...]
     report: Report
@@ -35,7 +36,7 @@ class ApplyResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntegrityReport:
-    """What reading one variant showed. Lists are paths within the tree."""
+    """The result of verifying one variant. Lists are paths within the tree."""
 
     success: bool
     verified_files: tuple[str, ...] = ()
@@ -45,31 +46,40 @@ class IntegrityReport:
 
     @classmethod
     def absent(cls, tree: DesiredTree) -> IntegrityReport:
-        """There is no such tree."""
+        """The report for a tree that does not exist."""
         return cls(success=False, missing_files=tuple(sorted(tree.files)), error_message=f"{tree.path} does not exist")
 
     @classmethod
     def of(cls, tree: DesiredTree, faulty: set[str]) -> IntegrityReport:
-        """A tree that was read, with *faulty* paths."""
-        kinds = {path: _judged(tree.path / path, digest, faulty) for path, digest in sorted(tree.files.items())}
-        missing = tuple(path for path, kind in kinds.items() if kind == "missing")
-        failed = tuple(path for path, kind in kinds.items() if kind == "failed")
+        """The report for a tree that was read; *faulty* holds the absolute paths of findings."""
+        states = {path: _file_state(tree.path / path, digest, faulty) for path, digest in sorted(tree.files.items())}
+
+        def paths(state: _FileState) -> tuple[str, ...]:
+            return tuple(path for path, found in states.items() if found is state)
+
+        failed, missing = paths(_FileState.FAILED), paths(_FileState.MISSING)
         return cls(
             success=not failed and not missing,
-            verified_files=tuple(path for path, kind in kinds.items() if not kind),
+            verified_files=paths(_FileState.VERIFIED),
             failed_files=failed,
             missing_files=missing,
             error_message=f"{len(failed)} damaged, {len(missing)} missing" if failed or missing else "",
         )
 
 
-def _judged(path: Path, digest: Digest, faulty: set[str]) -> str:
-    """``missing``, ``failed``, or nothing for a file whose content is right, whoever put it there."""
+class _FileState(enum.Enum):
+    VERIFIED = enum.auto()
+    FAILED = enum.auto()
+    MISSING = enum.auto()
+
+
+def _file_state(path: Path, digest: Digest, faulty: set[str]) -> _FileState:
+    """The state of one file; a drifted file is verified if its content is right."""
     if not os.path.lexists(path):
-        return "missing"
+        return _FileState.MISSING
     if str(path) not in faulty:
-        return ""
+        return _FileState.VERIFIED
     try:
-        return "" if Digest.of_path(path) == digest else "failed"
+        return _FileState.VERIFIED if Digest.of_path(path) == digest else _FileState.FAILED
     except OSError:
-        return "failed"
+        return _FileState.FAILED

@@ -1,4 +1,4 @@
-"""Settings: what the command line says, else the environment, else defaults. Sizes and rates as people write them."""
+"""Settings from the command line, the environment and defaults, in this order; and the parsers of their values."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _LEAST_SHARE = 64 * 1024  # bytes a second
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a run needs to know. Paths are absolute."""
+    """The settings of a run. Paths are absolute."""
 
     root: Path
     lockfile: Path | None = None
     manifest: Path | None = None
-    mirrors: tuple[str, ...] = ()  # places that hold blobs by digest; asked first, trusted never
+    mirrors: tuple[str, ...] = ()  # places that hold blobs by digest; tried first, always verified
     locked: bool = False
     offline: bool = False
     link_mode: LinkMode = LinkMode.AUTO
@@ -41,7 +41,7 @@ class Settings:
     connections: int = CONNECTIONS
     limit_rate: float | None = None  # bytes a second
     lock_timeout_s: float = LOCK_TIMEOUT_S
-    max_size: int | None = None  # bytes of blobs
+    max_size: int | None = None  # bytes of blobs; None: no limit
     min_free: int = 0  # bytes to leave on the disk
 
     def open_store(self) -> BlobStore:
@@ -50,25 +50,25 @@ class Settings:
 
     @property
     def useful_connections(self) -> int:
-        """How many connections are worth having: a share of ``limit_rate`` that is too small looks like a dead server."""
+        """The number of connections to use: with too small a share of ``limit_rate`` each would look stalled."""
         if self.limit_rate is None:
             return self.connections
         return max(1, min(self.connections, int(self.limit_rate // _LEAST_SHARE)))
 
 
 def parse_size(text: str, what: str = "size") -> int:
-    """Bytes in ``50MB``, ``1.5GiB``, ``1000``. Raises InvalidConfigError."""
+    """The bytes in a text like ``50MB``, ``1.5GiB`` or ``1000``. Raises InvalidConfigError."""
     match = _SIZE.match(text)
     if match is None:
         raise InvalidConfigError(f"{what} {text!r} is not a size", hint="write it like 500GB, 1.5GiB or 1000000")
-    found = float(match[1]) * _UNITS[(match[2] or "").lower()]
-    if found >= _MOST_BYTES:
+    size = float(match[1]) * _UNITS[(match[2] or "").lower()]
+    if size >= _MOST_BYTES:
         raise InvalidConfigError(f"{what} {text[:40]!r} is more than any disk has", hint="write it like 500GB")
-    return int(found)
+    return int(size)
 
 
 def parse_age(text: str, what: str = "age") -> float:
-    """Seconds in ``30d``, ``12h``. Raises InvalidConfigError."""
+    """The seconds in a text like ``30d`` or ``12h``. Raises InvalidConfigError."""
     match = _AGE.match(text)
     if match is None:
         raise InvalidConfigError(f"{what} {text!r} is not an age", hint="write it like 30d, 12h or 45m")
@@ -76,7 +76,7 @@ def parse_age(text: str, what: str = "age") -> float:
 
 
 def parse_link_mode(text: str) -> LinkMode:
-    """Raises InvalidConfigError."""
+    """The link mode of that name, in any case. Raises InvalidConfigError."""
     try:
         return LinkMode(text.lower())
     except ValueError:
@@ -103,19 +103,19 @@ def parse_seconds(text: str, what: str) -> float:
 
 
 def parse_mirrors(text: str, what: str) -> tuple[str, ...]:
-    """Places parted by spaces or commas. Raises InvalidConfigError."""
+    """The locators in a text that separates them by spaces or commas. Raises InvalidConfigError."""
     mirrors = tuple(text.replace(",", " ").split())
     for mirror in mirrors:
-        if flaw := check_source(mirror):
-            hint = flaw.hint or "name a folder or an address that holds blobs by digest"
-            raise InvalidConfigError(f"{what}: {redact(mirror)}: {flaw.what}", hint=hint)
+        if problem := check_source(mirror):
+            hint = problem.hint or "name a folder or an address that holds blobs by digest"
+            raise InvalidConfigError(f"{what}: {redact(mirror)}: {problem.what}", hint=hint)
     return tuple(map(normalize, mirrors))
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
-    """Where models go when nobody says: MODELSTOW_ROOT, MODELS_ROOT, or the user's data folder."""
-    if chosen := environ.get("MODELSTOW_ROOT") or environ.get("MODELS_ROOT"):
-        return Path(os.path.abspath(chosen))
+    """The store where none is named: MODELSTOW_ROOT, MODELS_ROOT, or the user's data folder."""
+    if root := environ.get("MODELSTOW_ROOT") or environ.get("MODELS_ROOT"):
+        return Path(os.path.abspath(root))
     if data := environ.get("XDG_DATA_HOME"):
         return Path(os.path.abspath(data)) / "modelstow"
     import platformdirs
@@ -124,7 +124,7 @@ def default_root(environ: Mapping[str, str]) -> Path:
 
 
 def from_environment(environ: Mapping[str, str], **given: object) -> Settings:
-    """Settings from the environment, with what is *given* (and not None) winning. Raises InvalidConfigError."""
+    """Settings from the environment; fields that are *given* (and not None) win. Raises InvalidConfigError."""
     fields: dict[str, object] = {}
     for name, field in (("MODELSTOW_LOCK", "lockfile"), ("MODELSTOW_MANIFEST", "manifest")):
         if value := environ.get(name):

@@ -37,6 +37,7 @@ LAYERS = {
     "retention": {"errors", "hints", "state_dirs", "desired", "planning", "retention", "events"},
     "transfer": {"errors", "hints", "state_dirs", "desired", "events", "transfer"},
     "checkout": {"errors", "hints", "state_dirs", "desired", "planning", "events", "checkout"},
+    "inspect": {"errors", "hints", "state_dirs", "desired", "planning", "retention", "inspect"},
     "interop": {"errors", "hints", "state_dirs", "desired", "events", "transfer", "interop"},
 }
 

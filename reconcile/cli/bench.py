@@ -1,4 +1,4 @@
-"""`bench`: how fast verification is on this machine and this disk, beside plain reading of the same bytes."""
+"""`bench`: the throughput of verification on this machine and disk, compared with plain reading of the same bytes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from .output import count, size, table
 from .session import Answer, Session
 
 _READ = "read"
-_SAID = {
+_DESCRIPTIONS = {
     _READ: "plain reading, one thread: the limit",
-    Level.QUICK: "one stat a blob, reads no content",
+    Level.QUICK: "one stat per blob, reads no content",
     Level.FAST: "xxh3-128 of every piece",
     Level.FULL: "sha256 of the whole",
 }
@@ -35,7 +35,7 @@ _SAID = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One row: medians over the repeats. ``share`` is of the speed of plain reading; None where no content is read."""
+    """One row of the result: medians over the repeats. ``share`` is relative to plain reading; None without reading."""
 
     level: str
     seconds: float
@@ -44,12 +44,12 @@ class Measured:
 
     @property
     def rate(self) -> float | None:
-        """Bytes a second."""
+        """Bytes per second; None where no content is read."""
         return self.bytes / self.seconds if self.bytes else None
 
 
 def run_bench(session: Session) -> Answer:
-    """Measure in a folder beside the store, which is removed whatever happens."""
+    """Measure in a temporary folder next to the store."""
     total = settings.parse_size(session.args.size, "--size")
     repeats = settings.parse_count(session.args.repeats, "--repeats")
     if total == 0:
@@ -59,7 +59,7 @@ def run_bench(session: Session) -> Answer:
     folder = Path(tempfile.mkdtemp(prefix=".modelstow-bench-", dir=here))
     try:
         session.say(f"measuring with {size(total)} in {folder}, {count(repeats, 'time')} each")
-        rows = _measure(*_stowed(folder, total), repeats)
+        rows = _measure(*_store_with_blob(folder, total), repeats)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Answer(document={"rows": [_row(row) for row in rows]}, lines=tuple(_lines(rows)))
@@ -69,7 +69,7 @@ def _check_space(here: Path, total: int) -> None:
     needed, free = 2 * total, shutil.disk_usage(here).free
     if needed > free:
         raise NoSpaceError(
-            f"{needed:,} bytes are needed in {here} for a while, {free:,} are free",
+            f"{needed:,} bytes are needed in {here} while measuring, {free:,} are free",
             hint="measure with a smaller --size",
             bytes_needed=needed,
             bytes_available=free,
@@ -80,8 +80,8 @@ def _check_space(here: Path, total: int) -> None:
 # ---- the file
 
 
-def _stowed(folder: Path, total: int) -> tuple[BlobStore, ScrubTarget]:
-    """A store of its own in *folder* with one blob of *total* bytes, ingested as any other."""
+def _store_with_blob(folder: Path, total: int) -> tuple[BlobStore, ScrubTarget]:
+    """A new store in *folder* with one blob of *total* bytes, ingested in the usual way."""
     store = BlobStore.open(folder / "store")
     store.prepare()
     path = folder / "file"
@@ -94,7 +94,7 @@ def _stowed(folder: Path, total: int) -> tuple[BlobStore, ScrubTarget]:
 
 
 def _write(path: Path, total: int) -> Digest:
-    """Random bytes of which no two pieces are alike."""
+    """Write random bytes of which no two pieces are equal; their digest."""
     noise, hasher = os.urandom(min(PIECE, total)), hashlib.sha256()
     with open(path, "wb") as file:
         for index in range(piece_count(total)):
@@ -105,14 +105,14 @@ def _write(path: Path, total: int) -> Digest:
     return Digest.of_hex(hasher.hexdigest())
 
 
-# ---- the clock
+# ---- measuring
 
 
 def _measure(store: BlobStore, target_file: ScrubTarget, repeats: int) -> list[Measured]:
-    """Every level so many times, in an order that rotates, after one round that does not count."""
+    """Measure every level *repeats* times, in a rotating order, after one round of warming up."""
     levels: dict[str, Callable[[], int]] = {
         _READ: lambda: _read(target_file),
-        Level.QUICK: lambda: _look(store, target_file),
+        Level.QUICK: lambda: _stat(store, target_file),
         Level.FAST: lambda: _scrub(target_file, Level.FAST),
         Level.FULL: lambda: _scrub(target_file, Level.FULL),
     }
@@ -142,20 +142,20 @@ def _read(target_file: ScrubTarget) -> int:
     return target_file.size
 
 
-def _look(store: BlobStore, target_file: ScrubTarget) -> int:
+def _stat(store: BlobStore, target_file: ScrubTarget) -> int:
     if store.blobs.stat(target_file.digest, target_file.size).state is not BlobState.INTACT:
-        raise IntegrityError("a blob that was just stowed does not look intact", hint="run `modelstow doctor`")
+        raise IntegrityError("a blob that was just committed is not intact by stat", hint="run `modelstow doctor`")
     return 0
 
 
 def _scrub(target_file: ScrubTarget, level: Level) -> int:
-    verdict = next(scrub([target_file], level))
-    if not verdict.intact:
-        raise IntegrityError("a blob that was just stowed reads back damaged", hint="check this disk and its memory")
-    return verdict.bytes_read
+    result = next(scrub([target_file], level))
+    if not result.intact:
+        raise IntegrityError("a blob that was just committed is damaged when read", hint="check this disk and its memory")
+    return result.bytes_read
 
 
-# ---- what is said
+# ---- output
 
 
 def _row(row: Measured) -> dict[str, str | float | None]:
@@ -174,5 +174,5 @@ def _lines(rows: Sequence[Measured]) -> list[str]:
     for row in rows:
         rate = "-" if row.rate is None else f"{row.rate / 1e9:.2f}"
         share = "-" if row.share is None else f"{row.share:.0%}"
-        cells.append((row.level, f"{row.seconds:.6f}", rate, share, _SAID[row.level]))
+        cells.append((row.level, f"{row.seconds:.6f}", rate, share, _DESCRIPTIONS[row.level]))
     return table(cells, right=frozenset({1, 2, 3}))

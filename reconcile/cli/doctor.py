@@ -1,4 +1,4 @@
-"""`doctor`: checks this machine and installation, by doing small things for real."""
+"""`doctor`: checks of this machine and installation, by real operations in a temporary folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PACKAGES = ("modelstow",)
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was tried."""
+    """The result of one check."""
 
     name: str
     ok: bool
@@ -51,14 +51,14 @@ def _python() -> Check:
 
 
 def _packages() -> Check:
-    """Whether another distribution owns one of the names that this one imports."""
+    """Check that no other distribution owns one of the names that this one imports."""
     import importlib.metadata
 
     owners = importlib.metadata.packages_distributions()
     others = {name: [d for d in owners.get(name, []) if d != "modelstow"] for name in _PACKAGES}
-    clash = {name: found for name, found in others.items() if found}
-    if clash:
-        text = "; ".join(f"{name} also belongs to {', '.join(found)}" for name, found in clash.items())
+    conflicts = {name: found for name, found in others.items() if found}
+    if conflicts:
+        text = "; ".join(f"{name} also belongs to {', '.join(found)}" for name, found in conflicts.items())
         return Check("packages", False, text, "install modelstow into an environment of its own")
     return Check("packages", True, ", ".join(_PACKAGES))
 
@@ -69,13 +69,13 @@ def _store(root: Path) -> Check:
     except (CasError, OSError) as error:
         return Check("store", False, str(error), hint_of(error))
     if store is None:
-        return Check("store", True, f"{root} is not there yet; the first reconcile makes it")
+        return Check("store", True, f"{root} does not exist yet; the first reconcile makes it")
     kind = "shared with its group" if store.config.shared else "private"
     return Check("store", True, f"{root}, {kind}")
 
 
 def _disk(root: Path) -> Iterator[Check]:
-    """What the file system of ROOT can do, tried in a folder that is removed again."""
+    """The abilities of the file system of ROOT, tried in a temporary folder."""
     here = disk(root)
     try:
         folder = Path(tempfile.mkdtemp(prefix=".modelstow-doctor-", dir=here))
@@ -89,8 +89,8 @@ def _disk(root: Path) -> Iterator[Check]:
         try:
             yield _links(folder)
         except OSError as error:
-            yield Check("links", False, f"cannot be tried: {error.strerror}", "free some space, then run it again")
-        yield _try("exchange of folders", lambda: _exchange(folder), "changed trees are mended file by file here")
+            yield Check("links", False, f"cannot be checked: {error.strerror}", "free some space, then run it again")
+        yield _try("exchange of folders", lambda: _exchange(folder), "changed trees are updated file by file here")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -99,16 +99,16 @@ def _locks(folder: Path) -> Check:
     path = folder / "lock"
     try:
         with locks.acquire(path, doing="doctor", timeout_s=0):
-            honest = locks.is_held(path)
+            exclusive = locks.is_held(path)
     except (OSError, CasError) as error:
-        return Check("locks", False, str(error), "work may be done twice here; gc asks for --exclusive")
-    if honest:
-        return Check("locks", True, "a second holder is kept out")
+        return Check("locks", False, str(error), "work may be done twice here; gc requires --exclusive")
+    if exclusive:
+        return Check("locks", True, "a second holder is excluded")
     return Check("locks", False, "two processes can hold one lock", "work may be done twice; run gc with --exclusive")
 
 
 def _links(folder: Path) -> Check:
-    """Which kinds of link work, with real data: an empty file can be 'cloned' where nothing else can."""
+    """The kinds of link that work, tried with real data: an empty file can be cloned where nothing else can."""
     data = secrets.token_bytes(64 << 10)
     digest, blob = Digest.of(data), folder / "blob"
     blob.write_bytes(data)
@@ -123,7 +123,7 @@ def _links(folder: Path) -> Check:
     finally:
         os.close(fd)
     message = f"can {', '.join(works)}" if works else "no kind of link works"
-    hint = "every tree will hold a copy of its own; put the store on a file system with hardlinks"
+    hint = "every tree will have its own copy; put the store on a file system with hardlinks"
     return Check("links", LinkKind.HARDLINK in works or LinkKind.REFLINK in works, message, hint)
 
 
@@ -135,11 +135,11 @@ def _exchange(folder: Path) -> None:
     syscalls.exchange(str(folder / "a"), str(folder / "b"))
 
 
-def _try(name: str, action: Callable[[], None], otherwise: str) -> Check:
+def _try(name: str, action: Callable[[], None], consequence: str) -> Check:
     try:
         action()
     except OSError as error:
-        return Check(name, True, f"{error.strerror}: {otherwise}")
+        return Check(name, True, f"{error.strerror}: {consequence}")
     return Check(name, True, "in one step")
 
 

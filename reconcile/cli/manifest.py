@@ -23,7 +23,7 @@ from ..errors import InvalidConfigError, ManifestValidationError, ModelNotFoundE
 from ..project import find_manifest
 from .output import count, size
 from .parser import VARIANT as _VARIANT
-from .progress import shown
+from .progress import event_sink
 from .session import Answer, Session
 
 _TEMPLATE = """\
@@ -47,11 +47,11 @@ schema = 1
 def run_init(session: Session) -> Answer:
     path = session.settings.manifest if session.args.manifest else Path.cwd() / "models.toml"
     assert path is not None
-    there = path.exists()
-    if there and not session.args.shared:
-        raise InvalidConfigError(f"{path} is there already", hint="edit it, or `modelstow add LOCATOR`")
+    existed = path.exists()
+    if existed and not session.args.shared:
+        raise InvalidConfigError(f"{path} exists already", hint="edit it, or run `modelstow add LOCATOR`")
     lines = []
-    if not there:
+    if not existed:
         write_file(path, _TEMPLATE.encode())
         lines.append(f"wrote {path}")
     if session.args.shared:
@@ -59,20 +59,20 @@ def run_init(session: Session) -> Answer:
         if not store.config.shared:
             raise InvalidConfigError(f"{session.settings.root} is a private store already", hint="choose another --root")
         lines.append(f"the store at {session.settings.root} is shared with its group")
-    return Answer(document={"changed": not there, "manifest": str(path)}, lines=tuple(lines))
+    return Answer(document={"changed": not existed, "manifest": str(path)}, lines=tuple(lines))
 
 
 def run_add(session: Session) -> Answer:
     args = session.args
-    locator = _checked(args.locator)
+    locator = _checked_source(args.locator)
     path = session.settings.manifest or Path.cwd() / "models.toml"
-    if "://" not in locator and not os.path.isabs(locator):  # typed here, read from the manifest's folder
+    if "://" not in locator and not os.path.isabs(locator):  # relative to here, but in the manifest relative to its folder
         locator = os.path.relpath(os.path.abspath(locator), path.parent)
     document = _parse(path) if path.exists() else tomlkit.parse(_TEMPLATE)
-    name, version = _named(locator)
+    name, version = _suggested_id(locator)
     name, version = args.name or name, args.model_version or version
     if not name:
-        raise InvalidConfigError(f"{locator!r} gives the model no name", hint="choose one with --name")
+        raise InvalidConfigError(f"no model name can be derived from {locator!r}", hint="choose one with --name")
     for kind, part in (("name", name), ("version", version), ("variant", args.variant)):
         if what := name_problem(kind, part):
             raise InvalidConfigError(what, hint="choose another with --name, --model-version or --variant")
@@ -86,13 +86,13 @@ def run_add(session: Session) -> Answer:
             sources.append(locator)
         changed |= _add_variant(args, models[key].setdefault("variants", tomlkit.table(is_super_table=True)))
     else:
-        taken = name in models
-        models[f"{name}@{version}" if taken else name] = _new_model(args, locator, "" if taken else version)
+        exists = name in models  # in another version
+        models[f"{name}@{version}" if exists else name] = _new_model(args, locator, "" if exists else version)
     text = tomlkit.dumps(document)
-    manifests.parse(text.encode(), path)  # what is written can be read
+    manifests.parse(text.encode(), path)  # never write a manifest that cannot be read
     if changed:
         write_file(path, text.encode())
-    line = f"{name}@{version}: {locator}" + ("" if changed else " (was there)")
+    line = f"{name}@{version}: {locator}" + ("" if changed else " (unchanged)")
     return Answer(document={"changed": changed, "model": f"{name}@{version}"}, lines=(line,))
 
 
@@ -101,19 +101,19 @@ def run_remove(session: Session) -> Answer:
     document = _parse(path)
     models = document.get("models", {})
     keys = {f"{key.partition('@')[0]}@{key.partition('@')[2] or models[key].get('version', '')}": key for key in models}
-    wanted = session.args.name
-    found = [id_ for id_ in keys if wanted in (id_, id_.partition("@")[0])]
-    if not found:
+    name = session.args.name
+    matches = [id_ for id_ in keys if name in (id_, id_.partition("@")[0])]
+    if not matches:
         raise ModelNotFoundError(
-            f"{wanted} is not in {path}; there: {listing(sorted(keys)) or 'nothing'}", available_models=sorted(keys)
+            f"{name} is not in {path}; models: {listing(sorted(keys)) or 'nothing'}", available_models=sorted(keys)
         )
-    if len(found) > 1:
+    if len(matches) > 1:
         raise InvalidConfigError(
-            f"{wanted} is there in several versions: {listing(found)}", hint=f"say which, e.g. {found[0]}"
+            f"{name} is listed in several versions: {listing(matches)}", hint=f"name one, e.g. {matches[0]}"
         )
-    del models[keys[found[0]]]
+    del models[keys[matches[0]]]
     write_file(path, tomlkit.dumps(document).encode())
-    return Answer(document={"changed": True, "model": found[0]}, lines=(f"removed {found[0]}; run `modelstow lock`",))
+    return Answer(document={"changed": True, "model": matches[0]}, lines=(f"removed {matches[0]}; run `modelstow lock`",))
 
 
 def run_lock(session: Session) -> Answer:
@@ -122,7 +122,7 @@ def run_lock(session: Session) -> Answer:
         stale = resolution.is_stale(session.settings)
         found = resolution.read_lockfile(session.settings)
     else:
-        with shown(session) as sink:
+        with event_sink(session) as sink:
             found = resolution.lock(session.settings, upgrade=args.upgrade, write=not args.check, emit=sink)
         stale = args.check and found.changed
     document = {
@@ -148,23 +148,23 @@ def _parse(path: Path) -> tomlkit.TOMLDocument:
         raise ManifestValidationError(str(path), [Problem("", f"it is not TOML: {error}")]) from error
 
 
-def _checked(text: str) -> str:
-    """A source as it was typed, if it may be one. Raises InvalidConfigError."""
+def _checked_source(text: str) -> str:
+    """The canonical form of a source that the user typed. Raises InvalidConfigError where it is none."""
     locator = normalize(text)
-    if flaw := check_source(locator):
-        raise InvalidConfigError(f"{redact(locator) or 'nothing'}: {flaw.what}", hint=flaw.hint)
+    if problem := check_source(locator):
+        raise InvalidConfigError(f"{redact(locator) or 'nothing'}: {problem.what}", hint=problem.hint)
     if "://" in locator or os.path.isdir(locator):
         return locator
     if os.path.exists(locator):
-        raise InvalidConfigError(f"{locator} is a file", hint="name the folder that it is in, and the file by --include")
-    hint = f"name a folder that is there, or an address like {EXAMPLES}"
+        raise InvalidConfigError(f"{locator} is a file", hint="name its folder, and the file with --include")
+    hint = f"name a folder that exists, or a locator like {EXAMPLES}"
     if "/" in locator and not locator.startswith((".", "/")) and not check_source(f"hf://{locator}"):
-        hint = f"if a hub's repository is meant, write hf://{locator}"
+        hint = f"for a repository of a hub, write hf://{locator}"
     raise InvalidConfigError(f"there is no folder {locator}", hint=hint)
 
 
-def _named(locator: str) -> tuple[str, str]:
-    """The name and the version that a locator suggests, as ``…/minilm/1.2.0`` does; no name where it has none."""
+def _suggested_id(locator: str) -> tuple[str, str]:
+    """The name and version that a locator suggests, as ``…/minilm/1.2.0`` does; the name may be empty."""
     rest, _, last = re.sub(r"^[a-z0-9+]+://", "", locator).rstrip("/").rpartition("/")
     version = "1.0.0"
     if "/" in rest and re.fullmatch(r"v?[0-9]+(\.[0-9]+)+", last):
@@ -191,18 +191,18 @@ def _new_model(args: argparse.Namespace, locator: str, version: str) -> tomlkit.
 
 
 def _add_variant(args: argparse.Namespace, variants: Any) -> bool:
-    """Put the variant that is asked for beside those of a model that is there; False where none is, or where it is there.
+    """Add the requested variant to a model that exists; False where none is requested, or where the model has it.
 
-    Raises InvalidConfigError where one of its name takes other files.
+    Raises InvalidConfigError where a variant of that name takes other files.
     """
-    asked = args.include or args.exclude or args.variant != _VARIANT
-    fresh = _new_variant(args)
-    if args.variant in variants and asked and variants[args.variant].unwrap() != fresh.unwrap():
+    requested = args.include or args.exclude or args.variant != _VARIANT
+    variant = _new_variant(args)
+    if args.variant in variants and requested and variants[args.variant].unwrap() != variant.unwrap():
         hint = "choose another name with --variant, or edit models.toml"
         raise InvalidConfigError(f"there is a variant {args.variant!r}, which takes other files", hint=hint)
-    if not asked or args.variant in variants:
+    if not requested or args.variant in variants:
         return False
-    variants[args.variant] = fresh
+    variants[args.variant] = variant
     return True
 
 

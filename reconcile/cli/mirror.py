@@ -1,4 +1,4 @@
-"""`push`: the command about other places."""
+"""`push`: the command that publishes to a mirror."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from modelstow.cas import CasError
 from ..errors import InvalidConfigError, ModelstowError
 from ..interop.push import Pushed
 from .output import count, size
-from .progress import shown
+from .progress import event_sink
 from .session import Answer, Session
 
 
 def run_push(session: Session) -> Answer:
-    """Publish what the selectors hold, parts that are optional too."""
+    """Publish the blobs of the selected variants, optional components included."""
     args, done, error = session.args, Pushed(), None
     if bool(args.selectors) == args.all:
-        what = "say which variants to push, or --all, and where to"
+        what = "name the variants to push, or --all, and the mirror"
         raise InvalidConfigError(what, hint="e.g. `modelstow push minilm#fp16 s3://bucket/mirror`")
-    with shown(session) as sink:
+    with event_sink(session) as sink:
         ensurer = session.ensurer(events=sink)
         try:
             ensurer.push(
@@ -27,15 +27,15 @@ def run_push(session: Session) -> Answer:
         except (ModelstowError, CasError, SourceError, OSError) as failure:
             error = failure
     word = "would send" if args.dry_run else "sent"
-    told = f"{word} {count(len(done.sent), 'blob')} of {size(done.bytes)}"
-    told += f" as {size(done.sent_bytes)}, {done.packed} compressed" if not args.dry_run else ""
+    line = f"{word} {count(len(done.sent), 'blob')} of {size(done.bytes)}"
+    line += f" as {size(done.sent_bytes)}, {done.compressed} compressed" if not args.dry_run else ""
     document = {
         "changed": bool(done.sent) and not args.dry_run,
         "sent": done.sent,
-        "there": done.there,
-        "packed": done.packed,
+        "present": done.present,
+        "compressed": done.compressed,
         "bytes": done.bytes,
         "sent_bytes": done.sent_bytes,
     }
-    lines = (f"{told}; {count(done.there, 'blob')} there already",) if done.sent or not error else ()
+    lines = (f"{line}; {count(done.present, 'blob')} already present",) if done.sent or not error else ()
     return Answer(document=document, lines=lines, error=error)

@@ -1,4 +1,4 @@
-"""Progress for people (rich bars, only on a terminal) or for programs (one JSON event a line), from one stream."""
+"""Progress of a command as bars (on a terminal), JSON lines or plain messages: folds of the stream of events."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
     from ..events.events import Event, Sink
 
-_SMALL = 1 << 20  # bytes of a blob that gets no bar of its own, where there is one for all
+_SMALL = 1 << 20  # bytes up to which a blob has no bar of its own, where there is one for all
 
 
 @contextmanager
-def shown(session: Session) -> Iterator[Sink]:
-    """A sink for events while they last: bars, JSON lines, or plain talk."""
-    with _logged(session) as log, _drawn(session) as draw:
+def event_sink(session: Session) -> Iterator[Sink]:
+    """A sink for the events of a command: to the terminal or standard error, and to the file that MODELSTOW_LOG names."""
+    with _log_sink(session) as log, _terminal_sink(session) as draw:
 
         def both(event: Event) -> None:
             log(event)
@@ -31,7 +31,7 @@ def shown(session: Session) -> Iterator[Sink]:
 
 
 @contextmanager
-def _drawn(session: Session) -> Iterator[Sink]:
+def _terminal_sink(session: Session) -> Iterator[Sink]:
     if session.progress_enabled:
         with _bars(session) as bars:
             yield bars
@@ -40,8 +40,8 @@ def _drawn(session: Session) -> Iterator[Sink]:
 
 
 @contextmanager
-def _logged(session: Session) -> Iterator[Sink]:
-    """MODELSTOW_LOG names a file that every event but the arrival of bytes is appended to, one JSON line each."""
+def _log_sink(session: Session) -> Iterator[Sink]:
+    """A sink that appends each event, except those that only count bytes, as a JSON line to the file of MODELSTOW_LOG."""
     path = session.environ.get("MODELSTOW_LOG")
     if not path:
         yield lambda event: None
@@ -76,12 +76,12 @@ def _bars(session: Session) -> Iterator[Sink]:
 
 
 class _Bars:
-    """A bar for all that is to be fetched, above those of the blobs in flight; what an earlier run left counts as done."""
+    """Progress bars: one for all bytes to fetch, above those of the blobs in flight. Resumed bytes count as done."""
 
-    def __init__(self, progress: Progress, tell: Sink) -> None:
-        self._progress, self._tell = progress, tell
+    def __init__(self, progress: Progress, print_event: Sink) -> None:
+        self._progress, self._print_event = progress, print_event
         self._tasks: dict[str, TaskID] = {}
-        self._left: dict[str, int] = {}  # bytes of each blob that are still to come
+        self._remaining: dict[str, int] = {}  # bytes of each blob that are still to be fetched
         self._all: TaskID | None = None
 
     def __call__(self, event: Event) -> None:
@@ -101,15 +101,15 @@ class _Bars:
             case FetchesPlanned(blobs=blobs, bytes=total, held=held) if blobs > 1:
                 self._all = self._progress.add_task(f"{blobs:,} blobs{_resumed(held)}", total=total, completed=held)
             case FetchStarted(digest=digest, size=whole, held=held, name=name):
-                self._left[digest] = whole - held
-                if self._all is None or whole > _SMALL:  # it would be gone before it is read
+                self._remaining[digest] = whole - held
+                if self._all is None or whole > _SMALL:  # its bar would vanish before it is read
                     self._tasks[digest] = self._progress.add_task(name + _resumed(held), total=whole, completed=held)
             case BytesArrived(digest=digest, count=count):
                 self._arrived(digest, count)
             case BlobFetched(digest=digest) | BlobFailed(digest=digest) | BlobReused(digest=digest):
-                if isinstance(event, BlobReused) and digest not in self._left and self._all is not None:
+                if isinstance(event, BlobReused) and digest not in self._remaining and self._all is not None:
                     self._progress.advance(self._all, event.size)
-                # A thousand finished files would scroll the terminal away; one alone stays to be seen.
+                # The bars of a thousand finished blobs would scroll the terminal away; a single one stays.
                 if digest in self._tasks and self._all is not None:
                     self._progress.remove_task(self._tasks.pop(digest))
             case TaskBegan(what=what, bytes=total):
@@ -122,17 +122,17 @@ class _Bars:
             case TaskEnded(what=what):
                 self._end_task(what)
             case _:
-                self._tell(event)
+                self._print_event(event)
 
     def _end_task(self, what: str) -> None:
         if what in self._tasks:
             self._progress.remove_task(self._tasks.pop(what))
 
     def _arrived(self, digest: str, count: int) -> None:
-        # What was sent twice, or was wrong, is no progress.
-        count = min(count, self._left.get(digest, 0))
+        # Bytes that are fetched again are no progress.
+        count = min(count, self._remaining.get(digest, 0))
         if count:
-            self._left[digest] -= count
+            self._remaining[digest] -= count
             if digest in self._tasks:
                 self._progress.advance(self._tasks[digest], count)
             if self._all is not None:
@@ -141,3 +141,6 @@ class _Bars:
 
 def _resumed(held: int) -> str:
     return f" ({size(held)} resumed)" if held else ""
+
+
+shown = event_sink  # the name that cli/sync imports

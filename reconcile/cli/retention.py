@@ -1,4 +1,4 @@
-"""`gc`, `evict`, `pin`, `unpin`: the commands about what stays."""
+"""`gc`, `evict`, `pin`, `unpin`: the commands about what the store keeps."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from ..desired.validation import Selector
 from ..ensurer import ModelEnsurer
 from ..errors import InvalidConfigError, ModelNotFoundError, listing
 from ..events.events import Info
+from ..inspect.owners import kept_by, list_roots
 from ..retention import pins, roots
-from ..retention.collector import EvictionTargets, GcResult
-from ..retention.roots import Roots, RootState, TreeRoot
+from ..retention.collector import GcResult
+from ..retention.eviction import EvictionTargets
+from ..retention.roots import Roots, TreeRoot
 from .output import count, size, table
 from .session import Answer, Session
 
@@ -32,73 +34,68 @@ def run_gc(session: Session) -> Answer:
         return _explain(ensurer, args.explain)
     if args.forget:
         return _forget(ensurer, args.forget)
-    goals = EvictionTargets(
+    targets = EvictionTargets(
         max_size=settings.parse_size(args.max_size, "--max-size") if args.max_size else None,
         free=settings.parse_size(args.free, "--free") if args.free else None,
         max_age_s=settings.parse_age(args.max_age, "--max-age") if args.max_age else None,
     )
-    found = ensurer.collect_garbage(
+    result = ensurer.collect_garbage(
         dry_run=args.dry_run,
-        goals=goals,
+        goals=targets,
         quarantine=args.quarantine,
         state_lost=args.state_lost,
         exclusive=args.exclusive,
     )
-    even_so = "even then" if found.dry_run else "even so"
-    if found.over_bytes:
-        more = size(found.over_bytes)
-        session.tell(Info(text=f"{even_so}, blobs take {more} more than --max-size: what is pinned or in use stays"))
-    if found.lacking_bytes:
-        less, others = size(found.lacking_bytes), "what is pinned or in use stays, and what is not modelstow's"
-        session.tell(Info(text=f"{even_so}, {less} less is free than --free asks for: {others}"))
-    return Answer(document=_collected(found), lines=_collected_lines(found))
+    _report_missed_targets(session, result)
+    return Answer(document=_gc_document(result), lines=_gc_lines(result))
 
 
-def _collected(found: GcResult) -> dict[str, Any]:
-    missed = {"max_size": found.over_bytes, "free": found.lacking_bytes}
-    missed = {goal: bytes_ for goal, bytes_ in missed.items() if bytes_}
+def _report_missed_targets(session: Session, result: GcResult) -> None:
+    verb = "would be" if result.dry_run else "is"
+    if result.over_bytes:
+        missed = f"--max-size {verb} missed by {size(result.over_bytes)}"
+        session.tell(Info(text=f"{missed}: pinned trees and trees in use are kept"))
+    if result.lacking_bytes:
+        missed = f"--free {verb} missed by {size(result.lacking_bytes)}"
+        session.tell(Info(text=f"{missed}: pinned trees, trees in use and the files of other programs are kept"))
+
+
+def _gc_document(result: GcResult) -> dict[str, Any]:
+    targets = {"max_size": result.over_bytes, "free": result.lacking_bytes}
+    missed = {target: bytes_ for target, bytes_ in targets.items() if bytes_}
     return {
-        "dry_run": found.dry_run,
-        "removed": {"blobs": found.blobs, "trees": found.trees, "partials": found.partials},
-        "reclaimed_bytes": found.reclaimed_bytes,
-        "kept": {"blobs": found.kept_blobs, "bytes": found.kept_bytes},
+        "dry_run": result.dry_run,
+        "removed": {"blobs": result.blobs, "trees": result.trees, "partials": result.partials},
+        "reclaimed_bytes": result.reclaimed_bytes,
+        "kept": {"blobs": result.kept_blobs, "bytes": result.kept_bytes},
     } | ({"missed": missed} if missed else {})
 
 
-def _collected_lines(found: GcResult) -> tuple[str, ...]:
-    word = "would remove" if found.dry_run else "removed"
-    lines = [f"{word} tree {path}" for path in found.trees]
-    what = f"{count(len(found.blobs), 'blob')} and {count(len(found.partials), 'partial')}"
+def _gc_lines(result: GcResult) -> tuple[str, ...]:
+    word = "would remove" if result.dry_run else "removed"
+    lines = [f"{word} tree {path}" for path in result.trees]
+    what = f"{count(len(result.blobs), 'blob')} and {count(len(result.partials), 'partial')}"
     lines.append(
-        f"{word} {what}, {size(found.reclaimed_bytes)}; kept {count(found.kept_blobs, 'blob')}, {size(found.kept_bytes)}"
+        f"{word} {what}, {size(result.reclaimed_bytes)}; kept {count(result.kept_blobs, 'blob')}, {size(result.kept_bytes)}"
     )
     return tuple(lines)
 
 
-def _known(ensurer: ModelEnsurer) -> Roots | None:
+def _read_roots(ensurer: ModelEnsurer) -> Roots | None:
     store = BlobStore.open_existing(ensurer.settings.root)
     return None if store is None else roots.read(store)
 
 
 def _list_roots(ensurer: ModelEnsurer) -> Answer:
-    known = _known(ensurer)
-    rows: list[dict[str, Any]] = []
-    for lock in known.locks if known else ():
-        rows.append({"id": lock.id, "kind": "lockfile", "path": lock.path, "standing": lock.state})
-    for root in known.trees if known else ():
-        path = str(root.record.path(ensurer.settings.root))
-        rows.append({"id": root.record.id, "kind": "tree", "path": path, "standing": root.state})
-    for pin in known.pins if known else ():
-        rows.append({"id": pin.name, "kind": "pin", "path": "", "standing": RootState.ALIVE})
-    for record in known.leased if known else ():
-        rows.append({"id": record.doing, "kind": "lease", "path": "", "standing": RootState.ALIVE})
-    rows.sort(key=lambda row: (row["kind"], row["path"], row["id"]))
-    lines = table([(row["kind"], row["standing"], row["id"], row["path"]) for row in rows])
+    store = BlobStore.open_existing(ensurer.settings.root)
+    entries = list_roots(store) if store else []
+    lines = table([(entry.kind, entry.state, entry.id, entry.path) for entry in entries])
+    rows = [{"id": entry.id, "kind": entry.kind, "path": entry.path, "state": entry.state} for entry in entries]
     return Answer(document={"roots": rows}, lines=tuple(lines))
 
 
 def _explain(ensurer: ModelEnsurer, text: str) -> Answer:
-    known = _known(ensurer)
+    store = BlobStore.open_existing(ensurer.settings.root)
     if text.startswith("sha256:"):
         try:
             digests = [Digest.parse(text)]
@@ -107,60 +104,58 @@ def _explain(ensurer: ModelEnsurer, text: str) -> Answer:
     else:
         desired = ensurer.desired([text])
         digests = sorted({digest for tree in desired.trees for digest in tree.files.values()})
-    reasons = dict.fromkeys(why for digest in digests for why in (known.reasons(digest) if known else ()))
-    store = BlobStore.open_existing(ensurer.settings.root)
-    if known is not None and store is not None and not reasons:
-        looks = [store.blobs.stat(digest, 0) for digest in digests]
-        if any(look.ino and known.holds_inode(look.ino) for look in looks):
-            reasons["a file below models/ that is not on record"] = None
-    lines = [f"kept by {why}" for why in reasons] or ["nothing keeps it"]
-    return Answer(document={"digests": digests, "kept_by": list(reasons)}, lines=tuple(lines))
+    reasons = kept_by(store, digests) if store else ()
+    lines = [f"kept by {reason}" for reason in reasons] or ["nothing keeps it"]
+    return Answer(document={"digests": digests, "kept_by": reasons}, lines=tuple(lines))
 
 
 def _forget(ensurer: ModelEnsurer, text: str) -> Answer:
     store = BlobStore.open_readonly(ensurer.settings.root)
     absolute = os.path.abspath(text)
-    tried = [text, tree_id(text), tree_id(absolute)]
+    candidates = [text, tree_id(text), tree_id(absolute)]
     if absolute.startswith(str(store.layout.root) + os.sep):
-        tried.append(tree_id(os.path.relpath(absolute, store.layout.root)))
-    if not sum(roots.forget(store, id_) for id_ in tried if os.sep not in id_):
+        candidates.append(tree_id(os.path.relpath(absolute, store.layout.root)))
+    if not sum(roots.forget(store, id_) for id_ in candidates if os.sep not in id_):
         raise InvalidConfigError(
             f"{text!r} is not a root",
-            hint="`gc --roots` lists them; a pin goes with `modelstow unpin`, a lease with its work",
+            hint="`gc --roots` lists the roots; `modelstow unpin` removes a pin, and a lease ends with its process",
         )
     return Answer(document={"changed": True}, lines=(f"forgot {text}",))
 
 
 # ---- evict, pin, unpin
 
-_BY_MANIFEST = "take `pin = true` out of models.toml, then run `modelstow lock` and `modelstow reconcile`"
+_UNPIN_HINT = "remove `pin = true` from models.toml, then run `modelstow lock` and `modelstow reconcile`"
 
 
 def run_evict(session: Session) -> Answer:
     ensurer = session.ensurer_with_or_without_lock()
-    known = _known(ensurer)
-    chosen = [_standing_tree(ensurer, known, text) for text in session.args.selectors]
+    known = _read_roots(ensurer)
+    selected = [_tree_of(ensurer, known, text) for text in session.args.selectors]
     pinned = known.pinned() if known else frozenset()
-    for root in chosen:
+    for root in selected:
         if root.name in pinned:
             by_user = root.name in pins.names(BlobStore.open_readonly(ensurer.settings.root))
-            hint = f"`modelstow unpin {root.name}` first" if by_user else _BY_MANIFEST
+            hint = f"run `modelstow unpin {root.name}` first" if by_user else _UNPIN_HINT
             raise InvalidConfigError(f"{root.name} is pinned", hint=hint)
     lines = []
-    for root in chosen:
+    for root in selected:
         path = root.record.path(ensurer.settings.root)
         if not session.args.dry_run:
             ensurer.remove_tree(root.record, root.key)
         lines.append(f"{'would evict' if session.args.dry_run else 'evicted'} {root.name}  {path}")
     named = known.named_by_lockfiles() if known else frozenset()
-    if any(placed.digest in named for root in chosen for placed in root.record.files.values()):
-        hint = "`modelstow gc --max-size` or `--free` removes them all the same"
-        session.tell(Info(text=f"a reconciled lockfile keeps its blobs; {hint}"))
-    return Answer(document={"changed": bool(chosen) and not session.args.dry_run}, lines=tuple(lines))
+    if any(root.digests & named for root in selected):
+        hint = "`modelstow gc --max-size` or `--free` removes them anyway"
+        session.tell(Info(text=f"a reconciled lockfile keeps the blobs; {hint}"))
+    return Answer(document={"changed": bool(selected) and not session.args.dry_run}, lines=tuple(lines))
 
 
-def _standing_tree(ensurer: ModelEnsurer, known: Roots | None, text: str) -> TreeRoot:
-    """The tree that a selector means: of the lockfile, or one that still stands although nobody locks it any more."""
+def _tree_of(ensurer: ModelEnsurer, known: Roots | None, text: str) -> TreeRoot:
+    """The tree that a selector means: one of the lockfile, or one on disk that no lockfile names any more.
+
+    Raises InvalidModelIdError, ModelNotFoundError, VariantNotFoundError.
+    """
     trees = {
         root.name: root
         for root in (known.trees if known else ())
@@ -168,14 +163,14 @@ def _standing_tree(ensurer: ModelEnsurer, known: Roots | None, text: str) -> Tre
     }
     if text not in trees:
         selector = Selector.parse(text)
-        fitting = [name for name in trees if _fits(selector, name)]
+        matches = [name for name in trees if _matches(selector, name)]
         if ensurer.lock.models:
             try:
-                text = str(selectors.choose(ensurer.lock, text))
+                text = str(selectors.select(ensurer.lock, text))
             except ModelNotFoundError:
-                text = fitting[0] if len(fitting) == 1 else text
-        elif len(fitting) == 1:
-            text = fitting[0]
+                text = matches[0] if len(matches) == 1 else text
+        elif len(matches) == 1:
+            text = matches[0]
     if text not in trees:
         raise ModelNotFoundError(
             f"there is no tree of {text}; trees: {listing(sorted(trees)) or 'none'}",
@@ -185,7 +180,7 @@ def _standing_tree(ensurer: ModelEnsurer, known: Roots | None, text: str) -> Tre
     return trees[text]
 
 
-def _fits(selector: Selector, name: str) -> bool:
+def _matches(selector: Selector, name: str) -> bool:
     other = Selector.parse(name)
     same_version = selector.version in (None, other.version)
     return selector.name == other.name and same_version and selector.variant in (None, other.variant)
@@ -193,14 +188,14 @@ def _fits(selector: Selector, name: str) -> bool:
 
 def run_pin(session: Session) -> Answer:
     ensurer = session.ensurer()
-    chosen = [selectors.choose(ensurer.lock, text) for text in session.args.selectors]
+    selected = [selectors.select(ensurer.lock, text) for text in session.args.selectors]
     store = ensurer.settings.open_store()
     store.prepare()
     changed = False
-    for each in chosen:
+    for each in selected:
         files = ensurer.lock.models[each.model].variants[each.variant].files
         changed = pins.pin(store, each.model, each.variant, files.values()) or changed
-    return Answer(document={"changed": changed}, lines=tuple(f"pinned {each}" for each in chosen))
+    return Answer(document={"changed": changed}, lines=tuple(f"pinned {each}" for each in selected))
 
 
 def run_unpin(session: Session) -> Answer:
@@ -210,11 +205,11 @@ def run_unpin(session: Session) -> Answer:
     lines, changed = [], False
     for text in session.args.selectors:
         if text not in names:
-            text = str(selectors.choose(ensurer.lock, text))
+            text = str(selectors.select(ensurer.lock, text))
         model, _, variant = text.partition("#")
-        done = pins.unpin(store, model, variant)
-        changed = changed or done
-        lines.append(f"unpinned {text}" if done else f"{text} was not pinned")
+        removed = pins.unpin(store, model, variant)
+        changed = changed or removed
+        lines.append(f"unpinned {text}" if removed else f"{text} was not pinned")
         if model in ensurer.lock.models and ensurer.lock.models[model].pin:
-            session.tell(Info(text=f"the manifest pins {model}: {_BY_MANIFEST}"))
+            session.tell(Info(text=f"the manifest pins {model}: {_UNPIN_HINT}"))
     return Answer(document={"changed": changed}, lines=tuple(lines))

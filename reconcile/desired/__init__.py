@@ -1,1 +1,1 @@
-"""What is wanted: the manifest that people write, the lockfile that pins it, and the resolver between them."""
+"""Desired state: the manifest that people write, the lockfile that pins it, and the resolver between them."""

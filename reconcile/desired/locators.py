@@ -1,4 +1,4 @@
-"""Which locators may stand where: in a lockfile, and as the source or mirror that people name."""
+"""Locators: the rules for those in a lockfile, and for the sources and mirrors that users name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXAMPLES = "https://host/folder, hf://org/name, s3://bucket/prefix"
 
 @dataclass(frozen=True, slots=True)
 class LocatorError:
-    """Why a locator may not stand somewhere, and what to write instead. Neither holds a secret of it."""
+    """Why a locator is not allowed, and what to write instead. Neither text repeats a secret of the locator."""
 
     what: str
     hint: str = ""
@@ -24,9 +24,9 @@ class LocatorError:
 
 
 def check_locator(url: str) -> LocatorError | None:
-    """Why a locator may not stand in a lockfile: it holds a secret or is malformed. None for a good one."""
+    """The reason why a lockfile must not hold a locator (a secret in it, a malformed part); None for a valid one."""
     if not url or _UNPRINTABLE.search(url):
-        return LocatorError("a locator is text without control characters")
+        return LocatorError("a locator must be text without control characters")
     scheme, separator, rest = url.partition("://")
     if not separator:
         return None
@@ -45,24 +45,24 @@ def check_locator(url: str) -> LocatorError | None:
 
 
 def check_source(locator: str) -> LocatorError | None:
-    """Why a locator may be no source and no mirror: as in a lockfile, or it names none. None for a good one."""
-    if flaw := check_locator(locator):
-        return flaw
+    """The reason why a source or mirror is invalid: that of ``check_locator``, or an incomplete address. None if valid."""
+    if problem := check_locator(locator):
+        return problem
     match = _SCHEME.match(locator)
     if match is None:
         return None
     scheme, authority = match[1].lower(), locator[match.end() :].partition("/")[0]
     if scheme not in _SCHEMES:
         return LocatorError(
-            f"{match[1]}:// is not a kind of source", f"known: paths, {', '.join(s + '://' for s in _SCHEMES)}"
+            f"{match[1]}:// is not a supported scheme", f"known: paths, {', '.join(s + '://' for s in _SCHEMES)}"
         )
     if scheme == "hf":
         return _check_hub(locator)
     if scheme == "s3":
         return None if authority else LocatorError("names no bucket", "write s3://bucket/prefix")
     if scheme == "file":
-        good = authority in ("", "localhost") and urlsplit(locator).path
-        return None if good else LocatorError("a file URL names a path, and no host", "write file:///path")
+        valid = authority in ("", "localhost") and urlsplit(locator).path
+        return None if valid else LocatorError("a file URL has a path and no host", "write file:///path")
     return None if authority else LocatorError("names no server", f"write {scheme}://host/folder")
 
 
@@ -78,8 +78,7 @@ def _check_hub(locator: str) -> LocatorError | None:
 
 
 def normalize(source: str) -> str:
-    """A folder is one with or without the last slash, and a scheme is one in any case; what is only a scheme or a root
-    stays as it is."""
+    """The canonical form of a source: the scheme in lower case, no trailing slash (but that of a root or bare scheme)."""
     if match := _SCHEME.match(source):
         source = source[: match.end(1)].lower() + source[match.end(1) :]
     bare = source.rstrip("/")

@@ -1,4 +1,4 @@
-"""models.toml: what people write. Read once, checked whole; every problem is reported with its place."""
+"""The manifest, ``models.toml``: read once and checked whole; every problem is reported with its place."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedFile:
-    """A file that the manifest lists outright. ``source_path`` is where it is at the source."""
+    """A file that the manifest lists with size and sha256. ``source_path`` is its path at the source."""
 
     path: str
     source_path: str
@@ -34,24 +34,24 @@ class ListedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One variant as wanted: globs over a source's listing, or files listed outright, or another's files and more."""
+    """One variant: globs over a source's listing, listed files, other variants that it extends, or several of these."""
 
-    include: tuple[str, ...] = ()  # gitignore-style; empty where files are listed outright or only extended
+    include: tuple[str, ...] = ()  # gitignore-style; empty where all files are listed or extended
     exclude: tuple[str, ...] = ()
     rename: Mapping[str, str] = field(default_factory=dict)  # path at the source -> path in the tree
     files: tuple[ListedFile, ...] = ()
-    index: str | None = None
-    extends: tuple[str, ...] = ()
+    index: str | None = None  # the file that names the shards to take
+    extends: tuple[str, ...] = ()  # name@version#variant
     components: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name -> globs over paths in the tree
     optional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """One ``name@version`` as wanted. ``entry`` is the digest of the table's meaning."""
+    """One ``name@version``. ``entry`` is a digest of the meaning of its table."""
 
     id: validation.ModelId
-    key: str  # as the manifest writes it: with the version or without
+    key: str  # as the manifest writes it: with or without the version
     sources: tuple[str, ...]
     variants: Mapping[str, Variant]
     default: str | None
@@ -61,7 +61,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A whole manifest. ``meaning`` is the digest of all that a lockfile depends on."""
+    """A whole manifest. ``meaning`` is a digest of everything that a lockfile depends on."""
 
     path: Path
     models: Mapping[str, Model]  # by name@version
@@ -70,13 +70,13 @@ class Manifest:
 
 
 def read(path: Path) -> Manifest:
-    """Read and check a manifest. Raises ManifestValidationError with every problem, SchemaVersionError, OSError."""
+    """The manifest in a file. Raises ManifestValidationError with every problem, SchemaVersionError, OSError."""
     with open(path, "rb") as file:
         return parse(file.read(_MOST_BYTES + 1), path)
 
 
 def parse(raw: bytes, path: Path) -> Manifest:
-    """Check a manifest's text and make it a value. Raises as ``read``."""
+    """The manifest in a text. Raises ManifestValidationError with every problem, SchemaVersionError."""
 
     def refuse(what: str) -> ManifestValidationError:
         return ManifestValidationError(str(path), [Problem("", what)])
@@ -92,76 +92,89 @@ def parse(raw: bytes, path: Path) -> Manifest:
     schema = document.get("schema")
     if type(schema) is int and schema != SCHEMA:
         raise SchemaVersionError(
-            f"{path} has schema {_shown(schema)}; this modelstow reads {SCHEMA}",
+            f"{path} has schema {_excerpt(schema)}; this modelstow reads {SCHEMA}",
             hint=f"upgrade modelstow, or write the manifest for schema = {SCHEMA}",
-            found_version=schema if abs(schema) < 1 << 53 else _shown(schema),
+            found_version=schema if abs(schema) < 1 << 53 else _excerpt(schema),
             supported_versions=[SCHEMA],
         )
     problems: list[Problem] = []
-    manifest = _manifest(_Table(document, "", problems), path)
+    manifest = _manifest(_TableReader(document, "", problems), path)
     if problems:
         raise ManifestValidationError(str(path), problems)
     return manifest
 
 
-class _Table:
-    """A TOML table being read: takes its keys one by one, notes what is wrong, and at the end what nobody asked for."""
+class _TableReader:
+    """A reader of one TOML table: takes keys one by one, collects problems, and reports the keys that are left over."""
 
     def __init__(self, values: Mapping[str, Any], place: str, problems: list[Problem]) -> None:
         self._values, self.place, self.problems = dict(values), place, problems
 
-    def at(self, key: str) -> str:
-        # A model's key is always quoted, as people write it; others only where TOML asks for it.
+    def remaining(self) -> list[str]:
+        """The keys that were not taken yet."""
+        return list(self._values)
+
+    def place_of(self, key: str) -> str:
+        """The place of a key for a message: its dotted path."""
+        # A model's key is always quoted, as users write it; others only where TOML requires it.
         bare = self.place != "models" and re.fullmatch(r"[A-Za-z0-9_-]+(\[\d+\](\.[a-z0-9]+)?)?", key)
         text = key if bare else json.dumps(key)
         return f"{self.place}.{text}" if self.place else text
 
-    def wrong(self, key: str, what: str) -> None:
-        self.problems.append(Problem(self.at(key), what))
+    def report(self, key: str, what: str) -> None:
+        """Add a problem at a key."""
+        self.problems.append(Problem(self.place_of(key), what))
 
     def take(self, key: str, kind: type, default: Any, what: str) -> Any:
+        """The value of a key; *default* where it is missing or, which is a problem, of another type."""
         if key not in self._values:
             return default
         value = self._values.pop(key)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            self.wrong(key, f"expected {what}, got {_shown(value)}")
+            self.report(key, f"expected {what}, got {_excerpt(value)}")
             return default
         return value
 
     def text(self, key: str, default: str | None = None) -> str | None:
-        value: str | None = self.take(key, str, default, "text")
+        """The string of a key."""
+        value: str | None = self.take(key, str, default, "a string")
         return value
 
     def flag(self, key: str) -> bool:
+        """The boolean of a key; False where it is missing."""
         return bool(self.take(key, bool, False, "true or false"))
 
     def texts(self, key: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
-        values = self.take(key, list, None, "a list of texts")
+        """The list of strings of a key; elements of other types are problems and left out."""
+        values = self.take(key, list, None, "a list of strings")
         if values is None:
             return default
-        good = [value for value in values if isinstance(value, str)]
-        if len(good) != len(values):
-            self.wrong(key, f"expected a list of texts, got {_shown(values)}")
-        return tuple(good)
+        strings = [value for value in values if isinstance(value, str)]
+        if len(strings) != len(values):
+            self.report(key, f"expected a list of strings, got {_excerpt(values)}")
+        return tuple(strings)
 
-    def table(self, key: str) -> _Table:
-        return _Table(self.take(key, dict, {}, "a table"), self.at(key), self.problems)
+    def table(self, key: str) -> _TableReader:
+        """A reader of the table of a key; it is empty where the key is missing."""
+        return _TableReader(self.take(key, dict, {}, "a table"), self.place_of(key), self.problems)
 
-    def tables(self) -> Iterable[tuple[str, _Table]]:
-        """Every value as a table of its own, by key."""
-        for key in list(self._values):
+    def tables(self) -> Iterable[tuple[str, _TableReader]]:
+        """All values that are tables, by key."""
+        for key in self.remaining():
             value = self._values.pop(key)
             if isinstance(value, dict):
-                yield key, _Table(value, self.at(key), self.problems)
+                yield key, _TableReader(value, self.place_of(key), self.problems)
             else:
-                self.wrong(key, f"expected a table, got {_shown(value)}")
+                self.report(key, f"expected a table, got {_excerpt(value)}")
 
-    def done(self, known: str) -> None:
+    def reject_unknown(self, known: str) -> None:
+        """Report every key that was not taken."""
         for key in self._values:
-            self.wrong(key, f"is not a key that is known here; known: {known}")
+            self.report(key, f"is not a known key; known: {known}")
 
 
-def _shown(value: object) -> str:
+def _excerpt(value: object) -> str:
+    """A value for a message: ASCII, at most 60 characters."""
     try:
         text = ascii(value)
     except (ValueError, RecursionError):  # a number of more digits than Python writes, or a table nested too deep
@@ -169,17 +182,17 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _manifest(top: _Table, path: Path) -> Manifest:
+def _manifest(top: _TableReader, path: Path) -> Manifest:
     if top.take("schema", int, None, "a whole number") is None:
-        top.wrong("schema", f"is missing; write schema = {SCHEMA}")
+        top.report("schema", f"is missing; write schema = {SCHEMA}")
     mirrors_table = top.table("mirrors")
     mirrors = mirrors_table.texts("urls")
     for number, url in enumerate(mirrors):
-        if flaw := check_source(url):
-            mirrors_table.wrong(f"urls[{number}]", str(flaw))
-    mirrors_table.done("urls")
+        if problem := check_source(url):
+            mirrors_table.report(f"urls[{number}]", str(problem))
+    mirrors_table.reject_unknown("urls")
     for key, _ in list(top.table("policy").tables()):
-        top.wrong("policy", f"{key} cannot be enforced by this version, so the manifest is refused rather than trusted")
+        top.report("policy", f"{key} cannot be enforced by this version, so the manifest is refused rather than trusted")
     models_table = top.table("models")
     models: dict[str, Model] = {}
     for key, table in models_table.tables():
@@ -187,43 +200,43 @@ def _manifest(top: _Table, path: Path) -> Manifest:
         if model is None:
             continue
         if str(model.id) in models:
-            models_table.wrong(key, f"{model.id} is defined twice")
+            models_table.report(key, f"{model.id} is defined twice")
         models[str(model.id)] = model
     for key, what in validation.collisions(models):
-        models_table.wrong(models[key].key, what)
-    top.done("schema, models, mirrors, policy")
+        models_table.report(models[key].key, what)
+    top.reject_unknown("schema, models, mirrors, policy")
     _check_extends(models, models_table)
     meaning = {key: model.entry for key, model in models.items()}
     return Manifest(path=path, models=models, mirrors=tuple(map(normalize, mirrors)), meaning=_digest(meaning))
 
 
-def _model(key: str, table: _Table) -> Model | None:
+def _model(key: str, table: _TableReader) -> Model | None:
     name, at, in_key = key.partition("@")
     version = table.text("version", in_key if at else None)
     if version is None:
-        table.wrong("version", 'is missing; write version = "1.0.0", or put it into the key: name@1.0.0')
+        table.report("version", 'is missing; write version = "1.0.0", or put it into the key: name@1.0.0')
         version = "0"
     elif at and version != in_key:
-        table.wrong("version", f"{version!r} is not the version in the key, {in_key!r}")
+        table.report("version", f"{version!r} is not the version in the key, {in_key!r}")
     for kind, part in (("name", name), ("version", version)):
         if what := validation.name_problem(kind, part):
             table.problems.append(Problem(table.place, what))
     sources = tuple(normalize(source) for source in table.texts("sources"))
     for number, source in enumerate(sources):
-        if flaw := check_source(source):
-            table.wrong(f"sources[{number}]", str(flaw))
+        if problem := check_source(source):
+            table.report(f"sources[{number}]", str(problem))
     default, pin = table.text("default"), table.flag("pin")
     variants_table = table.table("variants")
     variants = {variant: _variant(variant, inner, bool(sources)) for variant, inner in variants_table.tables()}
     for variant, what in validation.collisions(variants):
-        variants_table.wrong(variant, what)
+        variants_table.report(variant, what)
     if not variants:
-        table.wrong("variants", f"is missing; write [models.{json.dumps(key)}.variants.NAME]")
+        table.report("variants", f"is missing; write [models.{json.dumps(key)}.variants.NAME]")
     if default is not None and default not in variants:
-        table.wrong("default", f"{default!r} is not one of its variants: {', '.join(variants) or 'none'}")
+        table.report("default", f"{default!r} is not one of its variants: {', '.join(variants) or 'none'}")
     if default is None and len(variants) == 1:
         default = next(iter(variants))
-    table.done("version, sources, default, pin, variants")
+    table.reject_unknown("version, sources, default, pin, variants")
     meaning = {
         "sources": sources,
         "default": default,
@@ -234,7 +247,7 @@ def _model(key: str, table: _Table) -> Model | None:
     return Model(id=id_, key=key, sources=sources, variants=variants, default=default, pin=pin, entry=_digest(meaning))
 
 
-def _variant(name: str, table: _Table, has_sources: bool) -> Variant:
+def _variant(name: str, table: _TableReader, has_sources: bool) -> Variant:
     if what := validation.name_problem("variant", name):
         table.problems.append(Problem(table.place, what))
     files = tuple(_files(table))
@@ -243,29 +256,29 @@ def _variant(name: str, table: _Table, has_sources: bool) -> Variant:
     include = table.texts("include", () if listed else ("**",))
     exclude = table.texts("exclude")
     rename_table = table.table("rename")
-    rename = {key: rename_table.text(key) or "" for key in list(rename_table._values)}
+    rename = {key: rename_table.text(key) or "" for key in rename_table.remaining()}
     for source_path, path in rename.items():
         for what in validation.path_problems(path):
-            rename_table.wrong(source_path, what)
+            rename_table.report(source_path, what)
     for key, patterns in (("include", include), ("exclude", exclude)):
         _check_globs(table, key, patterns)
     if not has_sources and include:
-        table.wrong("include", "there is no source to take files from; give the model `sources`, or list `files`")
+        table.report("include", "there is no source to take files from; give the model `sources`, or list `files`")
     for number, text in enumerate(extends):
         if not re.fullmatch(r"[^@#]+@[^@#]+#[^@#]+", text):
-            table.wrong(f"extends[{number}]", f"expected name@version#variant, got {_shown(text)}")
+            table.report(f"extends[{number}]", f"expected name@version#variant, got {_excerpt(text)}")
     index = table.text("index")
     components_table = table.table("components")
-    components = {key: components_table.texts(key) for key in list(components_table._values)}
+    components = {key: components_table.texts(key) for key in components_table.remaining()}
     for key, patterns in components.items():
         if what := validation.name_problem("variant", key):
-            components_table.wrong(key, what)
+            components_table.report(key, what)
         _check_globs(components_table, key, patterns)
     optional = table.texts("optional")
     for number, component in enumerate(optional):
         if component not in components:
-            table.wrong(f"optional[{number}]", f"{component!r} is not one of its components")
-    table.done("include, exclude, rename, files, index, extends, components, optional")
+            table.report(f"optional[{number}]", f"{component!r} is not one of its components")
+    table.reject_unknown("include, exclude, rename, files, index, extends, components, optional")
     return Variant(
         include=include,
         exclude=exclude,
@@ -278,46 +291,46 @@ def _variant(name: str, table: _Table, has_sources: bool) -> Variant:
     )
 
 
-def _files(table: _Table) -> Iterable[ListedFile]:
+def _files(table: _TableReader) -> Iterable[ListedFile]:
     rows = table.take("files", list, [], "a list of tables")
     paths: dict[str, int] = {}
     for number, row in enumerate(rows):
         key = f"files[{number}]"
         if not isinstance(row, dict):
-            table.wrong(key, f"expected a table, got {_shown(row)}")
+            table.report(key, f"expected a table, got {_excerpt(row)}")
             continue
-        inner = _Table(row, f"{table.place}.{key}", table.problems)
+        inner = _TableReader(row, f"{table.place}.{key}", table.problems)
         path, size, sha256 = inner.text("path"), inner.take("size", int, None, "a whole number"), inner.text("sha256")
         source_path = inner.text("from", path)
         for field_, value in (("path", path), ("size", size), ("sha256", sha256)):
             if value is None and field_ not in row:
-                inner.wrong(field_, "is missing")
-        inner.done("path, size, sha256, from")
+                inner.report(field_, "is missing")
+        inner.reject_unknown("path, size, sha256, from")
         if size is not None and not 0 <= size <= MOST_SIZE:
-            inner.wrong("size", f"expected a whole number from 0 to 2^53, got {_shown(size)}")
+            inner.report("size", f"expected a whole number from 0 to 2^53, got {_excerpt(size)}")
             size = None
         for what in validation.path_problems(path) if path is not None else ():
-            inner.wrong("path", what)
+            inner.report("path", what)
         for what in validation.path_problems(source_path) if source_path is not None and source_path != path else ():
-            inner.wrong("from", what)
+            inner.report("from", what)
         digest = _digest_of(inner, sha256)
         if path is None or source_path is None or size is None or digest is None:
             continue
         if (first := paths.setdefault(validation.folded(path), number)) != number:
-            inner.wrong("path", f"is the same file as files[{first}].path")
+            inner.report("path", f"is the same file as files[{first}].path")
         yield ListedFile(path=path, source_path=source_path, size=size, digest=digest)
     for path, what in validation.collisions(row["path"] for row in rows if _has_path(row)):
         if "folder" in what:
-            table.wrong(f"files[{paths[validation.folded(path)]}].path", what)
+            table.report(f"files[{paths[validation.folded(path)]}].path", what)
 
 
-def _digest_of(row: _Table, sha256: str | None) -> Digest | None:
+def _digest_of(row: _TableReader, sha256: str | None) -> Digest | None:
     if sha256 is None:
         return None
     try:
         return Digest.parse("sha256:" + sha256.lower().removeprefix("sha256:"))
     except ValueError as error:
-        row.wrong("sha256", str(error))
+        row.report("sha256", str(error))
         return None
 
 
@@ -325,17 +338,17 @@ def _has_path(row: object) -> bool:
     return isinstance(row, dict) and isinstance(row.get("path"), str)
 
 
-def _check_globs(table: _Table, key: str, patterns: Iterable[str]) -> None:
+def _check_globs(table: _TableReader, key: str, patterns: Iterable[str]) -> None:
     for number, pattern in enumerate(patterns):
         if not pattern or "\0" in pattern or "\\" in pattern:
-            table.wrong(f"{key}[{number}]", f"{_shown(pattern)} is not a glob over paths parted by '/'")
+            table.report(f"{key}[{number}]", f"{_excerpt(pattern)} is not a glob over paths separated by '/'")
 
 
-def _check_extends(models: Mapping[str, Model], table: _Table) -> None:
-    """Every `extends` names a variant of this manifest, and none in the end itself."""
+def _check_extends(models: Mapping[str, Model], table: _TableReader) -> None:
+    """Report each `extends` that names no variant of this manifest, or leads back to its own variant."""
 
     def place(model: str, variant: str) -> str:
-        return f"{table.at(models[model].key)}.variants.{variant}.extends"
+        return f"{table.place_of(models[model].key)}.variants.{variant}.extends"
 
     def visit(model: str, variant: str, path: tuple[str, ...]) -> None:
         for text in models[model].variants[variant].extends:

@@ -1,7 +1,7 @@
-"""From manifest to lockfile: list a source, choose files, name every one by its digest.
+"""Resolution of a manifest into a lockfile: list a source, select files, find the digest of each.
 
-The same manifest, previous lockfile and answers of sources give the same lockfile. A model whose table did not change
-keeps its entry, and no source is asked, until an upgrade is.
+It is deterministic: the same manifest, previous lockfile and answers of sources give the same lockfile. A model whose table
+did not change keeps its entry without a request, until an upgrade is requested.
 """
 
 from __future__ import annotations
@@ -24,30 +24,36 @@ from . import validation
 from .lockfile import MOST_SIZE, LockedBlob, LockedModel, LockedVariant, Lockfile, absolute
 from .manifest import Manifest, Model, Variant
 
-_PULL_HINT = "check the network and lock again; if the source lists what it does not have, leave that out with `exclude`"
+_PREFETCH_HINT = (
+    "check the network and lock again; if the source lists what it does not have, leave that out with `exclude`"
+)
 
 
 class Prefetcher(Protocol):
-    """What fetches files that no listing names, proves them by naming them, and keeps them."""
+    """A fetcher of files that no listing names by sha256: it learns their digests and keeps them in the store."""
 
     def prefetch_all(self, locators: Iterable[str]) -> Mapping[str, tuple[Digest, int]]:
-        """Fetch each once; names and sizes in bytes. Raises SourceError, Stopped and what the store raises."""
+        """Fetch each file once. Returns digest and size in bytes by locator.
+
+        Raises SourceError, Cancelled and the errors of the store.
+        """
         ...
 
     def read(self, digest: Digest) -> bytes:
-        """A small file that was pulled."""
+        """The content of a small file that was prefetched."""
         ...
 
 
 WithRetries = Callable[[Callable[[], Listing]], Listing]
+"""Makes a request, and repeats it while that may help."""
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file on its way into the lockfile."""
+    """A resolved file of a variant."""
 
     digest: Digest
-    size: int
+    size: int  # bytes
     urls: tuple[str, ...]
 
 
@@ -58,15 +64,15 @@ def resolve(
     registry: Registry,
     prefetcher: Prefetcher,
     upgrade: Callable[[validation.ModelId], bool] = lambda id_: False,
-    with_retries: WithRetries = lambda ask: ask(),
+    with_retries: WithRetries = lambda request: request(),
 ) -> Lockfile:
     """The lockfile for *manifest*.
 
-    *upgrade* says which models are listed again although nothing changed; *with_retries* repeats a listing that failed
-    for every source of a model, where repeating may help.
+    *upgrade* selects models to list again although their tables did not change. *with_retries* repeats a listing after
+    every source of a model failed.
 
-    Raises ManifestValidationError with every problem; SourceUnavailableError naming each source and its reason;
-    AuthError; what the prefetcher raises.
+    Raises ManifestValidationError with every problem; SourceUnavailableError or AuthError with each source and its reason;
+    the errors of the prefetcher.
     """
     resolver = _Resolver(manifest, previous, registry, prefetcher, upgrade, with_retries)
     models = {key: resolver.model(model) for key, model in manifest.models.items()}
@@ -76,7 +82,7 @@ def resolve(
 
 
 class _Resolver:
-    """One resolution: what was listed and pulled so far, and what is wrong."""
+    """The state of one resolution: what was listed and prefetched so far, and the problems found."""
 
     def __init__(
         self,
@@ -88,22 +94,23 @@ class _Resolver:
         with_retries: WithRetries,
     ) -> None:
         self._manifest, self._previous = manifest, previous
-        self._registry, self._depot, self._upgrade = registry, prefetcher, upgrade
-        self._patiently = with_retries
+        self._registry, self._prefetcher, self._upgrade = registry, prefetcher, upgrade
+        self._with_retries = with_retries
         self._base = manifest.path.parent
         self._listings: dict[str, Listing | SourceError] = {}
-        self._pulled: dict[str, tuple[Digest, int]] = {}
+        self._prefetched: dict[str, tuple[Digest, int]] = {}
         self._variants: dict[tuple[str, str], dict[str, _File]] = {}
         self.problems: list[Problem] = []
         self.blobs: dict[Digest, LockedBlob] = {}
 
     def model(self, model: Model) -> LockedModel:
+        """The lockfile's entry for a model; its blobs are added to ``blobs``."""
         key = str(model.id)
         entry = self._entry(model)
         locked = {}
         for name, variant in model.variants.items():
             files = self._files(key, name)
-            components = {c: _matching(files, globs) for c, globs in variant.components.items()}
+            components = {c: _match(files, globs) for c, globs in variant.components.items()}
             digests = {path: file.digest for path, file in files.items()}
             locked[name] = LockedVariant(files=digests, components=components, optional=tuple(sorted(variant.optional)))
             for file in files.values():
@@ -111,17 +118,17 @@ class _Resolver:
         return LockedModel(variants=locked, default=model.default, entry=entry, pin=model.pin)
 
     def _entry(self, model: Model) -> str:
-        """The digest of this table's meaning; with `extends`, of the tables behind it too."""
-        return self._entry_behind(model, frozenset())
+        """The digest of a table's meaning, which with `extends` includes the tables that it extends."""
+        return self._entry_with(model, frozenset())
 
-    def _entry_behind(self, model: Model, above: frozenset[str]) -> str:
-        """Two models may extend variants of each other; what stands *above* is in the digest already."""
+    def _entry_with(self, model: Model, above: frozenset[str]) -> str:
+        """The same without the tables in *above*, which the digest includes already: models may extend each other."""
         others = sorted(_extended(model))
         if not others:
             return model.entry
         above |= {str(model.id)}
-        behind = (self._manifest.models[other] for other in others if other not in above)
-        return str(Digest.of("\n".join([model.entry, *(self._entry_behind(each, above) for each in behind)]).encode()))
+        extended = (self._manifest.models[other] for other in others if other not in above)
+        return str(Digest.of("\n".join([model.entry, *(self._entry_with(each, above) for each in extended)]).encode()))
 
     def _add(self, file: _File, place: str) -> None:
         known = self.blobs.get(file.digest)
@@ -131,12 +138,13 @@ class _Resolver:
         self.blobs[file.digest] = LockedBlob(size=file.size, urls=tuple(urls))
 
     def _files(self, key: str, name: str) -> dict[str, _File]:
-        """The files of one variant by path in the tree."""
+        """The files of a variant by path in the tree."""
         if (key, name) not in self._variants:
-            self._variants[key, name] = self._kept(key, name) or self._resolved(key, name)
+            self._variants[key, name] = self._locked_before(key, name) or self._resolve(key, name)
         return self._variants[key, name]
 
-    def _kept(self, key: str, name: str) -> dict[str, _File] | None:
+    def _locked_before(self, key: str, name: str) -> dict[str, _File] | None:
+        """The files of a variant from the previous lockfile; None where it has to be resolved."""
         model = self._manifest.models[key]
         old = self._previous.models.get(key) if self._previous else None
         if self._previous is None or old is None or old.entry != self._entry(model) or self._upgrade(model.id):
@@ -150,16 +158,16 @@ class _Resolver:
         }
 
     def _prefixes(self, model: Model) -> Iterator[str]:
-        """How locators of this model's files begin, whatever revision they are pinned to; with `extends`, of others too."""
-        seen, waiting = {str(model.id)}, [model]
-        while waiting:
-            each = waiting.pop()
+        """The prefixes of locators of a model's files, at any revision; with `extends`, those of the other models too."""
+        seen, queue = {str(model.id)}, [model]
+        while queue:
+            each = queue.pop()
             for source in each.sources:
                 yield from locator_prefixes(source)
-            waiting += [self._manifest.models[key] for key in _extended(each) - seen]
+            queue += [self._manifest.models[key] for key in _extended(each) - seen]
             seen |= _extended(each)
 
-    def _resolved(self, key: str, name: str) -> dict[str, _File]:
+    def _resolve(self, key: str, name: str) -> dict[str, _File]:
         model = self._manifest.models[key]
         variant = model.variants[name]
         place = f"{self._place(key)}.variants.{name}"
@@ -171,24 +179,24 @@ class _Resolver:
             urls = tuple(join_locator(source, listed.source_path) for source in model.sources)
             files[listed.path] = _File(listed.digest, listed.size, urls)
         if variant.include:
-            files |= self._chosen(model, variant, place)
+            files |= self._files_of_source(model, variant, place)
         validation.check_paths(f"{place}.files", files, self.problems)
         if not files:
             self.problems.append(Problem(place, "has no files"))
         return files
 
-    def _chosen(self, model: Model, variant: Variant, place: str) -> dict[str, _File]:
+    def _files_of_source(self, model: Model, variant: Variant, place: str) -> dict[str, _File]:
         source, listing = self._listing(model)
-        wanted = _select(listing.files, variant, place, self.problems)
+        selected = _select(listing.files, variant, place, self.problems)
         folder = absolute(listing.locator, self._base)
-        locators = {listed.path: join_locator(folder, listed.path) + listed.suffix for listed in wanted}
+        locators = {listed.path: join_locator(folder, listed.path) + listed.suffix for listed in selected}
         if variant.index is not None:
-            wanted = self._by_index(variant.index, wanted, locators, place)
-        self._pull([locators[listed.path] for listed in wanted if listed.sha256 is None or listed.size is None])
+            selected = self._by_index(variant.index, selected, locators, place)
+        self._prefetch([locators[listed.path] for listed in selected if listed.sha256 is None or listed.size is None])
         files = {}
-        for listed in wanted:
+        for listed in selected:
             if listed.sha256 is None or listed.size is None:
-                digest, size = self._pulled[locators[listed.path]]
+                digest, size = self._prefetched[locators[listed.path]]
             else:
                 digest, size = Digest.of_hex(listed.sha256), listed.size
             urls = tuple(
@@ -199,101 +207,103 @@ class _Resolver:
             )
             path = variant.rename.get(listed.path, listed.path)
             if path in files:
-                self.problems.append(Problem(f"{place}.rename", f"two files of the source would be {path!r}"))
+                self.problems.append(Problem(f"{place}.rename", f"two files of the source have the path {path!r}"))
             files[path] = _File(digest, size, urls)
         return files
 
     def _listing(self, model: Model) -> tuple[str, Listing]:
-        """The first source that answers, and what it lists."""
+        """The first source that can be listed, and its listing."""
         reasons: list[SourceError] = []
         for source in model.sources:
             if source not in self._listings:
-                self._listings[source] = self._ask(source)
+                self._listings[source] = self._list(source)
             found = self._listings[source]
             if isinstance(found, Listing):
                 return source, found
             reasons.append(found)
-        for source in model.sources:  # only now: another source is quicker than another attempt
-            if (again := self._ask_again(source)) is not None:
+        for source in model.sources:  # only now: another source is faster than a retry
+            if (again := self._retry_listing(source)) is not None:
                 return source, again
         rows = [{"source": error.locator, "code": error.code, "reason": error.what} for error in reasons]
         text = "; ".join(str(error) for error in reasons)
         hint = next(filter(None, map(hint_of, reasons)), "")
-        hint = hint or "check the address and the network, or list the variant's `files` in models.toml"
+        hint = hint or "check the locator and the network, or list the variant's `files` in models.toml"
         kind = AuthError if any(isinstance(error, AccessDenied) for error in reasons) else SourceUnavailableError
         raise kind(f"{model.id}: no source could be listed ({text})", hint=hint, sources=rows)
 
-    def _ask_again(self, source: str) -> Listing | None:
-        before = self._listings[source]
-        if isinstance(before, SourceError) and before.transient:
-            found = self._listings[source] = self._ask(source, self._patiently)
+    def _retry_listing(self, source: str) -> Listing | None:
+        """The listing of a source that failed for a transient reason; None where it fails again."""
+        failure = self._listings[source]
+        if isinstance(failure, SourceError) and failure.transient:
+            found = self._listings[source] = self._list(source, self._with_retries)
             return found if isinstance(found, Listing) else None
         return None
 
-    def _ask(self, source: str, how: WithRetries = lambda ask: ask()) -> Listing | SourceError:
+    def _list(self, source: str, retry: WithRetries = lambda request: request()) -> Listing | SourceError:
         locator = absolute(source, self._base)
         try:
-            listing = how(lambda: self._registry.find(locator).listing(locator))
+            listing = retry(lambda: self._registry.find(locator).listing(locator))
         except SourceError as error:
             return error
-        # What was asked by its absolute path stays relative in the lock.
+        # A relative source stays relative in the lockfile.
         return Listing(locator=source if listing.locator == locator else listing.locator, files=listing.files)
 
-    def _by_index(self, index: str, wanted: list[Listed], locators: Mapping[str, str], place: str) -> list[Listed]:
-        """Drop the shards beside *index* that it does not name."""
+    def _by_index(self, index: str, selected: list[Listed], locators: Mapping[str, str], place: str) -> list[Listed]:
+        """Leave out the shards next to *index* that it does not name."""
         if index not in locators:
             self.problems.append(Problem(f"{place}.index", f"{index!r} is not among the files of this variant"))
-            return wanted
-        self._pull([locators[index]])
-        shards = _shards(self._depot.read(self._pulled[locators[index]][0]))
+            return selected
+        self._prefetch([locators[index]])
+        shards = _shards(self._prefetcher.read(self._prefetched[locators[index]][0]))
         if shards is None:
             self.problems.append(Problem(f"{place}.index", f"{index!r} is not an index: no weight_map"))
-            return wanted
+            return selected
         folder = str(PurePosixPath(index).parent)
         named = {str(PurePosixPath(folder) / shard) for shard in shards}
         suffixes = {PurePosixPath(shard).suffix for shard in shards}
-        for path in sorted(named - {listed.path for listed in wanted}):
+        for path in sorted(named - {listed.path for listed in selected}):
             self.problems.append(Problem(f"{place}.index", f"names the shard {path!r}, which the source does not list"))
 
         def belongs(path: PurePosixPath) -> bool:
             return str(path.parent) != folder or path.suffix not in suffixes or str(path) in named
 
-        return [listed for listed in wanted if belongs(PurePosixPath(listed.path))]
+        return [listed for listed in selected if belongs(PurePosixPath(listed.path))]
 
-    def _pull(self, locators: Iterable[str]) -> None:
-        missing = [locator for locator in dict.fromkeys(locators) if locator not in self._pulled]
+    def _prefetch(self, locators: Iterable[str]) -> None:
+        missing = [locator for locator in dict.fromkeys(locators) if locator not in self._prefetched]
         if not missing:
             return
         try:
-            self._pulled |= self._depot.prefetch_all(missing)
+            self._prefetched |= self._prefetcher.prefetch_all(missing)
         except SourceError as error:
             rows = [{"source": error.locator, "code": error.code, "reason": error.what}]
             kind = AuthError if isinstance(error, AccessDenied) else SourceUnavailableError
-            raise kind(str(error), hint=hint_of(error) or _PULL_HINT, sources=rows) from error
+            raise kind(str(error), hint=hint_of(error) or _PREFETCH_HINT, sources=rows) from error
 
     def _place(self, key: str) -> str:
         return f"models.{json.dumps(self._manifest.models[key].key)}"
 
 
 def _extended(model: Model) -> set[str]:
-    """The models whose variants it extends."""
+    """The models whose variants a model extends."""
     return {text.partition("#")[0] for variant in model.variants.values() for text in variant.extends}
 
 
 def _select(files: Iterable[Listed], variant: Variant, place: str, problems: list[Problem]) -> list[Listed]:
+    """The files that the globs of a variant select; those with problems are reported and left out."""
     include, exclude = GitIgnoreSpec.from_lines(variant.include), GitIgnoreSpec.from_lines(variant.exclude)
-    every = sorted(files, key=lambda listed: listed.path)
-    wanted = [f for f in every if include.match_file(f.path) and not exclude.match_file(f.path)]
+    files = sorted(files, key=lambda listed: listed.path)
+    selected = [f for f in files if include.match_file(f.path) and not exclude.match_file(f.path)]
     for number, pattern in enumerate(variant.include):
-        plain = not any(c in pattern for c in "*?[!")
-        if plain and not any(GitIgnoreSpec.from_lines([pattern]).match_file(f.path) for f in every):
+        is_literal = not any(c in pattern for c in "*?[!")
+        if is_literal and not any(GitIgnoreSpec.from_lines([pattern]).match_file(f.path) for f in files):
             problems.append(Problem(f"{place}.include[{number}]", f"the source lists no {pattern!r}"))
-    for path in sorted(set(variant.rename) - {f.path for f in wanted}):
+    for path in sorted(set(variant.rename) - {f.path for f in selected}):
         problems.append(Problem(f"{place}.rename", f"{path!r} is not among the files of this variant"))
-    for listed in wanted:
-        # A hostile listing must not reach a join: its paths are looked at before anything is asked for.
+    for listed in selected:
+        # The paths of a hostile listing are checked before they are joined to a locator.
         problems += [Problem(f"{place}.include", what) for what in _problems_of(listed)]
-    return [listed for listed in wanted if not any(_problems_of(listed))]
+    return [listed for listed in selected if not any(_problems_of(listed))]
 
 
 def _problems_of(listed: Listed) -> Iterator[str]:
@@ -304,12 +314,13 @@ def _problems_of(listed: Listed) -> Iterator[str]:
         yield f"the source lists {listed.path[:80]!a} with {listed.sha256[:80]!a}, which is no sha256"
 
 
-def _matching(files: Iterable[str], globs: Iterable[str]) -> tuple[str, ...]:
+def _match(files: Iterable[str], globs: Iterable[str]) -> tuple[str, ...]:
     spec = GitIgnoreSpec.from_lines(globs)
     return tuple(sorted(path for path in files if spec.match_file(path)))
 
 
 def _shards(raw: bytes) -> set[str] | None:
+    """The shards that an index names; None where it is no index."""
     try:
         weights = json.loads(raw)["weight_map"]
         return {shard for shard in weights.values() if isinstance(shard, str) and not any(validation.path_problems(shard))}

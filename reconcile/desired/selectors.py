@@ -1,4 +1,4 @@
-"""From what people type to trees: selectors against a lockfile, variants against the components that were chosen."""
+"""Selection: selectors resolved against a lockfile, and the components that a tree is made of."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .validation import ModelId, Selector
 
 @dataclass(frozen=True, slots=True, order=True)
 class VariantId:
-    """One variant of a lockfile."""
+    """The identity of one variant of a lockfile."""
 
     model: str  # name@version
     variant: str
@@ -25,19 +25,19 @@ class VariantId:
 
     @property
     def tree(self) -> str:
-        """Where its tree stands, relative to the store."""
+        """The path of its tree, relative to the store."""
         return f"models/{self.model}/{self.variant}"
 
 
-def every(lock: Lockfile) -> list[VariantId]:
-    """All variants of a lockfile."""
+def all_variants(lock: Lockfile) -> list[VariantId]:
+    """All variants of a lockfile, sorted."""
     return [VariantId(key, variant) for key in sorted(lock.models) for variant in sorted(lock.models[key].variants)]
 
 
-def choose(lock: Lockfile, text: str, variant: str | None = None) -> VariantId:
-    """The one variant that a selector means; an explicit *variant* wins over the selector's.
+def select(lock: Lockfile, text: str, variant: str | None = None) -> VariantId:
+    """The variant that a selector means; an explicit *variant* wins over the selector's.
 
-    Raises InvalidModelIdError, ModelNotFoundError, VariantNotFoundError, each listing what there is.
+    Raises InvalidModelIdError, ModelNotFoundError, VariantNotFoundError, each listing what exists.
     """
     selector = Selector.parse(text)
     key = _model(lock, selector)
@@ -47,7 +47,7 @@ def choose(lock: Lockfile, text: str, variant: str | None = None) -> VariantId:
     if name is None and len(variants) == 1:
         name = variants[0]
     if name is None or name not in model.variants:
-        what = f"{key} has no variant {name!r}" if name else f"{key} has no default variant; say which"
+        what = f"{key} has no variant {name!r}" if name else f"{key} has no default variant; name one"
         raise VariantNotFoundError(
             f"{what}; variants: {listing(variants)}",
             hint=f"e.g. {key}#{variants[0]}" if variants else "",
@@ -60,40 +60,40 @@ def choose(lock: Lockfile, text: str, variant: str | None = None) -> VariantId:
 
 def _model(lock: Lockfile, selector: Selector) -> str:
     keys = sorted(lock.models)
+    wanted = f"{selector.name}@{selector.version}" if selector.version is not None else selector.name
     if selector.version is not None:
-        fitting = [f"{selector.name}@{selector.version}"] * (f"{selector.name}@{selector.version}" in lock.models)
+        matches = [key for key in keys if key == wanted]
     else:
-        fitting = [key for key in keys if ModelId.parse(key).name == selector.name]
-    if len(fitting) > 1:
+        matches = [key for key in keys if ModelId.parse(key).name == selector.name]
+    if len(matches) > 1:
         raise InvalidModelIdError(
-            f"{selector.name} is locked in several versions: {listing(fitting)}",
-            hint=f"say which, e.g. {fitting[-1]}",
+            f"{selector.name} is locked in several versions: {listing(matches)}",
+            hint=f"name one, e.g. {matches[-1]}",
             model_id=selector.name,
-            available_models=fitting,
+            available_models=matches,
         )
-    if not fitting:
-        wanted = f"{selector.name}@{selector.version}" if selector.version else selector.name
+    if not matches:
         raise ModelNotFoundError(
             f"{wanted} is not in the lockfile; locked: {listing(keys) or 'nothing'}",
             hint="check the name, or add it to models.toml and run `modelstow lock`",
             model_id=wanted,
             available_models=keys,
         )
-    return fitting[0]
+    return matches[0]
 
 
-def check_components(chosen: VariantId, variant: LockedVariant, names: Iterable[str]) -> None:
+def check_components(id_: VariantId, variant: LockedVariant, names: Iterable[str]) -> None:
     """Raises InvalidConfigError for a component that the variant does not have."""
     for name in names:
         if name not in variant.components:
             raise InvalidConfigError(
-                f"{chosen} has no component {name!r}; components: {listing(sorted(variant.components)) or 'none'}",
+                f"{id_} has no component {name!r}; components: {listing(sorted(variant.components)) or 'none'}",
                 available_components=sorted(variant.components),
             )
 
 
 def fingerprint(variant: LockedVariant) -> str:
-    """Equal for two variants exactly when every path holds the same bytes."""
+    """A hash that is equal for two variants exactly when every path has the same digest."""
     hasher = hashlib.sha256()
     for path, digest in sorted(variant.files.items()):
         hasher.update(f"{path}\0{digest}\n".encode())
@@ -101,41 +101,44 @@ def fingerprint(variant: LockedVariant) -> str:
 
 
 def tree_of_folder(folder: Path, root: Path) -> str:
-    """The tree name of an outside folder: its real absolute path. Raises InvalidConfigError inside the store."""
+    """The tree name of a folder outside the store: its real absolute path. Raises InvalidConfigError inside the store."""
     real = os.path.realpath(folder)
     if os.path.lexists(real) and not os.path.isdir(real):
         raise InvalidConfigError(
-            f"{folder} is there and is no folder", hint="--into takes a folder, or a name that is free"
+            f"{folder} exists and is not a folder", hint="--into takes a folder, or a path that does not exist"
         )
     if Path(real).is_relative_to(os.path.realpath(root)) or Path(os.path.realpath(root)).is_relative_to(real):
-        raise InvalidConfigError(f"{folder} and the store at {root} lie in each other", hint="choose another --into")
+        raise InvalidConfigError(f"{folder} is inside the store at {root}, or contains it", hint="choose another --into")
     return real
 
 
 PINNED = "pinned"
-"""The label of a tree that its manifest pins."""
+"""The label of trees that a manifest pins."""
 
 
 def labels(
-    chosen: VariantId, lockfile: Path | None, with_: Iterable[str], without: Iterable[str], *, pin: bool
+    id_: VariantId, lockfile: Path | None, with_: Iterable[str], without: Iterable[str], *, pin: bool
 ) -> dict[str, str]:
-    """What a tree's inventory says of where it came from, and what else has to be known of it without a lockfile."""
-    found = {"model": chosen.model, "variant": chosen.variant}
+    """The labels of a tree's inventory: its origin, and what must be known of it without a lockfile."""
+    labels_ = {"model": id_.model, "variant": id_.variant}
     if pin:
-        found[PINNED] = "yes"
+        labels_[PINNED] = "yes"
     if lockfile is not None:
-        found["lockfile"] = str(lockfile)
-    if chosen_with := sorted(set(with_)):
-        found["with"] = ",".join(chosen_with)
-    if chosen_without := sorted(set(without)):
-        found["without"] = ",".join(chosen_without)
-    return found
+        labels_["lockfile"] = str(lockfile)
+    if names := sorted(set(with_)):
+        labels_["with"] = ",".join(names)
+    if names := sorted(set(without)):
+        labels_["without"] = ",".join(names)
+    return labels_
 
 
-def remembered(found: Mapping[str, str]) -> tuple[frozenset[str], frozenset[str]]:
-    """The components that were chosen when the tree was made: with, without."""
+def remembered(labels: Mapping[str, str]) -> tuple[frozenset[str], frozenset[str]]:
+    """The components that a tree was made with and without, by its labels."""
 
     def names(key: str) -> frozenset[str]:
-        return frozenset(filter(None, found.get(key, "").split(",")))
+        return frozenset(filter(None, labels.get(key, "").split(",")))
 
     return names("with"), names("without")
+
+
+choose, every = select, all_variants  # the names by which modules outside this room import them

@@ -1,4 +1,4 @@
-"""Which names and paths are good everywhere: on every file system, for every reader, for ever."""
+"""Validation of names and paths: only what every file system and every reader of a lockfile accepts is allowed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAME = re.compile(rf"{_SEGMENT}(/{_SEGMENT})?\Z")
 _VARIANT = re.compile(rf"{_SEGMENT}\Z")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
 
-# Most paths are plain and are let through by one match; the others are looked at closely.
+# Most paths are plain and pass with one match; the others are checked rule by rule.
 _PLAIN = re.compile(
     r"(?!(?:.*/)?(?i:con|prn|aux|nul|com[0-9]|lpt[0-9]|conin\$|conout\$)(?:\.[^/]*)?(?:/|\Z))"
     r"[A-Za-z0-9_-](?:[A-Za-z0-9._+=@,-]{0,99}[A-Za-z0-9_-])?(?:/[A-Za-z0-9_-](?:[A-Za-z0-9._+=@,-]{0,99}[A-Za-z0-9_-])?){0,9}\Z"
@@ -28,31 +28,31 @@ _SEGMENTS = 100
 
 
 def path_problems(path: str) -> Iterator[str]:
-    """Everything that is wrong with a path within a tree; nothing for a good one."""
+    """The problems of a path within a tree; none for a valid one."""
     if _PLAIN.match(path):
         return
     if not path:
         yield "the path is empty"
         return
-    shown = ascii(path[:80])
+    excerpt = ascii(path[:80])
     if path.startswith("/"):
-        yield f"{shown} is absolute"
+        yield f"{excerpt} is absolute"
     if re.match(r"[A-Za-z]:", path):
-        yield f"{shown} begins with a drive letter"
+        yield f"{excerpt} begins with a drive letter"
     if "\\" in path:
-        yield f"{shown} has a backslash; folders are parted by '/'"
+        yield f"{excerpt} has a backslash; folders are separated by '/'"
     if _FORBIDDEN.search(path):
-        yield f'{shown} has one of <>:"|?*, which Windows forbids'
+        yield f'{excerpt} has one of <>:"|?*, which Windows forbids'
     if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _BIDI for c in path):
-        yield f"{shown} has control, bidirectional-control or surrogate characters"
+        yield f"{excerpt} has control, bidirectional-control or surrogate characters"
     elif len(path.encode("utf-8")) > _PATH_BYTES:
-        yield f"{shown}… is longer than {_PATH_BYTES} bytes"
+        yield f"{excerpt}… is longer than {_PATH_BYTES} bytes"
     segments = path.split("/")
     if len(segments) > _SEGMENTS:
-        yield f"{shown}… has more than {_SEGMENTS} segments"
+        yield f"{excerpt}… has more than {_SEGMENTS} segments"
     for segment in segments:
         if problem := _segment_problem(segment):
-            yield f"{shown} has {problem}"
+            yield f"{excerpt} has {problem}"
             break
 
 
@@ -71,7 +71,7 @@ def _segment_problem(segment: str) -> str:
 
 
 def folded(path: str) -> str:
-    """The key under which some file systems keep a path: equal keys are one file there."""
+    """A path as case-insensitive and normalizing file systems compare it: equal results are one file there."""
     if path.isascii():
         return path.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
@@ -101,7 +101,7 @@ def collisions(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def name_problem(kind: str, name: str) -> str:
-    """What is wrong with a model's name, a version or a variant; empty for a good one."""
+    """The problem of a model's name, a version or a variant (*kind*); empty for a valid one."""
     pattern = {"name": _NAME, "version": _VERSION, "variant": _VARIANT}[kind]
     if not pattern.match(name):
         return f"{name[:80]!a} is not a {kind}; expected {pattern.pattern.removesuffix(chr(92) + 'Z')}"
@@ -110,14 +110,14 @@ def name_problem(kind: str, name: str) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ModelId:
-    """``name@version``: one version of a model."""
+    """One version of a model, ``name@version``."""
 
     name: str
     version: str
 
     @classmethod
     def parse(cls, text: str) -> ModelId:
-        """Raises ValueError saying which part is wrong."""
+        """Read the text form. Raises ValueError naming the part that is wrong."""
         name, at, version = text.partition("@")
         if not at:
             raise ValueError(f"{text[:80]!a} has no version; expected name@version")
@@ -132,7 +132,7 @@ class ModelId:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """``name[@version][#variant]``, as people type it."""
+    """A selector as users type it, ``name[@version][#variant]``."""
 
     name: str
     version: str | None = None
@@ -140,7 +140,7 @@ class Selector:
 
     @classmethod
     def parse(cls, text: str) -> Selector:
-        """Raises InvalidModelIdError."""
+        """Read the text form. Raises InvalidModelIdError."""
         model, hash_, variant = text.partition("#")
         name, at, version = model.partition("@")
         parts = [("name", name)] + [("version", version)] * bool(at) + [("variant", variant)] * bool(hash_)
@@ -155,7 +155,7 @@ class Selector:
 
 
 def check_paths(place: str, paths: Iterable[str], problems: list[Problem]) -> None:
-    """Report every bad or colliding path of one tree, under *place*."""
+    """Append every invalid or colliding path of one tree to *problems*, under *place*."""
     every = list(paths)
     for path in filterfalse(_PLAIN.match, every):
         problems += [Problem(f"{place}[{path[:80]!a}]", what) for what in path_problems(path)]

@@ -1,1 +1,1 @@
-"""One stream of events; reports, bars and JSON lines are folds of it."""
+"""The stream of events of a run. Reports, progress bars and JSON lines are folds of it."""

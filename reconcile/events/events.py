@@ -1,4 +1,7 @@
-"""What happens while a plan is applied, as typed events. The core emits and never prints."""
+"""Events: what happens while a plan is applied, as typed values. Only the command line prints them.
+
+Sizes and counts are bytes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from modelstow.cas import Digest, LinkKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchesPlanned:
-    """What has to be fetched, as far as could be seen before it began; ``held`` of the ``bytes`` are there already."""
+    """The number and size of the blobs to fetch, known before the first starts; ``held`` of the ``bytes`` are on disk."""
 
     blobs: int
     bytes: int
@@ -20,17 +23,17 @@ class FetchesPlanned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchStarted:
-    """A blob is being fetched. ``held`` bytes were there from an earlier run."""
+    """The fetch of a blob started; ``held`` bytes are on disk from an earlier run."""
 
     digest: Digest
     size: int
     held: int
-    name: str  # a path that needs it and, where there are several trees, one of those; for people
+    name: str  # for people: one of its paths, with the tree where there are several
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BytesArrived:
-    """So many bytes of a blob came from a source."""
+    """``count`` more bytes of a blob came from a source."""
 
     digest: Digest
     count: int
@@ -38,19 +41,19 @@ class BytesArrived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobFetched:
-    """A blob was proven and committed."""
+    """A fetched blob was verified and committed."""
 
     digest: Digest
     size: int
-    fetched_bytes: int  # came from sources in this run, refetches included
-    resumed_bytes: int  # were there from an earlier run
-    repaired_pieces: tuple[int, ...] = ()  # the pieces that were damaged, where a damaged blob was mended
-    repair: bool = False
+    fetched_bytes: int  # from sources in this run, those fetched twice included
+    resumed_bytes: int  # on disk from an earlier run
+    repaired_pieces: tuple[int, ...] = ()  # indexes of the pieces that were damaged, in a repair
+    repair: bool = False  # it replaces a damaged blob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobFailed:
-    """A blob could not be had."""
+    """The fetch of a blob failed at every source."""
 
     digest: Digest
     fetched_bytes: int
@@ -58,7 +61,7 @@ class BlobFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobReused:
-    """A blob was proven by reading what stands on this disk, or somebody else brought it meanwhile."""
+    """A blob was not fetched: a local file was verified to be it, or another process committed it meanwhile."""
 
     digest: Digest
     size: int
@@ -66,7 +69,7 @@ class BlobReused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobsReused:
-    """Blobs that were there already, intact by stat."""
+    """The blobs that were present before, intact by stat."""
 
     blobs: int
     bytes: int
@@ -74,18 +77,18 @@ class BlobsReused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFailed:
-    """A source did not give what was asked; others are asked."""
+    """A request to a source failed; other sources are tried."""
 
     locator: str  # without secrets
     what: str
-    corrupt: bool = False  # it gave other bytes
+    corrupt: bool = False  # it sent corrupt data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """Somebody else's work is waited for."""
+    """This run waits for another process."""
 
-    for_whom: str
+    for_whom: str  # the holder of the lock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,17 +101,17 @@ class FilesLinked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreePublished:
-    """A tree stands as wanted."""
+    """A tree is in its desired state."""
 
     model: str
     variant: str
     path: Path
-    exchanged: bool  # in one step; otherwise file by file
+    exchanged: bool  # the whole folder in one step; otherwise file by file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeRemoved:
-    """A tree is gone."""
+    """A tree was removed."""
 
     model: str
     variant: str
@@ -117,7 +120,7 @@ class TreeRemoved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Displaced:
-    """Something stood where the lockfile wants its own; where it is now."""
+    """A file that was in the way of a locked one was moved to quarantine."""
 
     path: Path
     to: Path
@@ -125,22 +128,22 @@ class Displaced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
-    """A file of the user's was removed from a tree, because that was asked."""
+    """A file that the lockfile does not name was removed from a tree, on request (``--prune``)."""
 
     path: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskBegan:
-    """Something that takes long and is no fetch began; or began anew, where a source failed in the middle of it."""
+    """A long task other than the fetch of a blob began, or began again after a source failed in the middle of it."""
 
-    what: str  # its name too, among those that go on at the same time
-    bytes: int | None  # None where nobody knows
+    what: str  # identifies it among the tasks that run at the same time
+    bytes: int | None  # None where the size is unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskAdvanced:
-    """So many bytes of it are done."""
+    """``count`` more bytes of a task are done."""
 
     what: str
     count: int
@@ -148,21 +151,21 @@ class TaskAdvanced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEnded:
-    """It is over, well or not."""
+    """A task ended, successfully or not."""
 
     what: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Info:
-    """Something people should know."""
+    """A message for the user."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warning:
-    """Something is probably not as people want it; the work goes on."""
+    """A message about something that is probably not as the user wants it; the run continues."""
 
     text: str
 
@@ -189,4 +192,4 @@ Event = (
     | Warning
 )
 Sink = Callable[[Event], None]
-"""Takes events from any thread, one call at a time."""
+"""A consumer of events. It is called from any thread, one call at a time."""

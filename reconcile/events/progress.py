@@ -1,4 +1,4 @@
-"""Something that takes long and is no fetch: reading for a verification, uploading to a mirror, hashing a file."""
+"""Progress of long work: as task events (verifying, pushing, hashing), and as a callback of (bytes done, bytes in all)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from types import TracebackType
 from .events import BytesArrived, Event, Sink, TaskAdvanced, TaskBegan, TaskEnded
 
 Progress = Callable[[int, int], None]
-"""Takes (bytes done, bytes in all): never falls, and ends with the two equal."""
+"""A progress callback: takes (bytes done, bytes in all). The first never falls, and the two are equal at the end."""
 
 
 class Task:
-    """Tells how far it is. A context manager; safe for threads. Who never began tells nothing."""
+    """A long task that emits its progress as events, once begun. A context manager; safe for threads."""
 
     def __init__(self, what: str, emit: Sink) -> None:
         self._what, self._emit = what, emit
         self._mutex, self._begun = Lock(), False
 
     def begin(self, size: int | None) -> None:
-        """So many bytes are to be dealt with, as far as is known; None where it is not."""
+        """Begin, or begin again, with *size* bytes to process; None where the size is unknown."""
         with self._mutex:
             self._begun = True
             self._emit(TaskBegan(what=self._what, bytes=size))
 
     def advance(self, count: int) -> None:
-        """So many more are."""
+        """Report *count* more bytes as done."""
         with self._mutex:
             self._emit(TaskAdvanced(what=self._what, count=count))
 
@@ -39,14 +39,14 @@ class Task:
 
 
 class Meter:
-    """Folds events into (bytes done, bytes in all): never falls, and ends with the two equal."""
+    """A fold of events into calls of a progress callback; every event is passed on."""
 
     def __init__(self, progress: Progress | None, onward: Sink) -> None:
         self._progress, self._onward = progress, onward
         self._done = self._total = 0
 
     def expect(self, total: int) -> None:
-        """*total* bytes have to be fetched."""
+        """Set the number of bytes to fetch."""
         self._total = total
         if self._progress is not None:
             self._progress(0, self._total)
@@ -58,5 +58,6 @@ class Meter:
         self._onward(event)
 
     def finish(self) -> None:
+        """Report all bytes as done."""
         if self._progress is not None and self._done < self._total:
             self._progress(self._total, self._total)

@@ -1,4 +1,4 @@
-"""Folds the stream of events into a report."""
+"""The fold of a run's events into its report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .report import Repair, Report
 
 
 class Recorder:
-    """Folds events into a report, passing each on; makes calls from many threads one at a time."""
+    """A sink that folds events into a report and passes each on. It may be called from many threads at once."""
 
     def __init__(self, onward: Sink = lambda event: None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._onward, self._clock, self._began = onward, clock, clock()
@@ -78,7 +78,7 @@ class Recorder:
                 pass
 
     def report(self) -> Report:
-        """What was folded so far."""
+        """The report of the events so far."""
         with self._mutex:
             return Report(
                 **self._sums,

@@ -1,4 +1,4 @@
-"""What an apply did, in figures."""
+"""The report of an apply, in figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
-    """A damaged blob that was mended. No pieces: the whole was fetched."""
+    """A damaged blob that was repaired. ``pieces`` are indexes; empty where the whole blob was fetched."""
 
     digest: str
     pieces: tuple[int, ...]
@@ -23,11 +23,11 @@ class Repair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Figures of one apply. Bytes are bytes, times seconds."""
+    """The figures of one apply. Sizes are bytes, times seconds."""
 
     fetched_blobs: int = 0
-    fetched_bytes: int = 0  # what came from sources for blob content
-    resumed_bytes: int = 0  # what partials saved
+    fetched_bytes: int = 0  # from sources, for the content of blobs
+    resumed_bytes: int = 0  # that partials saved
     repaired_bytes: int = 0
     reused_blobs: int = 0
     reused_bytes: int = 0
@@ -42,6 +42,6 @@ class Report:
 
 
 def link_counts(report: Report) -> dict[str, int]:
-    """Files by kind of link; created empty files count as none."""
+    """The number of files by kind of link; empty files, which are created, are not counted."""
     kinds = (LinkKind.HARDLINK, LinkKind.REFLINK, LinkKind.SYMLINK, LinkKind.COPY)
     return {kind.value: report.links.get(kind, 0) for kind in kinds}

@@ -1,1 +1,1 @@
-"""In and out of other worlds."""
+"""Interoperation with other stores and tools."""

@@ -1,7 +1,7 @@
-"""Publishing blobs to a mirror: by digest, in the layout of ``blobs/``, plain or as compressed pieces.
+"""Publication of blobs to a mirror: by digest, in the layout of ``blobs/``, plain or as compressed pieces.
 
-What is there is not sent again; what an interrupted push left unfinished is gone on with. Every byte is checked against
-the blob's piece table, or its sha256, on its way out: a damaged blob is never published.
+A blob that is present is not sent again, and an interrupted upload is resumed. Every byte is checked against the blob's
+piece table, or its sha256, before it is sent: a damaged blob is never published.
 """
 
 from __future__ import annotations
@@ -38,34 +38,38 @@ from ..transfer.retry import RetryPolicy, with_retries
 
 _T = TypeVar("_T")
 MIN_SAVING = 0.9
-"""A blob is published compressed only if that takes less than so much of its size."""
+"""The share of its size below which a compressed blob must be, to be published instead of the plain one."""
 _STOPPED = "stopped; what was sent is kept, and the next push continues there"
-_SAMPLES = 4  # pieces that are tried before all are
-PROGRESS_RESET_BYTES = 64 << 20  # an attempt that sent so many bytes was not in vain: all attempts are there again
+_SAMPLES = 4  # pieces to compress on trial, before the whole blob
+PROGRESS_RESET_BYTES = 64 << 20
+"""The bytes that an attempt must have sent for the count of attempts to start again."""
 
 
 @dataclass(slots=True)
 class Pushed:
-    """What a push did, or with *dry_run* would do."""
+    """The result of a push, or with *dry_run* its forecast. It is filled while the push runs."""
 
     sent: list[Digest] = field(default_factory=list)
-    there: int = 0  # blobs that were there
-    packed: int = 0  # of those sent, as compressed pieces
-    bytes: int = 0  # of all blobs that were sent, as they are in the store
-    sent_bytes: int = 0  # as they went out, tables and indexes included
-    damaged: list[Digest] = field(default_factory=list)  # found so, and not sent
+    present: int = 0  # blobs that the mirror had
+    compressed: int = 0  # blobs that were sent as compressed pieces
+    bytes: int = 0  # of the blobs that were sent, as they are in the store
+    sent_bytes: int = 0  # that were sent for them, piece tables and indexes included
+    damaged: list[Digest] = field(default_factory=list)  # blobs that were found damaged, and so not sent
 
 
 @dataclass(slots=True, kw_only=True)
 class Push:
-    """One push into the mirror at *url*. *pay* is told of every byte before it is sent. ``done`` tells how far it is."""
+    """One push into the mirror at *url*.
+
+    *pay* is the rate limiter: it is called with each number of bytes before they are sent. *done* has the result so far.
+    """
 
     store: BlobStore
     registry: Registry
     url: str
     compress: bool = False
     dry_run: bool = False
-    threads: int = 8
+    threads: int = 8  # blobs at once
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     token: CancellationToken = field(default_factory=CancellationToken)  # of this push, a child of the caller's
     pay: Callable[[int], None] = lambda count: None
@@ -74,12 +78,12 @@ class Push:
     _mutex: Lock = field(default_factory=Lock)
 
     def run(self, sizes: Mapping[Digest, int]) -> Pushed:
-        """Publish these blobs, by digest and size, largest first.
+        """Publish blobs, given by digest and size in bytes, largest first.
 
-        Raises InvalidConfigError where one is not in the store or *url* cannot be written to, IntegrityError for damaged
-        ones when the others are there, SourceError, Cancelled, OSError.
+        Raises InvalidConfigError where a blob is not in the store or *url* cannot be written to; IntegrityError for
+        damaged blobs, once the others are published; SourceError, Cancelled, OSError.
         """
-        self._look_at_target()
+        self._check_target()
         done = self.done
         lease = leases.take(self.store, doing="push", digests=list(sizes), token=self.token)
         try:
@@ -103,7 +107,7 @@ class Push:
             raise IntegrityError(f"{what}: {names}", hint=hint, faults=faults)
         return done
 
-    def _look_at_target(self) -> None:
+    def _check_target(self) -> None:
         what = f"{redact(self.url)} cannot be written to"
         try:
             if isinstance(self.registry.find(self.url), Target):
@@ -123,28 +127,28 @@ class Push:
                 pool.wait()
 
     def _publish(self, digest: Digest, size: int, task: Task) -> None:
-        left = size  # what is sent twice is no progress
+        remaining = size  # bytes that are sent twice are no progress
 
-        def tell(count: int) -> None:
-            nonlocal left
-            count = min(count, left)
-            left -= count
+        def advance(count: int) -> None:
+            nonlocal remaining
+            count = min(count, remaining)
+            remaining -= count
             task.advance(count)
 
-        self._publish_once(digest, size, tell)
-        tell(left)
+        self._publish_once(digest, size, advance)
+        advance(remaining)
 
-    def _publish_once(self, digest: Digest, size: int, tell: Callable[[int], None]) -> None:
+    def _publish_once(self, digest: Digest, size: int, advance: Callable[[int], None]) -> None:
         plain = mirrored(self.url, digest)
         names = [plain + COMPRESSED_SUFFIX, plain] if self.compress and size > TABLE_FROM else [plain]
-        if any(self._is_there(name, size if name == plain else None) for name in names):
+        if any(self._is_present(name, size if name == plain else None) for name in names):
             with self._mutex:
-                self.done.there += 1
+                self.done.present += 1
             return
-        sent, packed = 0, False
+        sent_bytes, compressed = 0, False
         if not self.dry_run:
             try:
-                sent, packed = self._send(digest, size, plain, tell)
+                sent_bytes, compressed = self._send(digest, size, plain, advance)
             except _Damaged:
                 self.store.blobs.note_suspect(digest)
                 with self._mutex:
@@ -152,70 +156,68 @@ class Push:
                 return
         with self._mutex:
             self.done.sent.append(digest)
-            self.done.packed += packed
+            self.done.compressed += compressed
             self.done.bytes += size
-            self.done.sent_bytes += sent
+            self.done.sent_bytes += sent_bytes
 
-    def _send(self, digest: Digest, size: int, plain: str, tell: Callable[[int], None]) -> tuple[int, bool]:
-        """Put one blob and its table; how many bytes went out, and whether as compressed pieces. *tell* is told of each."""
+    def _send(self, digest: Digest, size: int, plain: str, advance: Callable[[int], None]) -> tuple[int, bool]:
+        """Upload a blob and its piece table. Returns the bytes sent, and whether they are compressed pieces."""
         with _Blob(self.store, digest, size, self.token) as blob:
             sent = 0
             if blob.table is not None:
                 table = blob.table.encode()
-                if not self._is_there(f"{plain}.pieces", len(table)):
+                if not self._is_present(f"{plain}.pieces", len(table)):
                     sent += self._put(f"{plain}.pieces", len(table), lambda start, stop: table[start:stop])
                 if self.compress and blob.is_worth_compressing():
                     with tempfile.TemporaryFile(dir=self.store.layout.partials) as spool:
                         index = blob.compress_into(spool.fileno())
                         if index.total < size * MIN_SAVING:
                             sent += self._put(
-                                plain + COMPRESSED_SUFFIX, index.total, _compressed_reader(index, spool.fileno()), tell
+                                plain + COMPRESSED_SUFFIX, index.total, _compressed_reader(index, spool.fileno()), advance
                             )
                             return sent, True
-            return sent + self._put(plain, size, blob.read, tell), False
+            return sent + self._put(plain, size, blob.read, advance), False
 
-    def _is_there(self, locator: str, size: int | None) -> bool:
+    def _is_present(self, locator: str, size: int | None) -> bool:
         try:
-            found = self._patiently(lambda source: source.size(locator))
+            found = self._with_retries(lambda source: source.size(locator))
         except NotFound:
             return False
         return size is None or found in (None, size)
 
-    def _put(self, locator: str, size: int, read: ReadRange, tell: Callable[[int], None] = lambda count: None) -> int:
+    def _put(self, locator: str, size: int, read: ReadRange, advance: Callable[[int], None] = lambda count: None) -> int:
+        """Upload one file; the bytes sent, which are fewer than *size* where an upload was resumed."""
         attempt_bytes = 0
 
-        def go_on() -> None:
+        def read_unless_cancelled(start: int, stop: int) -> bytes:
             self.token.check(_STOPPED)
-
-        def checked(start: int, stop: int) -> bytes:
-            go_on()
             return read(start, stop)
 
-        def paid(count: int) -> None:
+        def on_send(count: int) -> None:
             nonlocal attempt_bytes
             self.pay(count)
-            go_on()
+            self.token.check(_STOPPED)
             attempt_bytes += count
-            tell(count)
+            advance(count)
 
         def put(source: Source) -> int:
             nonlocal attempt_bytes
             attempt_bytes = 0
             assert isinstance(source, Target)
-            return source.put(locator, size, checked, paid)
+            return source.put(locator, size, read_unless_cancelled, on_send)
 
-        return self._patiently(put, lambda: attempt_bytes > PROGRESS_RESET_BYTES)
+        return self._with_retries(put, lambda: attempt_bytes > PROGRESS_RESET_BYTES)
 
-    def _patiently(self, ask: Callable[[Source], _T], progressed: Callable[[], bool] = lambda: False) -> _T:
-        return with_retries(lambda: ask(self.registry.find(self.url)), self.policy, self.token, progressed=progressed)
+    def _with_retries(self, request: Callable[[Source], _T], progressed: Callable[[], bool] = lambda: False) -> _T:
+        return with_retries(lambda: request(self.registry.find(self.url)), self.policy, self.token, progressed=progressed)
 
 
 class _Damaged(Exception):
-    """What was read of a blob is not what it was proven to be."""
+    """A blob does not have the content of its piece table or digest."""
 
 
 class _Blob:
-    """A blob that is read for the outside: nothing leaves that is not what its table, or its name, says."""
+    """A blob opened for publication: every read is verified against its piece table, or its digest where it has none."""
 
     def __init__(self, store: BlobStore, digest: Digest, size: int, token: CancellationToken) -> None:
         self._store, self._digest, self._size, self._token = store, digest, size, token
@@ -223,7 +225,7 @@ class _Blob:
         self.table: PieceTable | None = None
 
     def __enter__(self) -> _Blob:
-        """Raises _Damaged, OSError."""
+        """Open the piece table; raises _Damaged where it was lost and the content is wrong, OSError."""
         try:
             self.table = self._proven_table() if self._size > TABLE_FROM else None
         except BaseException:
@@ -240,7 +242,7 @@ class _Blob:
 
     def _proven_table(self) -> PieceTable:
         table = proven_table(self._store.layout.table(self._digest), self._digest, self._size)
-        if table is None:  # it was lost: only a whole sha256 makes another
+        if table is None:  # it was lost: only a pass of sha256 over the whole proves another
             table = hash_file(self._fd, self._size)
             if table.digest != self._digest:
                 raise _Damaged
@@ -248,7 +250,7 @@ class _Blob:
         return table
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes of whole pieces, checked. Raises _Damaged, OSError."""
+        """The verified bytes of whole pieces. Raises _Damaged, OSError."""
         data = self._read(start, stop)
         if self.table is None:
             if Digest.of(data) != self._digest:
@@ -272,14 +274,14 @@ class _Blob:
         return data
 
     def is_worth_compressing(self) -> bool:
-        """Whether some pieces, evenly spread, become small enough: the rest is not read where they do not."""
+        """Whether a sample of pieces, evenly spread, compresses well enough to try the whole."""
         count = self._chunking.count(self._size)
-        tried = sorted({index * count // _SAMPLES for index in range(_SAMPLES)})
-        pieces = [self.read(*self._chunking.range(index, self._size)) for index in tried]
+        sample = sorted({index * count // _SAMPLES for index in range(_SAMPLES)})
+        pieces = [self.read(*self._chunking.range(index, self._size)) for index in sample]
         return sum(len(compress(piece)) for piece in pieces) < MIN_SAVING * sum(map(len, pieces))
 
     def compress_into(self, fd: int) -> CompressedIndex:
-        """Write every piece's frame, one after the other; where they are."""
+        """Write the frames of all pieces, one after the other, and return their index."""
         lengths = []
         for index in range(self._chunking.count(self._size)):
             self._token.check(_STOPPED)
@@ -290,6 +292,7 @@ class _Blob:
 
 
 def _compressed_reader(index: CompressedIndex, fd: int) -> ReadRange:
+    """A reader of the compressed form: the index, then the frames that *fd* holds."""
     head = index.encode()
 
     def read(start: int, stop: int) -> bytes:

@@ -1,1 +1,1 @@
-"""What there is, by stat and by content, and the difference to what is wanted: as data."""
+"""Actual state, by stat and by content, and its difference to the desired state, as data."""

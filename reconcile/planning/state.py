@@ -1,4 +1,4 @@
-"""Desired and actual as values, and the states that people see."""
+"""Desired and actual state as values, and the states that ``status`` reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from ..desired.lockfile import LockedBlob
 
 
 class ModelState(enum.StrEnum):
-    """How a variant stands, by stat and by what the last verification left on record."""
+    """The state of a variant, by stat and by the findings that are on record. The first that fits, in this order:
+
+    NOT_PRESENT no tree · VERIFYING a live process verifies it · CORRUPT a file or its blob is not what the lockfile says ·
+    PARTIAL a plan would do something · COMPLETE its plan is empty.
+    """
 
     NOT_PRESENT = "NOT_PRESENT"
     PARTIAL = "PARTIAL"
@@ -25,7 +29,7 @@ class ModelState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class TreeKey:
-    """Which tree: a variant of a model, and where it stands (relative to the store, absolute for outside trees)."""
+    """The identity of a tree: a variant of a model, and its path (relative to the store, absolute for outside trees)."""
 
     model: str  # name@version
     variant: str
@@ -33,7 +37,7 @@ class TreeKey:
 
     @classmethod
     def of(cls, record: Inventory) -> TreeKey:
-        """That of a tree on record."""
+        """The key of a tree on record."""
         return cls(record.labels.get("model", ""), record.labels.get("variant", ""), record.tree)
 
     def __str__(self) -> str:
@@ -42,69 +46,63 @@ class TreeKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredTree:
-    """One tree as wanted. ``labels`` are kept in its inventory."""
+    """The desired state of one tree. ``labels`` are kept in its inventory."""
 
     key: TreeKey
     path: Path
-    files: Mapping[str, Digest]
+    files: Mapping[str, Digest]  # by path within the tree
     labels: Mapping[str, str] = field(default_factory=dict)
-    other_disk: bool = False  # it stands on another file system than the store, so that its files are copies
+    other_disk: bool = False  # it is on another file system than the store, so that its files are copies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
-    """All that is wanted at once. ``copies``: files of trees will not share the blobs' bytes.
-
-    Blobs in ``anew`` are fetched even if they are there; those in ``alone`` are wanted whether a tree holds them or not.
-    """
+    """The desired state: trees and blobs."""
 
     trees: tuple[DesiredTree, ...]
     blobs: Mapping[Digest, LockedBlob]
-    mirrors: tuple[str, ...] = ()  # asked for each blob before its own locators
-    removals: tuple[TreeKey, ...] = ()  # whole trees that are no longer wanted
-    needs_copies: bool = False
-    prune: bool = False
-    force_refetch: frozenset[Digest] = frozenset()
-    extra_blobs: frozenset[Digest] = frozenset()
+    mirrors: tuple[str, ...] = ()  # tried for each blob before its own locators
+    removals: tuple[TreeKey, ...] = ()  # whole trees to remove
+    needs_copies: bool = False  # the files of trees will not share the bytes of blobs
+    prune: bool = False  # remove files that the lockfile does not name, too
+    force_refetch: frozenset[Digest] = frozenset()  # fetched even if they are present
+    extra_blobs: frozenset[Digest] = frozenset()  # desired although no tree has them
 
     @property
     def digests(self) -> frozenset[Digest]:
-        """Every blob that is wanted."""
+        """Every blob that is desired."""
         return frozenset(digest for tree in self.trees for digest in tree.files.values()) - {EMPTY} | self.extra_blobs
 
     def size(self, digest: Digest) -> int:
-        """Bytes in a blob."""
+        """The size of a blob in bytes."""
         return self.blobs[digest].size
 
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """Something at a locked path that a stat cannot tell to be what was placed.
+    """A file at a locked path that a stat cannot identify as the one that was linked there."""
 
-    ``size`` is None for what is no regular file. ``altered``: we placed a file there and it is another now.
-    """
-
-    size: int | None
-    modified: bool = False
+    size: int | None  # bytes; None for what is no regular file
+    modified: bool = False  # a file was linked there, and this is another
 
     def could_match(self, size: int) -> bool:
-        """Whether its content could still be right; only reading tells."""
+        """Whether its content could still be right, which only reading can show."""
         return self.size == size and not self.modified
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActualTree:
-    """One tree as one look saw it. What is neither placed nor foreign is missing."""
+    """The observed state of one tree. A locked path that is neither placed nor foreign is missing."""
 
     exists: bool = False
     recorded: bool = False  # there is an inventory
     labels: Mapping[str, str] = field(default_factory=dict)
-    leftover: str = ""  # the staging folder of a change that did not end
-    placed: Mapping[str, Digest] = field(default_factory=dict)  # path -> what it is, believed by stat
+    leftover: str = ""  # the staging folder of an interrupted change
+    placed: Mapping[str, Digest] = field(default_factory=dict)  # path -> blob, by stat
     foreign: Mapping[str, Foreign] = field(default_factory=dict)
-    extra: tuple[str, ...] = ()  # the user's
-    own: tuple[str, ...] = ()  # placed files that are not their blob's inode: copies, symlinks, empty ones
-    verifying: bool = False
+    extra: tuple[str, ...] = ()  # paths of the user's own files
+    own: tuple[str, ...] = ()  # placed files that are not their blob's inode: copies, symlinks, empty files
+    verifying: bool = False  # a live process verifies it
 
 
 NO_TREE = ActualTree()
@@ -112,21 +110,21 @@ NO_TREE = ActualTree()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actual:
-    """What was seen, once."""
+    """The actual state, observed once."""
 
     blobs: Mapping[Digest, BlobStatus] = field(default_factory=dict)
-    partials: Mapping[Digest, int] = field(default_factory=dict)  # bytes on record
+    partials: Mapping[Digest, int] = field(default_factory=dict)  # bytes in finished pieces
     trees: Mapping[TreeKey, ActualTree] = field(default_factory=dict)
     free_bytes: int = 0
 
     def blob(self, digest: Digest) -> BlobState:
-        """How a blob stands; the empty one is always there."""
+        """The state of a blob; the empty blob is always intact."""
         return BlobState.INTACT if digest == EMPTY else self.blobs.get(digest, ABSENT).state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantStatus:
-    """What ``status`` tells of one variant. Lists are paths within the tree and disjoint."""
+    """The status of one variant. Lists are paths within the tree and disjoint."""
 
     model: str
     variant: str
@@ -135,4 +133,4 @@ class VariantStatus:
     missing_files: tuple[str, ...] = ()
     corrupt_files: tuple[str, ...] = ()
     extra_files: tuple[str, ...] = ()
-    bytes_needed: int = 0
+    bytes_needed: int = 0  # to be fetched; a suspect blob counts whole

@@ -1,11 +1,12 @@
-"""A deeper look: reads content and says what is not what it should be. Repair is the same plan and apply as everything.
+"""Verification: blobs and files of trees compared with their digests, by stat or by reading them.
 
-What is found stays on record (suspects of the store, a mark in a tree's inventory), so that ``status`` says CORRUPT and
-``ensure`` heals, until it is repaired.
+Findings stay on record until they are repaired (suspects of the store, a mark in a tree's inventory), so that ``status``
+says CORRUPT and ``ensure`` repairs. A repair is an ordinary plan and apply.
 """
 
 from __future__ import annotations
 
+import enum
 import json
 import os
 import secrets
@@ -25,25 +26,33 @@ from .observer import observe
 from .state import Actual, Desired, DesiredTree
 
 
+class FindingKind(enum.StrEnum):
+    """The kinds of finding: wrong content, nothing there, another file in the place of the one that was linked."""
+
+    CORRUPT = "corrupt"
+    MISSING = "missing"
+    DRIFT = "drift"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is not what it should be. ``paths`` are absolute: every place where it can be reached."""
+    """A deviation of one blob or file from the desired state. ``paths`` are absolute: every path that is affected."""
 
-    kind: str  # "corrupt" | "missing" | "drift"
+    kind: FindingKind
     digest: Digest
-    pieces: tuple[int, ...] = ()  # damaged ones, where a table tells
+    pieces: tuple[int, ...] = ()  # indexes of damaged pieces, where a piece table locates the damage
     bytes: int = 0  # to be fetched for a repair
     paths: tuple[str, ...] = ()
-    foreign_links: int = 0  # hardlinks to the damaged inode that no tree of ours accounts for
+    foreign_links: int = 0  # hardlinks to the damaged inode outside the verified trees
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What a verification saw."""
+    """The result of one verification."""
 
     level: Level
-    blobs: int
-    files: int
+    blobs: int  # present, and so verified
+    files: int  # of trees
     bytes: int  # read
     seconds: float
     faults: tuple[Finding, ...]
@@ -58,12 +67,13 @@ def audit(
     on_total: Callable[[int], None] = lambda total: None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> VerifyReport:
-    """Read or stat every blob and file of *desired*, and at the blobs in *also* (digest -> size in bytes).
+    """Verify every blob and file of *desired*, and the blobs in *also* (digest -> size in bytes).
 
-    *on_total* is told of the bytes that will be read, if any, and *on_bytes*, from any thread, of those that were.
+    *on_total* is called with the number of bytes to read, if any, and *on_bytes*, from any thread, with each number of
+    bytes that were read.
 
-    Trees are VERIFYING meanwhile. A blob that was merely touched and reads right gets its proof back.
-    Raises StoreStateError, OSError; content that cannot be read is a fault, not an error.
+    The trees are VERIFYING meanwhile. A blob whose mtime changed and whose content is right gets its digest mtime back.
+    Raises StoreStateError, OSError; content that cannot be read is a finding, not an error.
     """
     began = time.monotonic()
     with _marked(store, desired.trees):
@@ -75,24 +85,24 @@ def audit(
         copies = _copies(store, desired, actual)
         present = [d for d in sorted(sizes) if store.blobs.stat(d, sizes[d]).state is not BlobState.ABSENT]
         faults += [
-            Finding(kind="missing", digest=d, bytes=sizes[d], paths=tuple(paths.get(d, ())))
+            Finding(kind=FindingKind.MISSING, digest=d, bytes=sizes[d], paths=tuple(paths.get(d, ())))
             for d in sorted(sizes.keys() - set(present))
         ]
         if level is not Level.QUICK:
             on_total(sum(sizes[d] for d in present) + sum(desired.size(tree.files[path]) for tree, path in copies))
         read = 0
-        for digest, verdict in _verdicts(store, present, sizes, level, on_bytes):
-            read += verdict.bytes_read
-            if not verdict.intact:
-                faults.append(_corrupt(store, verdict, paths.get(digest, ())))
-                if level is not Level.QUICK:  # a stat asks for a re-proof, it convicts nobody
-                    _put_on_record(store, digest)
+        for digest, result in _blob_results(store, present, sizes, level, on_bytes):
+            read += result.bytes_read
+            if not result.intact:
+                faults.append(_corrupt(store, result, paths.get(digest, ())))
+                if level is not Level.QUICK:  # a stat calls for reading the blob, it does not prove corruption
+                    _note_suspect(store, digest)
             elif level is not Level.QUICK and store.blobs.stat(digest, sizes[digest]).state is BlobState.SUSPECT:
                 _restamp(store, digest)
-        for tree, path, verdict in _copy_verdicts(store, copies, desired, level, on_bytes):
-            read += verdict.bytes_read
-            if not verdict.intact:
-                faults.append(replace(_corrupt(store, verdict, ()), paths=(str(tree.path / path),), foreign_links=0))
+        for tree, path, result in _copy_results(store, copies, desired, level, on_bytes):
+            read += result.bytes_read
+            if not result.intact:
+                faults.append(replace(_corrupt(store, result, ()), paths=(str(tree.path / path),), foreign_links=0))
                 _mark_copy(store, tree, path)
         files = sum(len(tree.files) for tree in desired.trees)
     seconds = time.monotonic() - began
@@ -112,31 +122,29 @@ def _tree_faults(desired: Desired, actual: Actual) -> Iterator[Finding]:
     for tree in desired.trees:
         seen = actual.trees[tree.key]
         if not seen.exists:
-            every = tuple(str(tree.path / path) for path in tree.files)
-            yield from (
-                Finding(kind="missing", digest=tree.files[p], paths=(e,)) for p, e in zip(tree.files, every, strict=True)
-            )
+            for path, digest in tree.files.items():
+                yield Finding(kind=FindingKind.MISSING, digest=digest, paths=(str(tree.path / path),))
             continue
         for path, digest in tree.files.items():
             if path in seen.foreign or seen.placed.get(path, digest) != digest:
-                yield Finding(kind="drift", digest=digest, paths=(str(tree.path / path),))
+                yield Finding(kind=FindingKind.DRIFT, digest=digest, paths=(str(tree.path / path),))
             elif path not in seen.placed:
-                yield Finding(kind="missing", digest=digest, paths=(str(tree.path / path),))
+                yield Finding(kind=FindingKind.MISSING, digest=digest, paths=(str(tree.path / path),))
 
 
 def _copies(store: BlobStore, desired: Desired, actual: Actual) -> list[tuple[DesiredTree, str]]:
-    """Tree files with bytes of their own: they need reading too."""
-    found = []
+    """The files of trees that do not share the bytes of a blob's inode: they are read too."""
+    copies = []
     for tree in desired.trees:
         record = store.trees.read(tree.key.tree)
         for path in actual.trees[tree.key].placed:
             placed = record.files.get(path) if record else None
             if placed is not None and placed.kind in (LinkKind.COPY, LinkKind.REFLINK) and path in tree.files:
-                found.append((tree, path))
-    return found
+                copies.append((tree, path))
+    return copies
 
 
-def _verdicts(
+def _blob_results(
     store: BlobStore,
     present: Sequence[Digest],
     sizes: Mapping[Digest, int],
@@ -148,22 +156,20 @@ def _verdicts(
         ScrubTarget(path=layout.blob(d), digest=d, size=sizes[d], table=layout.table(d), makes_table=True) for d in present
     ]
     if level is Level.QUICK:
-        for target_file in targets:
-            intact = store.blobs.stat(target_file.digest, target_file.size).state is BlobState.INTACT
-            yield target_file.digest, ScrubResult(target_file=target_file, intact=intact)
+        for target in targets:
+            intact = store.blobs.stat(target.digest, target.size).state is BlobState.INTACT
+            yield target.digest, ScrubResult(target_file=target, intact=intact)
         return
-    # A blob that a verification convicted by sha256 may still agree with its table: it is read in full.
-    convicted = store.blobs.suspects()
-    for chosen, deep in (("fast", False), ("full", True)):
-        rows = [t for t in targets if (t.digest.hex in convicted) is deep] if level is Level.FAST else targets
-        if level is Level.FULL and chosen == "fast":
-            continue
-        how = Level.FULL if deep or level is Level.FULL else Level.FAST
-        for verdict in scrub.scrub(rows, how, on_bytes=on_bytes):
-            yield verdict.target_file.digest, verdict
+    # A blob that was found corrupt by sha256 may still agree with its piece table: it is read in full.
+    suspects = store.blobs.suspects()
+    for depth in (Level.FAST, Level.FULL):
+        full = depth is Level.FULL
+        at_depth = [t for t in targets if (level is Level.FULL or t.digest.hex in suspects) is full]
+        for result in scrub.scrub(at_depth, depth, on_bytes=on_bytes):
+            yield result.target_file.digest, result
 
 
-def _copy_verdicts(
+def _copy_results(
     store: BlobStore,
     copies: Sequence[tuple[DesiredTree, str]],
     desired: Desired,
@@ -171,28 +177,32 @@ def _copy_verdicts(
     on_bytes: Callable[[int], None] | None,
 ) -> Iterator[tuple[DesiredTree, str, ScrubResult]]:
     if level is Level.QUICK:
-        return  # the observer has looked at them already
+        return  # the observer did that already
     targets = []
     for tree, path in copies:
         digest = tree.files[path]
         table = store.layout.table(digest)
         targets.append(ScrubTarget(path=str(tree.path / path), digest=digest, size=desired.size(digest), table=table))
-    for (tree, path), verdict in zip(copies, scrub.scrub(targets, level, on_bytes=on_bytes), strict=True):
-        yield tree, path, verdict
+    for (tree, path), result in zip(copies, scrub.scrub(targets, level, on_bytes=on_bytes), strict=True):
+        yield tree, path, result
 
 
-def _corrupt(store: BlobStore, verdict: ScrubResult, paths: Sequence[str]) -> Finding:
-    target_file = verdict.target_file
-    pieces = verdict.bad_pieces
-    spans = (verdict.chunking.range(index, target_file.size) for index in pieces)
-    damaged = sum(stop - start for start, stop in spans) if pieces else target_file.size
-    links = 0
+def _corrupt(store: BlobStore, result: ScrubResult, paths: Sequence[str]) -> Finding:
+    target, pieces = result.target_file, result.bad_pieces
+    ranges = (result.chunking.range(index, target.size) for index in pieces)
+    damaged = sum(stop - start for start, stop in ranges) if pieces else target.size
+    foreign_links = 0
     with suppress(OSError):
-        there = os.lstat(target_file.path)
-        ours = sum(1 for path in paths if _inode(path) == there.st_ino)
-        links = max(0, there.st_nlink - 1 - ours)
+        found = os.lstat(target.path)
+        known = sum(1 for path in paths if _inode(path) == found.st_ino)
+        foreign_links = max(0, found.st_nlink - 1 - known)
     return Finding(
-        kind="corrupt", digest=target_file.digest, pieces=pieces, bytes=damaged, paths=tuple(paths), foreign_links=links
+        kind=FindingKind.CORRUPT,
+        digest=target.digest,
+        pieces=pieces,
+        bytes=damaged,
+        paths=tuple(paths),
+        foreign_links=foreign_links,
     )
 
 
@@ -203,17 +213,17 @@ def _inode(path: str) -> int:
         return 0
 
 
-# ---- the record; a store that cannot be written to is verified all the same
+# ---- records; a read-only store is verified without them
 
 
-def _put_on_record(store: BlobStore, digest: Digest) -> None:
+def _note_suspect(store: BlobStore, digest: Digest) -> None:
     with suppress(OSError):
         store.blobs.note_suspect(digest)
 
 
 def _restamp(store: BlobStore, digest: Digest) -> None:
     with suppress(OSError, LockTimeoutError):
-        with store.lock_blob(digest, doing="giving a proven blob its proof back", timeout_s=1):
+        with store.lock_blob(digest, doing="restoring the mtime of an intact blob", timeout_s=1):
             store.blobs.restamp(digest)
 
 
@@ -228,10 +238,10 @@ def _mark_copy(store: BlobStore, tree: DesiredTree, path: str) -> None:
 
 @contextmanager
 def _marked(store: BlobStore, trees: Sequence[DesiredTree]) -> Iterator[None]:
-    """Tell others that these trees are being verified, while it lasts."""
+    """Mark these trees as VERIFYING for other processes while the block runs."""
     text = json.dumps(Holder.me("verifying").to_json()).encode()
     marks: list[Path] = []
-    with suppress(OSError):  # a store that is only read has no such folder
+    with suppress(OSError):  # a read-only store may have no such folder
         store.make_state_dir(VERIFYING)
     try:
         for tree in trees:

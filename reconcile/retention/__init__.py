@@ -1,1 +1,1 @@
-"""What keeps what, and who goes."""
+"""Retention: the roots that keep blobs, garbage collection, eviction and the space check."""

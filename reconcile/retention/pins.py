@@ -1,4 +1,4 @@
-"""What users want kept: one file a variant, with the digests that it had, beside ``blobs/`` and not in ``state/``."""
+"""Pins: users' requests to keep variants. One file a variant, in ``pins/`` and not in ``state/``, which may be lost."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ _KIND = "pin"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pin:
-    """What the user wants kept: one variant and the digests it had."""
+    """A pin: one variant, and the digests that it had when it was pinned."""
 
-    model: str
+    model: str  # name@version
     variant: str
     digests: frozenset[Digest]
 
     @property
     def name(self) -> str:
+        """The variant: name@version#variant."""
         return f"{self.model}#{self.variant}"
 
 
 def read(folder: Path) -> Iterator[Pin]:
-    """Every pin in a folder. Raises StoreStateError for one that cannot be read."""
+    """All pins in a folder. Raises StoreStateError for one that cannot be read."""
     for path, raw in files_in(folder):
         try:
             head = decode(raw, _KIND, version=1)
@@ -39,16 +40,16 @@ def read(folder: Path) -> Iterator[Pin]:
 
 
 def pin(store: BlobStore, model: str, variant: str, digests: Iterable[Digest]) -> bool:
-    """Pin a variant; False if it was."""
+    """Pin a variant; False if it was pinned already. Durable on return."""
     path = _pin_path(store, model, variant)
-    there = path.exists()
+    existed = path.exists()
     kept = join_hex(sorted(set(digests) - {EMPTY}))
     write_file(path, encode(_KIND, 1, {"model": model, "variant": variant, "digests": kept}))
-    return not there
+    return not existed
 
 
 def unpin(store: BlobStore, model: str, variant: str) -> bool:
-    """Take a pin away; False if there was none."""
+    """Remove a pin; False if there was none."""
     try:
         _pin_path(store, model, variant).unlink()
     except FileNotFoundError:
@@ -57,7 +58,7 @@ def unpin(store: BlobStore, model: str, variant: str) -> bool:
 
 
 def names(store: BlobStore) -> frozenset[str]:
-    """The pinned variants by name, without reading the pins."""
+    """The names of the pinned variants, without reading the pins."""
     try:
         return frozenset(unquote(name) for name in os.listdir(store.layout.pins) if not name.startswith(UNFINISHED))
     except FileNotFoundError:

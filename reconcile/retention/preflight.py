@@ -1,4 +1,4 @@
-"""Room before the first byte: what a plan takes against what is free, promised to others, or allowed."""
+"""The space check before the first byte: a plan's needs against free space, other processes' reservations and limits."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from modelstow.cas import BlobState, BlobStore, Digest, NoSpaceError, StoreState
 
 from ..events.events import Info, Sink
 from ..planning.planner import Fetch, Plan
-from .collector import Collector, EvictionTargets
+from .collector import Collector
+from .eviction import EvictionTargets, blob_sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preflight:
-    """Checks a plan against one store's disk and limits; ``min_free`` and ``max_size`` are bytes, None: no limit."""
+    """The space check of one store. ``min_free`` and ``max_size`` are bytes; None: no limit."""
 
     store: BlobStore
     collector: Collector
-    free: Callable[[], int]
+    free: Callable[[], int]  # bytes free on the store's disk
     emit: Sink
     min_free: int = 0
     max_size: int | None = None
 
     def make_room(self, plan: Plan) -> None:
-        """Return when the plan fits; hold the ``space`` lock since before the plan's lease was taken.
+        """Return once the plan fits, after sweeping garbage if it does not, and evicting trees where a limit is set.
 
-        It sweeps garbage once if it does not, and evicts trees where a limit is set.
+        The caller holds the ``space`` lock since before it took the plan's lease.
 
-        Raises NoSpaceError with the figures before anything was fetched; what the collector raises.
+        Raises NoSpaceError with the figures, before anything was fetched; what the collector raises.
         """
         if not any(isinstance(action, Fetch) for action in plan.actions) and plan.summary.disk_bytes == 0:
             return
@@ -49,13 +50,13 @@ class Preflight:
         self._refuse(plan)
 
     def _evict(self, plan: Plan) -> None:
-        """Trees go only where that makes room enough: what cannot be had costs nobody anything."""
+        """Evict trees, but only if that makes enough room: a plan that cannot fit costs no tree."""
         limit = None if self.max_size is None else self.max_size - _in_store(plan)
         if limit is not None and limit < 0:
             return
         goals = EvictionTargets(free=self._needed(plan), max_size=limit)
-        on_paper = self.collector.collect(goals, dry_run=True)
-        if on_paper.over_bytes or on_paper.lacking_bytes:
+        simulated = self.collector.collect(goals, dry_run=True)
+        if simulated.over_bytes or simulated.lacking_bytes:
             return
         for path in self.collector.collect(goals).trees:
             self.emit(Info(text=f"evicted {path} to make room"))
@@ -64,19 +65,19 @@ class Preflight:
         return self._needed(plan) <= self.free() and self._over_quota(plan) <= 0
 
     def _needed(self, plan: Plan) -> int:
-        """Bytes that must be free: new on disk, promised to others that run, and the margin."""
+        """Bytes that must be free: new on disk, reserved by other processes, and the margin."""
         mine = {action.digest for action in plan.actions if isinstance(action, Fetch)}
         unsaved = sum(
             action.have - self._allocated(action.digest, action.have)
             for action in plan.actions
             if isinstance(action, Fetch) and action.have
         )
-        return _in_store(plan) + unsaved + self._promised(mine) + self.min_free
+        return _in_store(plan) + unsaved + self._reserved(mine) + self.min_free
 
-    def _promised(self, mine: set[Digest]) -> int:
-        """What other live fetches still will take: sizes less what their partials have; a crash releases it by itself."""
+    def _reserved(self, mine: set[Digest]) -> int:
+        """Bytes that other live fetches will still write: sizes less what their partials have. A crash releases them."""
         others: dict[Digest, int] = {}
-        with suppress(StoreStateError):  # a lease that cannot be read stops gc, not those who fetch
+        with suppress(StoreStateError):  # a lease that cannot be read stops gc, but no fetch
             for _, record, held in leases.active(self.store):
                 if held:
                     others |= {digest: size for digest, size in record.reserved.items() if digest not in mine}
@@ -95,14 +96,10 @@ class Preflight:
     def _over_quota(self, plan: Plan) -> int:
         if self.max_size is None:
             return 0
-        total = 0
-        for _, entry in self.store.blobs.entries():
-            with suppress(FileNotFoundError):
-                total += entry.stat(follow_symlinks=False).st_size
-        return total + _in_store(plan) - self.max_size
+        return sum(blob_sizes(self.store).values()) + _in_store(plan) - self.max_size
 
     def _check_other_disks(self, plan: Plan) -> None:
-        """Trees on another disk are copies there, and sweeping here would not help them."""
+        """Check the disks of outside trees, where files are copies: no sweep of this store makes room there."""
         by_device: dict[int, list[Path]] = {}
         for tree in plan.summary.elsewhere:
             by_device.setdefault(os.stat(disk(tree)).st_dev, []).append(tree)
@@ -112,7 +109,7 @@ class Preflight:
             if needed > free:
                 raise NoSpaceError(
                     f"{needed:,} bytes of copies are needed in {trees[0]}, {free:,} are free there",
-                    hint="copies are needed because the store is on another disk; choose a --root on the same",
+                    hint="copies are needed because the store is on another disk; choose a --root on the same disk",
                     bytes_needed=needed,
                     bytes_available=free,
                     path=str(trees[0]),
@@ -123,13 +120,13 @@ class Preflight:
         needed, free, over = self._needed(plan), self.free(), self._over_quota(plan)
         root = self.store.layout.root
         if over > 0:
-            what = f"{new:,} bytes more would exceed the limit of {self.max_size:,} by {over:,}"
-            hint = "raise MODELSTOW_MAX_SIZE, unpin something, or free room with `modelstow gc --max-size`"
+            what = f"{new:,} more bytes would exceed the limit of {self.max_size:,} by {over:,}"
+            hint = "raise MODELSTOW_MAX_SIZE, unpin a variant, or free space with `modelstow gc --max-size`"
             available = max(0, new - over)
             raise NoSpaceError(what, hint=hint, bytes_needed=new, bytes_available=available, path=str(root))
         raise NoSpaceError(
             f"{needed:,} bytes are needed in {root}, {free:,} are free",
-            hint=f"`modelstow gc --free {needed}` evicts what was used least recently, or choose another --root",
+            hint=f"`modelstow gc --free {needed}` evicts the least recently used trees, or choose another --root",
             bytes_needed=needed,
             bytes_available=free,
             path=str(root),
@@ -137,6 +134,7 @@ class Preflight:
 
 
 def _in_store(plan: Plan) -> int:
+    """Bytes that are new on the store's disk."""
     return plan.summary.disk_bytes - sum(plan.summary.elsewhere.values())
 
 

@@ -1,8 +1,8 @@
-"""Reasons to keep a blob: reconciled lockfiles, trees, pins, leases. Each keeps its own copy of the digests.
+"""Roots: the records that keep blobs (reconciled lockfiles, trees, pins, leases), each with its own copy of the digests.
 
-A root whose tree or lockfile is gone is dead only if the folder above is there and is the same as when it was recorded;
+A root whose tree or lockfile is gone is dead only if the parent folder exists and is the same as when it was recorded;
 otherwise (another container, an unmounted disk) it is unverifiable and keeps its blobs. A root that cannot be read stops
-garbage collection altogether.
+garbage collection.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KIND, _VERSION = "lockfile", 1
 
 
 class RootState(enum.StrEnum):
-    """Whether what a root stands for is there."""
+    """Whether the tree or lockfile of a root exists; unverifiable where that cannot be known."""
 
     ALIVE = "alive"
     DEAD = "dead"
@@ -39,21 +39,23 @@ class RootState(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LockRoot:
-    """A lockfile that was reconciled. ``trees`` maps name@version#variant to the fingerprint of its content."""
+class LockfileRoot:
+    """The root of a lockfile that was reconciled. ``trees`` maps name@version#variant to a fingerprint of its content."""
 
     path: str  # absolute
     text: str  # sha256 of the lockfile's text, hex
-    parent: tuple[int, int]  # device and inode of its folder
+    parent: tuple[int, int]  # device and inode of its parent folder
     trees: Mapping[str, str] = field(default_factory=dict)
     pinned: tuple[str, ...] = ()
     digests: frozenset[Digest] = frozenset()
 
     @property
     def id(self) -> str:
+        """The name of its record, as `gc --forget` takes it."""
         return tree_id(self.path)
 
     def encode(self) -> bytes:
+        """The record as stored."""
         head = {
             "path": self.path,
             "text": self.text,
@@ -65,8 +67,8 @@ class LockRoot:
         return encode(_KIND, _VERSION, head)
 
     @classmethod
-    def decode(cls, raw: bytes) -> LockRoot:
-        """Raises one of ``records.INVALID``."""
+    def decode(cls, raw: bytes) -> LockfileRoot:
+        """The root in a record. Raises one of ``records.INVALID``."""
         head = decode(raw, _KIND, version=_VERSION)
         return cls(
             path=head["path"],
@@ -79,6 +81,7 @@ class LockRoot:
 
     @property
     def state(self) -> RootState:
+        """Whether the lockfile exists now, by stat."""
         return _root_state(Path(self.path), self.parent)
 
 
@@ -94,120 +97,131 @@ def _root_state(path: Path, parent: tuple[int, int]) -> RootState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeRoot:
-    """A tree with its inventory (or that of an unfinished change) and the file that holds it."""
+    """The root of a tree: its inventory, or the intent of an unfinished change."""
 
     record: Inventory
-    file: Path
+    file: Path  # that holds the record
     state: RootState
-    used_at: float  # seconds since 1970
+    used_at: float  # the last recorded use, in seconds since 1970
 
     @property
     def unfinished(self) -> bool:
+        """Whether it is the intent of a change that is under way or was interrupted."""
         return is_intent(self.file)
 
     @property
     def is_dead(self) -> bool:
-        """Whether it keeps nothing: its tree is gone; if that tree was only announced, for a week."""
+        """Whether it keeps nothing: its tree is gone; an intent without a tree keeps its blobs for a week."""
         if self.state is not RootState.DEAD:
             return False
         return not self.unfinished or time.time() - self.used_at > leases.UNFINISHED_S
 
     @property
     def key(self) -> TreeKey:
+        """The identity of the tree."""
         return TreeKey.of(self.record)
 
     @property
     def name(self) -> str:
+        """The variant: name@version#variant."""
         return str(self.key)
+
+    @property
+    def digests(self) -> frozenset[Digest]:
+        """The blobs of its files."""
+        return frozenset(entry.digest for entry in self.record.files.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roots:
-    """Everything that keeps blobs, as read at one moment."""
+    """All roots of a store, read at one time."""
 
-    locks: tuple[LockRoot, ...]
+    lockfiles: tuple[LockfileRoot, ...]
     trees: tuple[TreeRoot, ...]
     pins: tuple[Pin, ...]
     leased: tuple[leases.LeaseRecord, ...]
     inodes: Mapping[str, int]  # of every file below models/, recorded or not, by path relative to the store
-    proofs: frozenset[tuple[int, int]]  # (size, mtime in ns) of files of trees that have no record
+    stamps: frozenset[tuple[int, int]]  # (size in bytes, mtime in ns) of files below models/ without a record
 
     def live(self, store: BlobStore, *, lockfiles: bool = True, without: frozenset[str] = frozenset()) -> frozenset[Digest]:
-        """Every digest that must stay. *lockfiles*: whether a lockfile alone keeps anything; *without*: trees that go."""
+        """The mark of garbage collection: every digest that must stay.
+
+        *lockfiles* says whether a lockfile alone keeps its blobs; *without* names trees (``Inventory.tree``) to leave out.
+        """
         live: set[Digest] = set()
-        for _, digests in self._named(lockfiles=lockfiles, without=without):
+        for _, digests in self._roots(lockfiles=lockfiles, without=without):
             live |= digests
         inodes = {ino for path, ino in self.inodes.items() if not without or not _is_below(path, without)}
         for digest, entry in store.blobs.entries():
             if entry.inode() in inodes:
                 live.add(digest)
-            elif self.proofs:
+            elif self.stamps:
                 try:
                     size = os.lstat(entry.path).st_size
                 except FileNotFoundError:
                     continue
-                if (size, digest.mtime * 1_000_000_000) in self.proofs:
+                if (size, digest.mtime * 1_000_000_000) in self.stamps:
                     live.add(digest)
         return frozenset(live)
 
     def reasons(self, digest: Digest) -> list[str]:
-        """What keeps one blob, in words."""
-        return [what for what, digests in self._named(lockfiles=True) if digest in digests]
+        """What keeps one blob, one phrase for each root."""
+        return [reason for reason, digests in self._roots(lockfiles=True) if digest in digests]
 
     def holds_inode(self, ino: int) -> bool:
-        """Whether a file below models/ is this inode, whoever put it there."""
+        """Whether a file below models/ is this inode, recorded or not."""
         return ino in self.inodes.values()
 
     def named_by_lockfiles(self) -> frozenset[Digest]:
-        """What registered lockfiles name."""
-        return frozenset(digest for root in self.locks if root.state is not RootState.DEAD for digest in root.digests)
+        """The blobs that registered lockfiles name."""
+        return frozenset(digest for root in self.lockfiles if root.state is not RootState.DEAD for digest in root.digests)
 
     def pinned(self) -> frozenset[str]:
-        """The variants that are pinned, by user or manifest: name@version#variant."""
+        """The variants that the user or the manifest pins: name@version#variant."""
         by_manifest = {root.name for root in self.trees if PINNED in root.record.labels}
-        by_manifest |= {name for root in self.locks for name in root.pinned}
+        by_manifest |= {name for root in self.lockfiles for name in root.pinned}
         return frozenset(pin.name for pin in self.pins) | by_manifest
 
-    def _named(
-        self, *, lockfiles: bool, without: frozenset[str] = frozenset()
-    ) -> Iterator[tuple[str, frozenset[Digest] | set[Digest]]]:
+    def _roots(self, *, lockfiles: bool, without: frozenset[str] = frozenset()) -> Iterator[tuple[str, frozenset[Digest]]]:
+        """Each root that counts, described in a phrase, with the digests that it keeps."""
         for tree_root in self.trees:
             if tree_root.is_dead or tree_root.record.tree in without:
                 continue
-            kept = {placed.digest for placed in tree_root.record.files.values()}
-            shown = "" if tree_root.state is RootState.ALIVE else f" ({tree_root.state})"
-            yield f"tree {tree_root.record.tree}{shown}", kept
+            yield f"tree {tree_root.record.tree}{_state_suffix(tree_root.state)}", tree_root.digests
         for pin in self.pins:
             yield f"pin {pin.name}", pin.digests
         for record in self.leased:
             yield f"lease ({record.doing})", record.digests
-        for root in self.locks:
+        for root in self.lockfiles:
             if lockfiles and root.state is not RootState.DEAD:
-                shown = "" if root.state is RootState.ALIVE else f" ({root.state})"
-                yield f"lockfile {root.path}{shown}", root.digests
+                yield f"lockfile {root.path}{_state_suffix(root.state)}", root.digests
+
+
+def _state_suffix(state: RootState) -> str:
+    return "" if state is RootState.ALIVE else f" ({state})"
 
 
 def read(store: BlobStore) -> Roots:
-    """Read every root. Raises StoreStateError where one cannot be believed, OSError."""
+    """All roots of a store. Raises StoreStateError where one cannot be read, OSError."""
     layout = store.layout
     trees = []
     for file in store.trees.files():
         with suppress(FileNotFoundError):
             trees.append(read_tree(store, file))
     recorded = {str(root.record.path(layout.root)) for root in trees}
-    inodes, proofs = _below_models(layout.trees, recorded)
+    inodes, stamps = _below_models(layout.trees, recorded)
     return Roots(
-        locks=tuple(_read_locks(layout.state_dir(ROOTS))),
+        lockfiles=tuple(_read_lockfiles(layout.state_dir(ROOTS))),
         trees=tuple(trees),
         pins=tuple(pins.read(layout.pins)),
         leased=tuple(record for _, record, _ in leases.active(store)),
         inodes=inodes,
-        proofs=proofs,
+        stamps=stamps,
     )
 
 
 def read_tree(store: BlobStore, file: Path) -> TreeRoot:
-    """The root that an inventory file is. Raises FileNotFoundError where it went, StoreStateError, OSError."""
+    """The root in an inventory file. Raises FileNotFoundError where it was removed, StoreStateError, OSError."""
     record = read_inventory(file)
     if record is None:
         raise FileNotFoundError(file)
@@ -216,7 +230,7 @@ def read_tree(store: BlobStore, file: Path) -> TreeRoot:
 
 
 def stamp(store: BlobStore) -> tuple[object, ...]:
-    """Changes whenever a root comes or goes; cheaper than reading them all again."""
+    """A value that differs whenever a root was added, changed or removed; cheaper than reading them all again."""
     layout = store.layout
     rows: list[object] = []
     for folder in (layout.state_dir(ROOTS), layout.inventories, layout.pins, layout.leases):
@@ -235,7 +249,7 @@ def _tree_state(record: Inventory, root: Path) -> RootState:
 
 
 def _is_below(path: str, folders: Container[str]) -> bool:
-    """Whether one of the folders above *path* is among *folders*: as many lookups as it is deep, however many there are."""
+    """Whether *folders* holds a folder above *path*, in as many lookups as *path* is deep."""
     above = path.rpartition("/")[0]
     while above and above not in folders:
         above = above.rpartition("/")[0]
@@ -243,52 +257,53 @@ def _is_below(path: str, folders: Container[str]) -> bool:
 
 
 def _below_models(models: Path, recorded: set[str]) -> tuple[dict[str, int], frozenset[tuple[int, int]]]:
+    """The inodes of all files below models/, and the stamps of those that no record names."""
     found = tree.scan(models) or tree.Scan()
     inodes = {f"models/{path}": ino for path, ino in found.files.items()}
-    proofs = set()
+    stamps = set()
     for path in found.files:
         full = f"{models}/{path}"
         if not _is_below(full, recorded):
             try:
-                there = os.lstat(full)
+                status = os.lstat(full)
             except FileNotFoundError:
-                continue  # a staged file: it was just published under another name
-            proofs.add((there.st_size, there.st_mtime_ns))
-            if stat.S_ISLNK(there.st_mode):
+                continue  # a staged file that was published meanwhile
+            stamps.add((status.st_size, status.st_mtime_ns))
+            if stat.S_ISLNK(status.st_mode):
                 with suppress(OSError):
                     inodes[f"models/{path}"] = os.stat(full).st_ino
-    return inodes, frozenset(proofs)
+    return inodes, frozenset(stamps)
 
 
-def _read_locks(folder: Path, *, but: str = "") -> Iterator[LockRoot]:
+def _read_lockfiles(folder: Path, *, but: str = "") -> Iterator[LockfileRoot]:
     for path, raw in files_in(folder):
         if path.name == but:
             continue
         try:
-            yield LockRoot.decode(raw)
+            yield LockfileRoot.decode(raw)
         except INVALID as error:
             raise unreadable(path, error) from error
 
 
-def read_lock_roots(store: BlobStore, *, but: Path | None = None) -> list[LockRoot]:
-    """The lockfiles on record, without the one at *but*: its own record may be torn. Raises StoreStateError, OSError."""
+def read_lockfile_roots(store: BlobStore, *, but: Path | None = None) -> list[LockfileRoot]:
+    """The registered lockfiles except the one at *but*, whose record may be torn. Raises StoreStateError, OSError."""
     skipped = "" if but is None else tree_id(str(but))
-    return list(_read_locks(store.layout.state_dir(ROOTS), but=skipped))
+    return list(_read_lockfiles(store.layout.state_dir(ROOTS), but=skipped))
 
 
-# ---- keeping the record
+# ---- writing records
 
 
-def read_lock_root(store: BlobStore, lockfile: Path) -> LockRoot | None:
-    """The root of one lockfile; None where it is not registered or its record is torn (it is then written anew)."""
+def read_lockfile_root(store: BlobStore, lockfile: Path) -> LockfileRoot | None:
+    """The root of one lockfile; None where it is not registered or its record is torn (and so will be written again)."""
     try:
-        return LockRoot.decode((store.layout.state_dir(ROOTS) / tree_id(str(lockfile))).read_bytes())
+        return LockfileRoot.decode((store.layout.state_dir(ROOTS) / tree_id(str(lockfile))).read_bytes())
     except (OSError, *INVALID):
         return None
 
 
-def register_lock(store: BlobStore, root: LockRoot) -> None:
-    """Put a reconciled lockfile on record. Durable on return. A store that lost its state is whole again after this."""
+def register_lockfile(store: BlobStore, root: LockfileRoot) -> None:
+    """Register a reconciled lockfile as a root. Durable on return. A lost ``state/`` counts as restored from then on."""
     write_file(store.make_state_dir(ROOTS) / root.id, root.encode())
     if epoch(store) != store.config.epoch:
         write_file(store.layout.epoch, store.config.epoch.encode())
@@ -296,7 +311,7 @@ def register_lock(store: BlobStore, root: LockRoot) -> None:
 
 
 def epoch(store: BlobStore) -> str:
-    """The epoch that ``state/`` carries; empty where it was lost."""
+    """The epoch that ``state/`` carries; empty where ``state/`` was lost."""
     try:
         return store.layout.epoch.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError):
@@ -304,15 +319,20 @@ def epoch(store: BlobStore) -> str:
 
 
 def accept_loss(store: BlobStore) -> None:
-    """Go on with what roots there are, after ``state/`` was lost."""
+    """Accept the roots that are left after ``state/`` was lost. Durable on return."""
     write_file(store.layout.epoch, store.config.epoch.encode())
 
 
 def forget(store: BlobStore, id_: str) -> bool:
-    """Remove one root by its id; False if there is none."""
+    """Remove a root by its id; False where there is none."""
     found = store.trees.forget(id_)
     for folder in (store.layout.state_dir(ROOTS), store.layout.pins, store.layout.leases):
         if (folder / id_).parent == folder and (folder / id_).is_file():
             (folder / id_).unlink()
             found = True
     return found
+
+
+# The names by which modules outside this room import them.
+LockRoot = LockfileRoot
+read_lock_root, read_lock_roots, register_lock = read_lockfile_root, read_lockfile_roots, register_lockfile

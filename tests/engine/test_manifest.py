@@ -10,7 +10,7 @@ from builders import Cli
 from modelstow.cas import Digest
 from modelstow.reconcile.desired import manifest
 from modelstow.reconcile.desired.lockfile import parse as parse_lock
-from modelstow.reconcile.desired.selectors import choose
+from modelstow.reconcile.desired.selectors import select
 from modelstow.reconcile.errors import (
     InvalidModelIdError,
     ManifestValidationError,
@@ -134,13 +134,13 @@ def locked(*keys: str, default: str | None = "fp32"):
 @pytest.mark.parametrize("text", ["m", "m@1", "m#fp32", "m@1#fp32"])
 def test_a_selector_means_one_variant(text):
     """A name alone is right where one version is locked, and means the default variant."""
-    assert str(choose(locked("m@1", "other@1"), text)) == "m@1#fp32"
+    assert str(select(locked("m@1", "other@1"), text)) == "m@1#fp32"
 
 
 def test_a_name_of_several_versions_lists_the_choices():
     """It would be a guess."""
     with pytest.raises(InvalidModelIdError) as refused:
-        choose(locked("m@1", "m@2"), "m")
+        select(locked("m@1", "m@2"), "m")
 
     assert refused.value.details["available_models"] == ["m@1", "m@2"]
     assert "m@1" in str(refused.value) and "m@2" in str(refused.value)
@@ -149,13 +149,13 @@ def test_a_name_of_several_versions_lists_the_choices():
 def test_a_model_or_variant_that_is_not_there_lists_what_is():
     """The available names are in the details."""
     with pytest.raises(ModelNotFoundError) as refused:
-        choose(locked("m@1"), "n")
+        select(locked("m@1"), "n")
     assert refused.value.details["available_models"] == ["m@1"]
     with pytest.raises(VariantNotFoundError) as refused_variant:
-        choose(locked("m@1"), "m#int8")
+        select(locked("m@1"), "m#int8")
     assert refused_variant.value.details["available_variants"] == ["fp16", "fp32"]
     with pytest.raises(VariantNotFoundError):
-        choose(locked("m@1", default=None), "m")
+        select(locked("m@1", default=None), "m")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_model_or_variant_that_is_not_there_lists_what_is():
 def test_a_selector_that_is_none_is_refused(text):
     """As INVALID_MODEL_ID, whatever is locked."""
     with pytest.raises(InvalidModelIdError):
-        choose(locked("m@1"), text)
+        select(locked("m@1"), text)
 
 
 # ---- init, add, remove
@@ -342,7 +342,7 @@ def test_the_manifest_is_found_in_a_folder_above(cli):
         ("https:///models", "server", "https://host/folder"),
         ("file://", "host", "file:///path"),
         ("file://host/models", "host", "file:///path"),
-        ("ftp://host/models", "not a kind of source", "hf://"),
+        ("ftp://host/models", "not a supported scheme", "hf://"),
         ("org/name", "no folder", "hf://org/name"),
         ("org/name@main", "no folder", "hf://org/name@main"),
         ("nowhere", "no folder", "https://"),
@@ -414,7 +414,7 @@ def test_a_manifest_that_cannot_be_read_is_a_warning_if_there_is_a_lockfile(cli:
     ran = cli.ok("ensure", "--all")
 
     assert "it is not known whether the lockfile is stale, nor which mirrors it names" in ran.err
-    assert "mirrors.urls[0]: ftp:// is not a kind of source" in ran.err
+    assert "mirrors.urls[0]: ftp:// is not a supported scheme" in ran.err
     assert cli.run("lock").code == cli.run("ensure", "--all", "--locked").code == 2
 
 

@@ -176,10 +176,10 @@ def test_a_pin_of_the_manifest_holds_from_the_first_ensure_on(cli: Cli):
 
     refused = cli.run("evict", "m#b")
     cli.ok("gc", "--max-size", "0B")
-    assert refused.code == 2 and "`pin = true` out of models.toml" in refused.err
+    assert refused.code == 2 and "`pin = true` from models.toml" in refused.err
     assert cli.run("ensure", "m#a", MODELSTOW_MAX_SIZE="3500KB").code == 6
     assert states(cli)["b"] == "COMPLETE"
-    assert "out of models.toml" in cli.ok("unpin", "m#b").err
+    assert "from models.toml" in cli.ok("unpin", "m#b").err
 
     two_variants(cli)
     cli.ok("ensure", "m#b")
@@ -193,4 +193,4 @@ def test_evicting_says_what_keeps_the_blobs(cli: Cli):
 
     reported = cli.ok("evict", "m#b").err
 
-    assert "a reconciled lockfile keeps its blobs" in reported and "gc --max-size" in reported
+    assert "a reconciled lockfile keeps the blobs" in reported and "gc --max-size" in reported

@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from modelstow.cas import Digest
 from modelstow.reconcile.cli import parser
-from modelstow.reconcile.cli.progress import shown
+from modelstow.reconcile.cli.progress import event_sink
 from modelstow.reconcile.cli.session import Session
 from modelstow.reconcile.events.events import (
     BlobFetched,
@@ -75,7 +75,7 @@ def opened() -> Iterator[Screen]:
     session = Session(parser.build_parser("").parse_args(["reconcile", "--root", "nowhere"]), environ={})
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(Terminal()) as terminal:
         patch.setattr("rich.progress.Progress", Kept)
-        with shown(session) as tell:
+        with event_sink(session) as tell:
             [progress] = made
             yield Screen(terminal, progress, tell)
 

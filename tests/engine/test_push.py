@@ -91,8 +91,8 @@ def test_a_pushed_folder_is_laid_out_like_blobs(cli: Cli):
         "ok": True,
         "changed": True,
         "sent": sorted(Digest.of(data) for data in FILES.values()),
-        "there": 0,
-        "packed": 0,
+        "present": 0,
+        "compressed": 0,
         "bytes": size,
         "sent_bytes": size + sum(TABLE_BYTES),
     }
@@ -105,7 +105,7 @@ def test_only_what_shrinks_by_a_tenth_is_sent_as_compressed_pieces(cli: Cli):
     done = cli.ok("push", "m", "mirror", "--compress", "--json").json
 
     mirror = cli.folder / "mirror"
-    assert names_in(mirror) == COMPRESSED_SUFFIX and done["packed"] == 1
+    assert names_in(mirror) == COMPRESSED_SUFFIX and done["compressed"] == 1
     pack = mirror / name_of(WEIGHTS, ".pzst")
     assert pack.read_bytes() == packed(WEIGHTS)[1] and pack.stat().st_size < 0.9 * len(WEIGHTS)
     assert done["sent_bytes"] == pack.stat().st_size + len(NOISE) + len(CONFIG) + sum(TABLE_BYTES)
@@ -120,7 +120,7 @@ def test_samples_that_deceive_do_not_publish_a_large_pack(tmp_path: Path):
 
     done = push_of(store, tmp_path / "mirror", compress=True).run(sizes)
 
-    assert (done.packed, len(done.sent)) == (0, 1)
+    assert (done.compressed, len(done.sent)) == (0, 1)
     assert names_in(tmp_path / "mirror") == {name_of(data), name_of(data, ".pieces")}
     assert not list(store.layout.partials.iterdir())
 
@@ -135,11 +135,11 @@ def test_what_is_there_is_not_sent_again(cli: Cli):
     plain = cli.ok("push", "m", "mirror", "--json").json
     last = cli.ok("push", "m", "mirror", "--compress")
 
-    assert (again["changed"], again["sent"], again["there"], again["sent_bytes"]) == (False, [], 3, 0)
+    assert (again["changed"], again["sent"], again["present"], again["sent_bytes"]) == (False, [], 3, 0)
     assert {path: path.stat().st_ino for path in inodes} == inodes
     assert plain["sent"] == [Digest.of(WEIGHTS)]
     assert names_in(cli.folder / "mirror") == COMPRESSED_SUFFIX | {name_of(WEIGHTS)}
-    assert last.out == "sent 0 blobs of 0 B as 0 B, 0 compressed; 3 blobs there already\n"
+    assert last.out == "sent 0 blobs of 0 B as 0 B, 0 compressed; 3 blobs already present\n"
 
 
 def test_a_file_of_another_length_at_a_blobs_place_is_replaced(tmp_path: Path):
@@ -542,7 +542,7 @@ def test_a_bucket_is_filled_like_a_folder(cli: Cli, bucket: str, compress: bool)
     again = cli.ok(*argv, **settings(bucket)).json
 
     assert objects("models/") == (COMPRESSED_SUFFIX if compress else PLAIN)
-    assert (done["packed"], len(done["sent"]), again["sent"], again["there"]) == (compress, 3, [], 3)
+    assert (done["compressed"], len(done["sent"]), again["sent"], again["present"]) == (compress, 3, [], 3)
     assert content(f"models/{name_of(NOISE)}") == NOISE and content(f"models/{name_of(CONFIG)}") == CONFIG
     if compress:
         assert content(f"models/{name_of(WEIGHTS, '.pzst')}") == packed(WEIGHTS)[1]
@@ -727,7 +727,7 @@ def test_an_ensurer_pushes_what_selectors_hold(tmp_path: Path):
     done = models.push(["m#v", "m"], tmp_path / "mirror", compress=True)
 
     assert names_in(tmp_path / "mirror") == COMPRESSED_SUFFIX
-    assert len(done.sent) == len(FILES) and done.packed == 1
+    assert len(done.sent) == len(FILES) and done.compressed == 1
 
 
 def test_a_push_from_python_that_fails_raises_and_reports_what_was_sent(tmp_path: Path):

@@ -126,7 +126,7 @@ def test_a_lockfile_whose_folder_cannot_be_seen_is_unverifiable_and_keeps_its_bl
     assert collect(models).blobs == [], "its folder is gone"
     here.mkdir()
     (here / "placeholder").mkdir()
-    [root] = roots.read(BlobStore.open_existing(tmp_path / "root")).locks
+    [root] = roots.read(BlobStore.open_existing(tmp_path / "root")).lockfiles
     if root.parent != (here.stat().st_dev, here.stat().st_ino):
         assert collect(models).blobs == [], "its folder is another"
     assert roots.forget(BlobStore.open_existing(tmp_path / "root"), root.id)
@@ -141,7 +141,7 @@ def test_a_lockfile_is_dead_when_it_is_gone_from_the_same_folder(tmp_path: Path)
     (tmp_path / "models.lock").unlink()
 
     assert len(collect(models).blobs) == 1
-    assert roots.read(BlobStore.open_existing(tmp_path / "root")).locks == ()
+    assert roots.read(BlobStore.open_existing(tmp_path / "root")).lockfiles == ()
 
 
 @pytest.mark.parametrize("how", ["gone", "another"])
@@ -747,7 +747,7 @@ def test_gc_says_which_goal_cannot_be_reached(tmp_path: Path):
 
     assert would.json["missed"] == {"max_size": 900}
     assert did.json["missed"]["max_size"] == 900 and did.json["missed"]["free"] > 0
-    assert "note: " in would.err and "900 B more than --max-size" in would.err and "--free" not in would.err
+    assert "note: " in would.err and "--max-size would be missed by 900 B" in would.err and "--free" not in would.err
     assert "--max-size" in did.err and "--free" in did.err
     assert "missed" not in cli.ok("gc", "--max-size", "1KB", "--json").json
 
@@ -901,7 +901,7 @@ def asked(models) -> SimpleNamespace:
         success=models.verify_integrity("m").success,
         path=models.ensure("m"),
         changed=[tree.changed for tree in models.reconcile().trees],
-        roots=len(roots.read(BlobStore.open_existing(models.settings.root)).locks),
+        roots=len(roots.read(BlobStore.open_existing(models.settings.root)).lockfiles),
         garbage=models.collect_garbage(dry_run=True).blobs,
     )
 
