@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelstow import __version__
 
 from . import parser
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .session import Answer, Session
 
 _WHERE = {
@@ -71,25 +71,26 @@ def _report_signal(what: str, form: _Form) -> None:
     sys.stderr.flush()
 
 
-class _Form(NamedTuple):
-    """How to answer; known before the grammar is, which may not be kept.
+class _Form:
+    """How to answer; known before the command line is parsed, which may fail.
 
-    No dataclass: the module behind those doubles what ``--version`` loads.
+    A plain class: the modules behind named tuples and dataclasses double what ``--help`` loads.
     """
 
-    as_json: bool
-    as_events: bool
-    verbose: bool
+    __slots__ = ("as_events", "as_json", "verbose")
+
+    def __init__(self, *, as_json: bool, as_events: bool, verbose: bool) -> None:
+        self.as_json, self.as_events, self.verbose = as_json, as_events, verbose
 
     @classmethod
     def asked(cls, argv: Sequence[str]) -> _Form:
         as_events = "--progress=json" in argv or ("--progress", "json") in pairwise(argv)
-        return cls("--json" in argv, as_events, "--verbose" in argv or "-v" in argv)
+        return cls(as_json="--json" in argv, as_events=as_events, verbose="--verbose" in argv or "-v" in argv)
 
 
 def _run(argv: Sequence[str], environ: Mapping[str, str], form: _Form) -> int:
     try:
-        args = parser.build_parser(__version__).parse_args(argv)
+        args = parser.build_parser(__version__, argv[0] if argv else "").parse_args(argv)
     except SystemExit as ended:  # --help, --version
         return ended.code if isinstance(ended.code, int) else 0
     except Exception as error:
@@ -103,6 +104,8 @@ def _run(argv: Sequence[str], environ: Mapping[str, str], form: _Form) -> int:
         return _closed()
     except Exception as error:
         if form.verbose:
+            import traceback
+
             traceback.print_exc()
         answer = Answer(error=error)
     try:
@@ -122,6 +125,8 @@ def _run(argv: Sequence[str], environ: Mapping[str, str], form: _Form) -> int:
 
 def _command(name: str) -> Callable[[Session], Answer]:
     """The function of a command; its module is loaded only now."""
+    import importlib
+
     module = next(module for module, names in _WHERE.items() if name in names)
     function: Callable[[Session], Answer] = getattr(importlib.import_module(f".{module}", __package__), f"run_{name}")
     return function

@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from contextlib import suppress
 
-_Add = Callable[[str, str], argparse.ArgumentParser]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
 VARIANT = "default"
 """The variant that `add` makes by default."""
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Help as wide as the terminal, found without ``shutil``, which loads every compression module."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    with suppress(ValueError):
+        if (columns := int(os.environ.get("COLUMNS", ""))) > 0:
+            return columns
+    with suppress(AttributeError, ValueError, OSError):
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    return 80
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser that raises instead of exiting, so that errors can be JSON, and takes no abbreviated options."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options, allow_abbrev=False)
+        super().__init__(**options, allow_abbrev=False, formatter_class=_Formatter)
 
     def error(self, message: str) -> NoReturn:
         from ..errors import InvalidConfigError
@@ -63,122 +84,170 @@ def _common() -> _Parser:
     return common
 
 
-def build_parser(version: str) -> argparse.ArgumentParser:
-    """The parser of all commands."""
-    top = _Parser(prog="modelstow", description="Model files kept the way a package manager keeps packages.")
-    top.add_argument("--version", action="version", version=f"modelstow {version}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    common = _common()
-
-    def add(name: str, help_: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=help_, description=help_, parents=[common])
-
-    _manifest_commands(add)
-    _sync_commands(add)
-    _retention_commands(add)
-    _mirror_commands(add)
-    _inspect_commands(add)
-    return top
-
-
-def _manifest_commands(add: _Add) -> None:
-    init = add("init", "write a commented models.toml")
-    init.add_argument("--shared", action="store_true", help="also make the store at --root, writable for its group")
-    add_ = add("add", "add a model from a locator to models.toml")
-    add_.add_argument("locator", metavar="LOCATOR", help="a folder, http(s)://, hf:// or s3://")
-    add_.add_argument("--name", help="the model's name (default: from the locator)")
-    add_.add_argument("--model-version", metavar="VERSION", help="its version (as the locator ends, or 1.0.0)")
-    add_.add_argument("--variant", default=VARIANT, help=f"the variant's name ({VARIANT})")
-    add_.add_argument("--include", action="append", default=[], metavar="GLOB", help="files to take; may be repeated")
-    add_.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="files to leave out; may be repeated")
-    remove = add("remove", "remove a model from models.toml")
-    remove.add_argument("name", metavar="NAME", help="name or name@version")
-    lock = add("lock", "resolve models.toml into models.lock")
-    lock.add_argument("--check", action="store_true", help="write nothing; exit 7 if the lockfile is stale")
-    lock.add_argument("--upgrade", nargs="?", const="", metavar="NAME", help="list the sources again, of all models or one")
-
-
-def _sync_commands(add: _Add) -> None:
-    plan = add("plan", "print what reconcile would do; changes nothing")
-    plan.add_argument("selectors", nargs="*", metavar="SEL", help="name[@version][#variant]; default: all")
-    plan.add_argument("--check", action="store_true", help="exit 3 if there is work")
-    _link_options(plan)
-    reconcile = add("reconcile", "make the disk equal the lockfile")
-    reconcile.add_argument("--watch", metavar="SECONDS", help="repeat after a pause of so many seconds, until stopped")
-    reconcile.add_argument(
-        "--prune", action="store_true", help="also remove the files of trees that the lockfile does not name"
-    )
-    reconcile.add_argument("--dry-run", action="store_true", help="print the plan instead")
-    _link_options(reconcile)
-    ensure = add("ensure", "make some variants ready; prints their paths")
-    ensure.add_argument("selectors", nargs="*", metavar="SEL", help="name[@version][#variant]")
-    ensure.add_argument("--all", action="store_true", help="every variant of the lockfile")
-    ensure.add_argument("--force", action="store_true", help="fetch every blob again")
-    ensure.add_argument("--into", metavar="DIR", help="make DIR the tree of the one selector")
-    ensure.add_argument(
-        "--with", dest="with_", action="append", default=[], metavar="COMPONENT", help="add an optional part"
-    )
-    ensure.add_argument("--without", action="append", default=[], metavar="COMPONENT", help="leave a part out")
-    ensure.add_argument(
-        "--prune", action="store_true", help="also remove the files of trees that the lockfile does not name"
-    )
-    ensure.add_argument("--dry-run", action="store_true", help="print the plan instead")
-    _link_options(ensure)
-    status = add("status", "the state of each variant, by stat")
-    status.add_argument("selectors", nargs="*", metavar="SEL", help="default: all")
-    status.add_argument("--check", action="store_true", help="exit 3 unless all are COMPLETE")
-    verify = add("verify", "re-read content against the piece tables")
-    verify.add_argument("selectors", nargs="*", metavar="SEL", help="default: every blob and registered tree")
-    level = verify.add_mutually_exclusive_group()
-    level.add_argument("--full", action="store_true", help="against sha256")
-    level.add_argument("--quick", action="store_true", help="by stat only")
-    verify.add_argument("--repair", action="store_true", help="fetch the damaged pieces again")
-
-
 def _link_options(command: argparse.ArgumentParser) -> None:
     modes = "hardlink, reflink, symlink, copy, auto"
     command.add_argument("--link-mode", metavar="MODE", help=f"{modes} (MODELSTOW_LINK_MODE)")
     command.add_argument("--strict-links", action="store_true", help="fail where the link mode does not work")
 
 
-def _retention_commands(add: _Add) -> None:
-    gc = add("gc", "remove blobs that nothing keeps; evict on request")
-    gc.add_argument("--max-size", metavar="SIZE", help="evict least recently used trees until blobs fit, e.g. 500GB")
-    gc.add_argument("--free", metavar="SIZE", help="evict until SIZE is free on the disk, e.g. 50GB")
-    gc.add_argument("--max-age", metavar="AGE", help="evict trees that were last used longer ago, e.g. 30d")
-    gc.add_argument("--dry-run", action="store_true", help="remove nothing, print what would be removed")
-    gc.add_argument("--quarantine", action="store_true", help="empty quarantine/ too")
-    gc.add_argument("--state-lost", action="store_true", help="continue although state/ was lost")
-    gc.add_argument(
+def _init(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--shared", action="store_true", help="also make the store at --root, writable for its group")
+
+
+def _add(command: argparse.ArgumentParser) -> None:
+    command.add_argument("locator", metavar="LOCATOR", help="a folder, http(s)://, hf:// or s3://")
+    command.add_argument("--name", help="the model's name (default: from the locator)")
+    command.add_argument("--model-version", metavar="VERSION", help="its version (as the locator ends, or 1.0.0)")
+    command.add_argument("--variant", default=VARIANT, help=f"the variant's name ({VARIANT})")
+    command.add_argument("--include", action="append", default=[], metavar="GLOB", help="files to take; may be repeated")
+    command.add_argument(
+        "--exclude", action="append", default=[], metavar="GLOB", help="files to leave out; may be repeated"
+    )
+
+
+def _remove(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", metavar="NAME", help="name or name@version")
+
+
+def _lock(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--check", action="store_true", help="write nothing; exit 7 if the lockfile is stale")
+    command.add_argument(
+        "--upgrade", nargs="?", const="", metavar="NAME", help="list the sources again, of all models or one"
+    )
+
+
+def _plan(command: argparse.ArgumentParser) -> None:
+    command.add_argument("selectors", nargs="*", metavar="SEL", help="name[@version][#variant]; default: all")
+    command.add_argument("--check", action="store_true", help="exit 3 if there is work")
+    _link_options(command)
+
+
+def _reconcile(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--watch", metavar="SECONDS", help="repeat after a pause of so many seconds, until stopped")
+    command.add_argument(
+        "--prune", action="store_true", help="also remove the files of trees that the lockfile does not name"
+    )
+    command.add_argument("--dry-run", action="store_true", help="print the plan instead")
+    _link_options(command)
+
+
+def _ensure(command: argparse.ArgumentParser) -> None:
+    command.add_argument("selectors", nargs="*", metavar="SEL", help="name[@version][#variant]")
+    command.add_argument("--all", action="store_true", help="every variant of the lockfile")
+    command.add_argument("--force", action="store_true", help="fetch every blob again")
+    command.add_argument("--into", metavar="DIR", help="make DIR the tree of the one selector")
+    command.add_argument(
+        "--with", dest="with_", action="append", default=[], metavar="COMPONENT", help="add an optional part"
+    )
+    command.add_argument("--without", action="append", default=[], metavar="COMPONENT", help="leave a part out")
+    command.add_argument(
+        "--prune", action="store_true", help="also remove the files of trees that the lockfile does not name"
+    )
+    command.add_argument("--dry-run", action="store_true", help="print the plan instead")
+    _link_options(command)
+
+
+def _status(command: argparse.ArgumentParser) -> None:
+    command.add_argument("selectors", nargs="*", metavar="SEL", help="default: all")
+    command.add_argument("--check", action="store_true", help="exit 3 unless all are COMPLETE")
+
+
+def _verify(command: argparse.ArgumentParser) -> None:
+    command.add_argument("selectors", nargs="*", metavar="SEL", help="default: every blob and registered tree")
+    level = command.add_mutually_exclusive_group()
+    level.add_argument("--full", action="store_true", help="against sha256")
+    level.add_argument("--quick", action="store_true", help="by stat only")
+    command.add_argument("--repair", action="store_true", help="fetch the damaged pieces again")
+
+
+def _gc(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--max-size", metavar="SIZE", help="evict least recently used trees until blobs fit, e.g. 500GB")
+    command.add_argument("--free", metavar="SIZE", help="evict until SIZE is free on the disk, e.g. 50GB")
+    command.add_argument("--max-age", metavar="AGE", help="evict trees that were last used longer ago, e.g. 30d")
+    command.add_argument("--dry-run", action="store_true", help="remove nothing, print what would be removed")
+    command.add_argument("--quarantine", action="store_true", help="empty quarantine/ too")
+    command.add_argument("--state-lost", action="store_true", help="continue although state/ was lost")
+    command.add_argument(
         "--exclusive", action="store_true", help="no other process uses this store (where file locks are unreliable)"
     )
-    gc.add_argument("--roots", action="store_true", help="list what keeps blobs")
-    gc.add_argument("--forget", metavar="ROOT", help="drop one root, by its id or path")
-    gc.add_argument("--explain", metavar="DIGEST|SEL", help="print what keeps a blob or variant")
-    evict = add("evict", "remove a tree; the next gc removes what only it kept")
-    evict.add_argument("selectors", nargs="+", metavar="SEL")
-    evict.add_argument("--dry-run", action="store_true", help="remove nothing, print what would be removed")
-    for name, what in (("pin", "keep a variant from eviction"), ("unpin", "let a variant be evicted again")):
-        add(name, what).add_argument("selectors", nargs="+", metavar="SEL")
+    command.add_argument("--roots", action="store_true", help="list what keeps blobs")
+    command.add_argument("--forget", metavar="ROOT", help="drop one root, by its id or path")
+    command.add_argument("--explain", metavar="DIGEST|SEL", help="print what keeps a blob or variant")
 
 
-def _mirror_commands(add: _Add) -> None:
-    push = add("push", "publish blobs to a mirror")
-    push.add_argument("selectors", nargs="*", metavar="SEL", help="name[@version][#variant]")
-    push.add_argument("--all", action="store_true", help="every variant of the lockfile")
-    push.add_argument("url", metavar="URL", help="a folder, file:// or s3://bucket/prefix")
-    push.add_argument("--compress", action="store_true", help="zstd-compressed pieces, where that saves a tenth")
-    push.add_argument("--dry-run", action="store_true", help="send nothing, print what would be sent")
+def _evict(command: argparse.ArgumentParser) -> None:
+    command.add_argument("selectors", nargs="+", metavar="SEL")
+    command.add_argument("--dry-run", action="store_true", help="remove nothing, print what would be removed")
 
 
-def _inspect_commands(add: _Add) -> None:
-    add("ls", "what is locked and present").add_argument("selectors", nargs="*", metavar="SEL")
-    add("du", "logical, physical and shared bytes").add_argument("selectors", nargs="*", metavar="SEL")
-    add("which", "which blob, models and trees own a file").add_argument("path", metavar="PATH")
-    diff = add("diff", "what an upgrade would fetch, keep and drop")
-    diff.add_argument("old", metavar="OLD.lock")
-    diff.add_argument("new", metavar="NEW.lock")
-    add("doctor", "check this machine and installation")
-    bench = add("bench", "measure verification throughput here")
-    bench.add_argument("--size", default="1GiB", metavar="SIZE", help="bytes of the file to measure with (1GiB)")
-    bench.add_argument("--repeats", default="3", metavar="N", help="how often each row is measured (3)")
+def _push(command: argparse.ArgumentParser) -> None:
+    command.add_argument("selectors", nargs="*", metavar="SEL", help="name[@version][#variant]")
+    command.add_argument("--all", action="store_true", help="every variant of the lockfile")
+    command.add_argument("url", metavar="URL", help="a folder, file:// or s3://bucket/prefix")
+    command.add_argument("--compress", action="store_true", help="zstd-compressed pieces, where that saves a tenth")
+    command.add_argument("--dry-run", action="store_true", help="send nothing, print what would be sent")
+
+
+def _which(command: argparse.ArgumentParser) -> None:
+    command.add_argument("path", metavar="PATH")
+
+
+def _diff(command: argparse.ArgumentParser) -> None:
+    command.add_argument("old", metavar="OLD.lock")
+    command.add_argument("new", metavar="NEW.lock")
+
+
+def _bench(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--size", default="1GiB", metavar="SIZE", help="bytes of the file to measure with (1GiB)")
+    command.add_argument("--repeats", default="3", metavar="N", help="how often each row is measured (3)")
+
+
+def _selectors(command: argparse.ArgumentParser) -> None:
+    command.add_argument("selectors", nargs="*", metavar="SEL")
+
+
+def _some_selectors(command: argparse.ArgumentParser) -> None:
+    command.add_argument("selectors", nargs="+", metavar="SEL")
+
+
+def _no_arguments(command: argparse.ArgumentParser) -> None:
+    """A command with the common options alone."""
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "init": ("write a commented models.toml", _init),
+    "add": ("add a model from a locator to models.toml", _add),
+    "remove": ("remove a model from models.toml", _remove),
+    "lock": ("resolve models.toml into models.lock", _lock),
+    "plan": ("print what reconcile would do; changes nothing", _plan),
+    "reconcile": ("make the disk equal the lockfile", _reconcile),
+    "ensure": ("make some variants ready; prints their paths", _ensure),
+    "status": ("the state of each variant, by stat", _status),
+    "verify": ("re-read content against the piece tables", _verify),
+    "gc": ("remove blobs that nothing keeps; evict on request", _gc),
+    "evict": ("remove a tree; the next gc removes what only it kept", _evict),
+    "pin": ("keep a variant from eviction", _some_selectors),
+    "unpin": ("let a variant be evicted again", _some_selectors),
+    "push": ("publish blobs to a mirror", _push),
+    "ls": ("what is locked and present", _selectors),
+    "du": ("logical, physical and shared bytes", _selectors),
+    "which": ("which blob, models and trees own a file", _which),
+    "diff": ("what an upgrade would fetch, keep and drop", _diff),
+    "doctor": ("check this machine and installation", _no_arguments),
+    "bench": ("measure verification throughput here", _bench),
+}
+"""Each command's help and what adds its arguments, in the order of `--help`."""
+
+
+def build_parser(version: str, only: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands; with *only* the arguments of that command alone are known, the others by name."""
+    top = _Parser(prog="modelstow", description="Model files kept the way a package manager keeps packages.")
+    top.add_argument("--version", action="version", version=f"modelstow {version}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    common = _common()
+    for name, (help_, add_arguments) in _COMMANDS.items():
+        if only in (None, name):
+            add_arguments(commands.add_parser(name, help=help_, description=help_, parents=[common]))
+        else:
+            commands.add_parser(name, help=help_, add_help=False)
+    return top
