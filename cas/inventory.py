@@ -127,7 +127,7 @@ class Inventory:
     labels: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, InventoryEntry] = field(default_factory=dict)
     staging: str = ""  # what an intent said: the folder next to the tree with the new one, and after publishing the old
-    staging_ino: int = 0  # the new folder's inode: tells which of the two it is
+    staging_ino: int = 0  # the new folder's inode: by which the two are told apart
     parent: tuple[int, int] = (0, 0)  # device and inode of the folder above an outside tree
 
     @property
@@ -221,7 +221,7 @@ class TreeRecords:
         fsync_folder(self.folder)
 
     def forget(self, id_: str) -> bool:
-        """Forget a tree by its id, for a user who says so; False where there was none. Not synced."""
+        """Forget a tree by its id, on a user's request; False where there was none. Not synced."""
         found = False
         for name in (id_, id_ + INTENT):
             with suppress(FileNotFoundError):

@@ -48,7 +48,7 @@ _ORDER = {
     LinkMode.COPY: (LinkKind.COPY,),
 }
 
-# What the kernel says where a kind of link is not to be had: another file system, too many links, protected_hardlinks
+# What the kernel answers where a kind of link cannot be made: another file system, too many links, protected_hardlinks
 # or a FAT volume, no such operation. Everything else (no space, an I/O error) is a failure, not a reason to copy.
 UNAVAILABLE = {
     errno.EXDEV,

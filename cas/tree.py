@@ -1,7 +1,7 @@
-"""Folders of linked blobs: publish a staged one in one step, drain what was there; tell whose a file is.
+"""Folders of linked blobs: publish a staged one in one step, drain what was there; tell by the inventory who owns a file.
 
 No step follows a symlink inside a tree: folders are opened one by one from the tree's top with ``O_NOFOLLOW`` and files
-are named relative to them. A file is removed only if the inventory lists it with the inode that stands there; whatever
+are named relative to them. A file is removed only if the inventory lists it with the inode that is there; whatever
 else is found is the user's and is moved, never deleted.
 """
 
@@ -29,7 +29,7 @@ _STAGING = ".modelstow"
 
 @dataclass(slots=True)
 class Scan:
-    """What stands in a folder: every non-folder with its inode, and every folder. Paths are POSIX and relative."""
+    """What is in a folder: every non-folder with its inode, and every folder. Paths are POSIX and relative."""
 
     files: dict[str, int] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
@@ -94,7 +94,7 @@ def open_parent(root: Path | str, path: str) -> Iterator[tuple[int, str]]:
 
 
 def unlink(root: Path | str, path: str) -> None:
-    """Remove one file below *root*, wherever somebody may have led its folders meanwhile. Raises OSError."""
+    """Remove one file below *root*, following no symlink that may have replaced one of its folders. Raises OSError."""
     with open_parent(root, path) as (fd, name):
         os.unlink(name, dir_fd=fd)
 
@@ -105,7 +105,7 @@ def new_staging(live: Path) -> Path:
     Hold the tree's lock: empty ones that an earlier run made and was killed before it could announce them are removed.
     """
     for earlier in live.parent.glob(f".{glob.escape(live.name)}.*{_STAGING}"):
-        with contextlib.suppress(OSError):  # it holds something, and so is somebody's
+        with contextlib.suppress(OSError):  # it is not empty, and so it is not ours to remove
             earlier.rmdir()
     return live.parent / f".{live.name}.{secrets.token_hex(6)}{_STAGING}"
 
@@ -113,7 +113,7 @@ def new_staging(live: Path) -> Path:
 def publish(staging: Path, live: Path) -> bool:
     """Let the staged folder appear under the tree's name in one step; durable on return.
 
-    True: the old folder now stands under the staging name and is to be drained. False: there was none.
+    True: the old folder is now under the staging name and is to be drained. False: there was none.
     Raises OSError: EXDEV, EBUSY, EINVAL or ENOSYS where a folder cannot be exchanged here.
     """
     try:
@@ -133,7 +133,7 @@ def publish(staging: Path, live: Path) -> bool:
 
 
 EXCHANGE_IMPOSSIBLE = {errno.EXDEV, errno.EBUSY, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EACCES}
-"""What says that a tree must be changed file by file."""
+"""The errors after which a tree must be changed file by file."""
 
 
 # ---- taking apart
@@ -144,7 +144,7 @@ class Classified:
     """The content of a folder by owner."""
 
     ours: list[str] = field(default_factory=list)  # as we placed it
-    edited: list[str] = field(default_factory=list)  # stands where we placed something, with other bytes
+    edited: list[str] = field(default_factory=list)  # where we placed something, with other bytes
     theirs: list[str] = field(default_factory=list)  # the user's
     folders: set[str] = field(default_factory=set)
 
@@ -236,7 +236,7 @@ def drain(old: Path, live: Path, placed: Mapping[str, InventoryEntry], quarantin
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder stands there, and not a symlink to one."""
+    """Whether a folder is there, and not a symlink to one."""
     return path.is_dir() and not path.is_symlink()
 
 

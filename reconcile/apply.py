@@ -36,7 +36,7 @@ _GROW_S = 0.02  # how often another worker is thought of
 
 @dataclass(slots=True, kw_only=True)
 class Executor:
-    """Makes one store stand as wanted. ``make_room`` is asked before the first byte, with the fetches of the plan."""
+    """Makes one store equal what is desired. ``make_room`` is asked before the first byte, with the fetches of the plan."""
 
     store: BlobStore
     fetcher: Fetcher
@@ -64,10 +64,10 @@ class Executor:
         with_work = replace(desired, trees=work.trees)
         done = False
         try:
-            replaced = self._bring(with_work, actual, seen_commits)
+            replaced = self._fetch_missing(with_work, actual, seen_commits)
             # What was seen intact under the lease still is; what was just fetched is looked at.
-            known = {digest: look for digest, look in actual.blobs.items() if look.state is BlobState.INTACT}
-            known = {digest: look for digest, look in known.items() if digest not in replaced}
+            known = {digest: status for digest, status in actual.blobs.items() if status.state is BlobState.INTACT}
+            known = {digest: status for digest, status in known.items() if digest not in replaced}
             for tree in work.trees:
                 if self._publish(with_work, tree, known):
                     changed.add(tree.key)
@@ -122,7 +122,7 @@ class Executor:
 
     # ---- blobs
 
-    def _bring(self, desired: Desired, actual: Actual, seen_commits: Mapping[Digest, str]) -> frozenset[Digest]:
+    def _fetch_missing(self, desired: Desired, actual: Actual, seen_commits: Mapping[Digest, str]) -> frozenset[Digest]:
         """Every blob that is not intact, or all with *seen_commits*; those whose inode is another now."""
         everything = desired.digests
         requested = {d for d in everything if d in seen_commits or actual.blob(d) is not BlobState.INTACT}
@@ -140,11 +140,11 @@ class Executor:
         local_candidates = self._local_candidates(desired, actual)
         wanted = []
         for digest in requested:
-            asked, compressed = mirrors.addresses(desired.mirrors, digest, desired.size(digest))
+            from_mirrors, compressed = mirrors.addresses(desired.mirrors, digest, desired.size(digest))
             blob = BlobRequest(
                 digest=digest,
                 size=desired.size(digest),
-                urls=(*asked, *desired.blobs[digest].urls),
+                urls=(*from_mirrors, *desired.blobs[digest].urls),
                 compressed=compressed,
                 paths=tuple(dict.fromkeys(paths.get(digest, ()))),
                 name=names.get(digest, digest.short),
@@ -175,7 +175,7 @@ class Executor:
         return found
 
     def _obtain_all(self, desired: Desired, wanted: list[BlobRequest]) -> frozenset[Digest]:
-        """Bring blobs home by several workers, largest first, so that the end is short; one begins with the smallest.
+        """Fetch blobs by several workers, largest first, so that none is left alone at the end; one takes the smallest.
 
         Two at once where there are large ones, and more as long as this process has time to spare: they help against a
         network that answers late. Small ones are Python's own work, and two threads of it only wait for each other.
@@ -213,12 +213,12 @@ class Executor:
                 yield queue.pop() if smallest else queue.popleft()
 
     def _note_failures(self, desired: Desired, failed: Mapping[Digest, ModelstowError | CasError]) -> None:
-        told: set[Digest] = set()
+        reported: set[Digest] = set()
         for tree in desired.trees:
             for digest in sorted(failed.keys() & set(tree.files.values())):
-                told.add(digest)
+                reported.add(digest)
                 self._failures.append(ApplyFailure(str(tree.key), failed[digest]))
-        self._failures += [ApplyFailure(digest.short, failed[digest]) for digest in sorted(failed.keys() - told)]
+        self._failures += [ApplyFailure(digest.short, failed[digest]) for digest in sorted(failed.keys() - reported)]
 
     # ---- trees
 
@@ -234,7 +234,7 @@ class Executor:
             return False
 
     def _relink_others(self, desired: Desired, replaced: frozenset[Digest]) -> None:
-        """A repaired blob is a new inode: trees that were not asked for get it too, or they would keep the damaged one."""
+        """Link the new inodes of repaired blobs into trees outside *desired*, which would keep the damaged ones."""
         if not replaced:
             return
         mine = {tree.key.tree for tree in desired.trees}

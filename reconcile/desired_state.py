@@ -17,13 +17,13 @@ from .desired.selectors import VariantId
 from .planning.state import Desired, DesiredTree, TreeKey
 from .retention import pins, roots
 from .retention.preflight import disk
-from .retention.roots import LockRoot, RootState
+from .retention.roots import LockfileRoot, RootState
 from .settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnsureOptions:
-    """What is asked for beyond the selector."""
+    """What is chosen beyond the selector."""
 
     into: Path | None = None
     with_: frozenset[str] = frozenset()
@@ -66,7 +66,7 @@ class Scope:
         return DesiredTree(key=key, path=path, files=files, labels=labels, other_disk=other_disk)
 
     def _copies(self) -> bool:
-        """Whether the files of trees inside the store will have bytes of their own, as far as can be told."""
+        """Whether the files of trees inside the store will have bytes of their own, as far as is known."""
         mode = self.settings.link_mode
         if mode is not LinkMode.REFLINK:
             return mode is LinkMode.COPY
@@ -89,12 +89,12 @@ class Scope:
             if str(key) not in pinned:
                 yield record, key
 
-    def removals(self, desired: Desired) -> tuple[tuple[TreeKey, ...], dict[str, LockRoot]]:
+    def removals(self, desired: Desired) -> tuple[tuple[TreeKey, ...], dict[str, LockfileRoot]]:
         """Of those, what no other registered lockfile wants; and who wants the others, by inventory."""
         unwanted = list(self.unwanted(desired))
         others = other_locks(BlobStore.open_readonly(self.settings.root), self.settings.lockfile) if unwanted else []
-        heirs = {record.id: heir for record, key in unwanted for heir in others if str(key) in heir.trees}
-        return tuple(sorted(key for record, key in unwanted if record.id not in heirs)), heirs
+        new_owners = {record.id: other for record, key in unwanted for other in others if str(key) in other.trees}
+        return tuple(sorted(key for record, key in unwanted if record.id not in new_owners)), new_owners
 
     def blobs(self, chosen: Iterable[VariantId]) -> dict[Digest, int]:
         """Every blob of these variants, parts that are optional too, with its size."""
@@ -102,12 +102,12 @@ class Scope:
         digests = {digest for variant in variants for digest in variant.files.values()} - {EMPTY}
         return {digest: self.lock.blobs[digest].size for digest in digests}
 
-    def lock_root(self, text: bytes) -> LockRoot:
+    def lock_root(self, text: bytes) -> LockfileRoot:
         assert self.settings.lockfile is not None
         parent = os.stat(self.settings.lockfile.parent)
-        every = selectors.every(self.lock)
+        every = selectors.all_variants(self.lock)
         variants = {str(c): self.lock.models[c.model].variants[c.variant] for c in every}
-        return LockRoot(
+        return LockfileRoot(
             path=str(self.settings.lockfile),
             text=Digest.of(text).hex,
             parent=(parent.st_dev, parent.st_ino),
@@ -131,7 +131,7 @@ class Scope:
         return Desired(trees=tuple(trees), blobs=blobs, mirrors=self.settings.mirrors)
 
     def size_of(self, store: BlobStore, digest: Digest) -> int:
-        """A blob's size: from the lockfile, its piece table, or what stands there."""
+        """A blob's size: from the lockfile, its piece table, or what is on disk."""
         if digest in self.lock.blobs:
             return self.lock.blobs[digest].size
         table = read_table(store.layout.table(digest), digest)
@@ -148,9 +148,9 @@ class Scope:
         return replace(desired, trees=trees)
 
 
-def other_locks(store: BlobStore, mine: Path | None) -> list[LockRoot]:
+def other_locks(store: BlobStore, mine: Path | None) -> list[LockfileRoot]:
     """The other lockfiles that were reconciled into this store and are not known to be gone."""
-    every = roots.read_lock_roots(store, but=mine)
+    every = roots.read_lockfile_roots(store, but=mine)
     return [root for root in every if root.path != str(mine) and root.state is not RootState.DEAD]
 
 

@@ -1,4 +1,4 @@
-"""The face: one store, one lockfile, and everything that can be asked of the two."""
+"""The Python interface: one store, one lockfile, and every operation on the two."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from modelstow.cas.inventory import Inventory
 from modelstow.cas.scrub import Level
 
 from .desired.lockfile import Lockfile
-from .desired.selectors import VariantId, choose, every
+from .desired.selectors import VariantId, all_variants, select
 from .desired_state import EnsureOptions, Scope
 from .errors import ApplyError, ModelstowError
 from .events.report import Report
@@ -27,7 +27,7 @@ from .planning.state import Actual, Desired, ModelState, TreeKey, VariantStatus
 from .project import Project, find_files
 from .results import ApplyResult, IntegrityReport, TreeResult
 from .retention import roots
-from .retention.roots import LockRoot
+from .retention.roots import LockfileRoot
 from .settings import Settings, from_environment
 
 if TYPE_CHECKING:  # what writes and reads content is loaded when there is something to do: start-up is performance
@@ -57,7 +57,7 @@ class ModelEnsurer:
     free_bytes: Callable[[], int] | None = None
     events: Sink = lambda event: None
     token: CancellationToken = field(default_factory=CancellationToken)
-    failures: FailureTable | None = None  # made when the first source is asked
+    failures: FailureTable | None = None  # made at the first request
     _registry: Registry | None = None
 
     @classmethod
@@ -92,16 +92,16 @@ class ModelEnsurer:
 
     @property
     def failed_sources(self) -> Mapping[str, SourceFailure]:
-        """Sources that failed lately in this process, with when and why; they are asked last. Success clears them."""
+        """Sources that failed lately in this process, with when and why; they are tried last. Success clears them."""
         return self.failures.active() if self.failures is not None else {}
 
     def local_path(self, model: str, variant: str | None = None) -> Path:
         """Where a variant's tree is or will be; depends on nothing but ROOT and the selector. Raises as ``status``."""
-        return self.settings.root / choose(self.lock, model, variant).tree
+        return self.settings.root / select(self.lock, model, variant).tree
 
     def desired(self, selectors: Iterable[str] | None = None, *, choice: EnsureOptions = EnsureOptions()) -> Desired:
         """What is wanted of these variants (default: of all). Raises the errors of selectors."""
-        chosen = every(self.lock) if selectors is None else self._chosen(selectors)
+        chosen = all_variants(self.lock) if selectors is None else self._chosen(selectors)
         return self._scope.desired(chosen, choice)
 
     def observe(self, desired: Desired | None = None) -> Actual:
@@ -116,18 +116,18 @@ class ModelEnsurer:
         removals: bool = False,
         force: bool = False,
     ) -> Plan:
-        """What ``apply`` would do; *removals*: with the trees that this lockfile no longer names; *force*: all anew."""
+        """What ``apply`` would do; *removals*: also of trees that this lockfile no longer names; *force*: fetch all."""
         desired = self._wanted(selectors, choice, force=force)
         if removals:
             desired = replace(desired, removals=self._scope.removals(desired)[0])
         return plan(desired, self.observe(desired))
 
     def status(self, model: str, variant: str | None = None) -> VariantStatus:
-        """How one variant stands: by stat, without locks or network. Raises the errors of selectors, OSError."""
-        return self.statuses([str(choose(self.lock, model, variant))])[0]
+        """The state of one variant: by stat, without locks or network. Raises the errors of selectors, OSError."""
+        return self.statuses([str(select(self.lock, model, variant))])[0]
 
     def statuses(self, selectors: Iterable[str] | None = None) -> list[VariantStatus]:
-        """How variants stand (default: all)."""
+        """The states of variants (default: all)."""
         desired = self.desired(selectors)
         actual = self.observe(desired)
         return statuses(desired, actual)
@@ -154,7 +154,7 @@ class ModelEnsurer:
         Raises the errors of selectors before anything is touched; ChecksumError, SizeMismatchError,
         SourceUnavailableError and its kin, NoSpaceError, LockTimeoutError, OSError.
         """
-        chosen = choose(self.lock, model, variant)
+        chosen = select(self.lock, model, variant)
         choice = EnsureOptions(into=_absolute(into), with_=frozenset(with_), without=frozenset(without))
         outcome = self.ensure_all([str(chosen)], force=force_redownload, choice=choice, progress=progress_callback)
         if outcome.error is not None:
@@ -171,21 +171,21 @@ class ModelEnsurer:
     ) -> ApplyResult:
         """Ensure several variants; one's failure stops no other. Raises what concerns all of them."""
         desired = self._wanted(selectors, choice, force=force)
-        outcome = self._reach(desired, progress=progress)
-        self._touch(desired)
+        outcome = self._apply(desired, progress=progress)
+        self._record_use(desired)
         return outcome
 
     def reconcile(self, *, prune: bool = False, progress: Progress | None = None) -> ApplyResult:
         """Make the disk equal the whole lockfile, then remove the trees that it put there and no longer names."""
         began_ns = time.time_ns()
         desired = self.desired(choice=EnsureOptions(prune=prune))
-        removals, heirs = self._scope.removals(desired)
+        removals, new_owners = self._scope.removals(desired)
         actual = self.observe(desired)
-        outcome = self._reach(replace(desired, removals=removals), actual, progress=progress)
+        outcome = self._apply(replace(desired, removals=removals), actual, progress=progress)
         if outcome.error is None:
-            self._transfer_ownership(heirs)
+            self._transfer_ownership(new_owners)
             self._register()
-            self._touch(desired)
+            self._record_use(desired)
             if not prune and not removals and not any(tree.changed for tree in outcome.trees):
                 from . import snapshot_writer
 
@@ -194,14 +194,14 @@ class ModelEnsurer:
 
     def apply(self, work: Plan) -> Report:
         """Carry out a plan; everything is looked at again. Raises ApplyError when parts failed."""
-        outcome = self._reach(work.desired)
+        outcome = self._apply(work.desired)
         if outcome.error is not None:
             raise outcome.error
         return outcome.report
 
     def verify_integrity(self, model: str, variant: str | None = None, *, level: Level = Level.FULL) -> IntegrityReport:
         """Read one variant's content. Raises the errors of selectors, OSError; bad content is in the report."""
-        desired = self.desired([str(choose(self.lock, model, variant))])
+        desired = self.desired([str(select(self.lock, model, variant))])
         tree = desired.trees[0]
         store = BlobStore.open_readonly(self.settings.root)
         if not observe(store, desired).trees[tree.key].exists:
@@ -216,7 +216,7 @@ class ModelEnsurer:
     ) -> tuple[VerifyReport, ApplyResult | None]:
         """Read the content of variants, or of every blob and registered tree; with *repair* mend what is damaged.
 
-        The outcome is the repair's; None where none was needed or asked.
+        The second result is the repair's; None where none was needed or requested.
         """
         from .events.progress import Task
         from .planning import verifier
@@ -229,7 +229,7 @@ class ModelEnsurer:
         if not repair or not found.faults:
             return found, None
         orphans = frozenset(f.digest for f in found.faults if f.kind == "corrupt") & self.lock.blobs.keys()
-        return found, self._reach(replace(self._scope.repairable(desired), extra_blobs=orphans))
+        return found, self._apply(replace(self._scope.repairable(desired), extra_blobs=orphans))
 
     def collect_garbage(
         self,
@@ -262,10 +262,10 @@ class ModelEnsurer:
     ) -> Pushed:
         """Publish the blobs of variants (None: of all), optional parts too, to a mirror: a folder, or s3://bucket/prefix.
 
-        *done* is filled on the way, and so tells what was published before an error. Raises the errors of selectors,
+        *done* is filled as blobs are published, so that it is known after an error. Raises the errors of selectors,
         InvalidConfigError, IntegrityError, SourceError, Cancelled, OSError.
         """
-        sizes = self._scope.blobs(every(self.lock) if selectors is None else self._chosen(selectors))
+        sizes = self._scope.blobs(all_variants(self.lock) if selectors is None else self._chosen(selectors))
         return self._runtime().push(url, compress=compress, dry_run=dry_run, done=done).run(sizes)
 
     @contextmanager
@@ -274,11 +274,11 @@ class ModelEnsurer:
         from modelstow.cas import leases
 
         self.ensure(model, variant)
-        desired = self.desired([str(choose(self.lock, model, variant))])
+        desired = self.desired([str(select(self.lock, model, variant))])
         digests = frozenset(desired.trees[0].files.values())
         held = leases.take(self.settings.open_store(), doing=f"using {desired.trees[0].key}", digests=digests)
         try:
-            # Again, now that nobody may take it away: it may have been evicted before the lease was seen.
+            # Again, now that nothing may remove it: it may have been evicted before the lease was there.
             yield self.ensure(model, variant)
         finally:
             held.finish()
@@ -290,15 +290,15 @@ class ModelEnsurer:
         return Scope(settings=self.settings, lock=self.lock)
 
     def _chosen(self, selectors: Iterable[str]) -> list[VariantId]:
-        return list(dict.fromkeys(choose(self.lock, text) for text in selectors))
+        return list(dict.fromkeys(select(self.lock, text) for text in selectors))
 
-    def _transfer_ownership(self, heirs: Mapping[str, LockRoot]) -> None:
-        if not heirs:
+    def _transfer_ownership(self, owners: Mapping[str, LockfileRoot]) -> None:
+        if not owners:
             return
         from .runtime import transfer_ownership
 
-        for id_, heir in heirs.items():
-            transfer_ownership(self.settings.open_store(), id_, heir)
+        for id_, owner in owners.items():
+            transfer_ownership(self.settings.open_store(), id_, owner)
 
     def _register(self) -> None:
         """Put the lockfile on record if it is not, as it is."""
@@ -307,11 +307,11 @@ class ModelEnsurer:
             from modelstow.cas import leases
 
             leases.drop_superseded(store, root.digests)
-        if roots.read_lock_root(store, Path(root.path)) == root and roots.epoch(store) == store.config.epoch:
+        if roots.read_lockfile_root(store, Path(root.path)) == root and roots.epoch(store) == store.config.epoch:
             return
         store = self.settings.open_store()
         store.prepare()
-        roots.register_lock(store, root)
+        roots.register_lockfile(store, root)
 
     # ---- making it so
 
@@ -319,7 +319,7 @@ class ModelEnsurer:
         desired = self.desired(selectors, choice=choice)
         return replace(desired, force_refetch=desired.digests) if force else desired
 
-    def _reach(self, desired: Desired, actual: Actual | None = None, *, progress: Progress | None = None) -> ApplyResult:
+    def _apply(self, desired: Desired, actual: Actual | None = None, *, progress: Progress | None = None) -> ApplyResult:
         """Observe without a lease first (*actual*, if that was done); only with work to do, do it.
 
         Where a tree is not there at all there is work for certain, and it is observed under the lease alone.
@@ -378,8 +378,8 @@ class ModelEnsurer:
     def _free(self) -> int:
         return self.free_bytes() if self.free_bytes is not None else free_bytes(self.settings.root)
 
-    def _touch(self, desired: Desired) -> None:
-        """Note the use of trees, for eviction; a read-only store keeps no such note."""
+    def _record_use(self, desired: Desired) -> None:
+        """Record the use of trees, for eviction; a read-only store keeps no such record."""
         BlobStore.open_readonly(self.settings.root).trees.touch(tree.key.tree for tree in desired.trees)
 
 
@@ -392,7 +392,7 @@ def _absolute(path: str | os.PathLike[str] | None) -> Path | None:
 
 
 def _single(error: ModelstowError) -> Exception:
-    """The worst of the failures itself, so that callers can catch it by its type; it tells of the others."""
+    """The worst of the failures itself, so that callers can catch it by its type; its details list the others."""
     if not isinstance(error, ApplyError):
         return error
     worst = error.worst

@@ -29,7 +29,7 @@ from .planning.planner import PendingWork, Plan
 from .planning.state import Desired, DesiredTree, TreeKey
 from .retention.collector import Collector
 from .retention.preflight import Preflight
-from .retention.roots import LockRoot
+from .retention.roots import LockfileRoot
 from .settings import Settings
 from .state_dirs import BAD_SOURCES
 from .transfer.concurrency import Connections
@@ -41,7 +41,7 @@ from .transfer.source_health import BadSources, FailureTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """The tools of one run. *free* tells the bytes that may still be written to the store's disk."""
+    """The tools of one run. *free* returns the bytes that may still be written to the store's disk."""
 
     settings: Settings
     lock: Lockfile
@@ -87,11 +87,11 @@ class Runtime:
         return (self.settings.manifest or self.settings.lockfile or Path.cwd()).parent
 
     def collector(self, *, exclusive: bool = False) -> Collector:
-        """The garbage collector of this store; *exclusive*: nobody else uses it."""
+        """The garbage collector of this store; *exclusive*: no other process uses it."""
         return self._collector(self.settings.open_store(), self.emit, exclusive=exclusive)
 
     def push(self, url: str | os.PathLike[str], *, compress: bool, dry_run: bool, done: Pushed | None) -> Push:
-        """A push into the mirror at *url*, yet to be run; *done* tells how far it is."""
+        """A push into the mirror at *url*, yet to be run; *done* is filled as it goes."""
         place, token = os.fspath(url), CancellationToken(self.token)
         return Push(
             store=self.settings.open_store(),
@@ -173,7 +173,7 @@ class Runtime:
         )
 
     def _refuse_conflicts(self, store: BlobStore, trees: Iterable[DesiredTree]) -> None:
-        """A tree that another registered lockfile wants with other content is nobody's to change."""
+        """Refuse to change a tree that another registered lockfile wants with other content."""
         others = other_locks(store, self.settings.lockfile)
         for tree in trees:
             if os.path.isabs(tree.key.tree) or tree.key.model not in self.lock.models:
@@ -187,12 +187,12 @@ class Runtime:
                     )
 
 
-def transfer_ownership(store: BlobStore, id_: str, heir: LockRoot) -> None:
+def transfer_ownership(store: BlobStore, id_: str, owner: LockfileRoot) -> None:
     """Another lockfile wants this tree: from now on it is the one that may remove it. Raises LockTimeoutError, OSError."""
     with store.lock(f"tree-{id_}", doing="handing a tree over"):
         record = read_inventory(store.layout.inventories / id_)
         if record is not None:
-            labels = {**record.labels, "lockfile": heir.path}
+            labels = {**record.labels, "lockfile": owner.path}
             store.trees.rewrite(replace(record, labels=labels))
 
 

@@ -1,7 +1,7 @@
-"""Makes one tree stand as wanted: in one step where it can, else file by file; and takes trees away.
+"""Publishes one tree: in one step where that can be, else file by file; and removes trees.
 
-The tree's lock is held. What is about to be is announced first (``<id>.next``, durable), so that gc keeps it and whoever
-comes after a crash knows what to finish. Files that are not ours are moved, never deleted, and it is said.
+The tree's lock is held. The change is recorded first as an intent (``<id>.next``, durable), so that gc keeps its blobs
+and recovery after a crash knows what to finish. Files that are not ours are moved, never deleted, and that is reported.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Publisher:
     emit: Sink
     lock_tree: Callable[[TreeKey], Lock]
 
-    # ---- making it stand
+    # ---- publishing
 
     def publish(self, desired: Desired, wanted: DesiredTree, known: Mapping[Digest, BlobStatus]) -> bool:
-        """Make one tree stand as wanted; its blobs must be there. True if anything changed. Durable on return.
+        """Make one tree equal what is desired; its blobs must be there. True if anything changed. Durable on return.
 
-        *known*: looks at blobs that still hold, since the caller's lease keeps them.
+        *known*: statuses of blobs that are still true, since the caller's lease keeps them.
         Raises LinkError, LockTimeoutError, StoreStateError, OSError.
         """
         with self.lock_tree(wanted.key):
@@ -54,8 +54,8 @@ class Publisher:
                 self._displace_root(wanted)
             one = replace(desired, trees=(wanted,), removals=())
             if wanted.files and not recovered and self._is_new(wanted):
-                looks = {d: known.get(d) or self.store.blobs.stat(d, desired.size(d)) for d in one.digests}
-                self._exchange(one, wanted, Actual(blobs=looks))
+                statuses = {d: known.get(d) or self.store.blobs.stat(d, desired.size(d)) for d in one.digests}
+                self._exchange(one, wanted, Actual(blobs=statuses))
                 self._published(wanted, exchanged=True)
                 return True
             actual = observe(self.store, one, known=known)
@@ -84,7 +84,7 @@ class Publisher:
     def _by_exchange(self, wanted: DesiredTree, seen: ActualTree) -> bool:
         """A new or changed tree appears in one step; drift against the same content is mended in place."""
         if os.path.lexists(wanted.path) and not seen.recorded:
-            return False  # somebody's folder that becomes a tree, or a tree whose record was lost
+            return False  # a folder of the user's that becomes a tree, or a tree whose record was lost
         if not os.path.lexists(wanted.path):
             return True
         record = self.store.trees.read(wanted.key.tree)
@@ -126,7 +126,7 @@ class Publisher:
             records.commit_intent(wanted.key.tree)
         else:
             records.commit(self._record(wanted, placed))
-        self._tell(wanted.key, placed)
+        self._report_links(wanted.key, placed)
         return True
 
     def _link_all(self, root: Path, wanted: DesiredTree, files: EntryColumns) -> EntryColumns | None:
@@ -157,9 +157,9 @@ class Publisher:
                 records.remove(wanted.key.tree)  # it never became a tree
             raise
         files = {path: placed.get(path) or before.get(path) or expected[path] for path in wanted.files}
-        # A path whose blob was made anew elsewhere meanwhile, or whose record was lost: what stands there counts.
+        # A path whose blob was replaced meanwhile, or whose record was lost: what is there counts.
         records.commit(self._record(wanted, files))
-        self._tell(wanted.key, placed)
+        self._report_links(wanted.key, placed)
         report_displaced(self.emit, wanted.path, quarantine)
 
     def _clear_conflicts(
@@ -171,7 +171,7 @@ class Publisher:
         before: Mapping[str, InventoryEntry],
         quarantine: Quarantine,
     ) -> None:
-        """Move what stands in the way and may hold bytes that nobody else has; unlink what is ours."""
+        """Move what is in the way and may hold the only copy of its bytes; unlink what is ours."""
         seen = actual.trees[wanted.key]
         root = wanted.path
         blocking = {str(parent) for path in place for parent in PurePosixPath(path).parents} - {"."}
@@ -206,12 +206,12 @@ class Publisher:
         digest = Digest.of_path(path)
         return digest == EMPTY or self.store.blobs.stat(digest, found.st_size).state is BlobState.INTACT
 
-    # ---- taking it away
+    # ---- removing
 
     def remove(self, record: Inventory, key: TreeKey, *, unless: Callable[[], bool] | None = None) -> bool:
         """Take a tree away; the user's files stay, edited ones go to quarantine.
 
-        *unless* is asked under the store's exclusive lock, when no lease can come up any more: True forbids the removal,
+        *unless* is called under the store's exclusive lock, when no lease can be taken any more: True forbids the removal,
         and False is returned. Raises LockTimeoutError, OSError.
         """
         path = record.path(self.store.layout.root)
@@ -240,7 +240,7 @@ class Publisher:
         report_displaced(self.emit, path, quarantine)
 
     def relink(self, desired: Desired, record: Inventory, digests: frozenset[Digest]) -> None:
-        """Put the new inode of repaired blobs into a tree that was not asked for. Raises as ``publish``."""
+        """Put the new inode of repaired blobs into a tree outside what is desired. Raises as ``publish``."""
         path = record.path(self.store.layout.root)
         if not path.is_dir():
             return
@@ -259,10 +259,10 @@ class Publisher:
             if not stale:
                 return
             wanted = DesiredTree(key=key, path=path, files=stale, labels=record.labels)
-            looks = {digest: self.store.blobs.stat(digest, desired.size(digest)) for digest in set(stale.values())}
-            placed = self._populate(path, desired, stale, wanted, Actual(blobs=looks), replacing=True)
+            statuses = {digest: self.store.blobs.stat(digest, desired.size(digest)) for digest in set(stale.values())}
+            placed = self._populate(path, desired, stale, wanted, Actual(blobs=statuses), replacing=True)
             self.store.trees.commit(replace(record, files={**record.files, **placed}))
-            self._tell(key, placed)
+            self._report_links(key, placed)
 
     # ---- parts
 
@@ -350,7 +350,7 @@ class Publisher:
             path.parent.mkdir(parents=True, exist_ok=True)
 
     def _displace_root(self, wanted: DesiredTree) -> None:
-        """A file or symlink stands where the tree's folder should be."""
+        """Move a file or symlink away that is where the tree's folder should be."""
         quarantine = Quarantine(self.store.layout.quarantine, wanted.path.name)
         quarantine.take(wanted.path.parent, wanted.path.name)
         report_displaced(self.emit, wanted.path.parent, quarantine)
@@ -361,5 +361,5 @@ class Publisher:
             if str(parent) == "." or not tree.remove_folder(root / parent):
                 return
 
-    def _tell(self, key: TreeKey, placed: Mapping[str, InventoryEntry]) -> None:
+    def _report_links(self, key: TreeKey, placed: Mapping[str, InventoryEntry]) -> None:
         self.emit(FilesLinked(tree=str(key), kinds=EntryColumns.of(placed).count()))

@@ -58,7 +58,7 @@ def run_bench(session: Session) -> Answer:
     _check_space(here, total)
     folder = Path(tempfile.mkdtemp(prefix=".modelstow-bench-", dir=here))
     try:
-        session.say(f"measuring with {size(total)} in {folder}, {count(repeats, 'time')} each")
+        session.print_message(f"measuring with {size(total)} in {folder}, {count(repeats, 'time')} each")
         rows = _measure(*_store_with_blob(folder, total), repeats)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -41,7 +41,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     try:
         signal.signal(signal.SIGTERM, _on_sigterm)
     except ValueError:
-        pass  # not in the main thread: whoever embeds us handles signals
+        pass  # not in the main thread: the embedding program handles signals
     try:
         return _run(argv, os.environ if environ is None else environ, form)
     except (KeyboardInterrupt, _Terminated) as signalled:

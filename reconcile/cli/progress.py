@@ -36,7 +36,7 @@ def _terminal_sink(session: Session) -> Iterator[Sink]:
         with _bars(session) as bars:
             yield bars
     else:
-        yield session.tell
+        yield session.on_event
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def _bars(session: Session) -> Iterator[Sink]:
     )
     console = Console(stderr=True, no_color=bool(session.environ.get("NO_COLOR")) or None)
     with Progress(*columns, console=console, transient=False) as progress:
-        yield _Bars(progress, session.tell)
+        yield _Bars(progress, session.on_event)
 
 
 class _Bars:
@@ -141,6 +141,3 @@ class _Bars:
 
 def _resumed(held: int) -> str:
     return f" ({size(held)} resumed)" if held else ""
-
-
-shown = event_sink  # the name that cli/sync imports

@@ -1,4 +1,4 @@
-"""One invocation: its options as settings, what it says on stderr, and its answer."""
+"""One invocation: its options as settings, what it prints on stderr, and its answer."""
 
 from __future__ import annotations
 
@@ -74,15 +74,15 @@ class Session:
             raise LockfileMissingError(
                 "there is no models.lock here or in a folder above", hint="make one with `modelstow lock`"
             )
-        return ModelEnsurer.open(settings=settings, events=events or self.tell)
+        return ModelEnsurer.open(settings=settings, events=events or self.on_event)
 
     def ensurer_with_or_without_lock(self) -> ModelEnsurer:
-        """For commands about the store as it stands: a lockfile is used where there is one."""
+        """For commands about the store as it is: a lockfile is used where there is one."""
         if self.settings.lockfile is not None and self.settings.lockfile.exists():
             return self.ensurer()
         if self.args.lock:
             return self.ensurer()  # what was named must be there
-        return ModelEnsurer(settings=self.settings, lock=Lockfile(manifest="", models={}, blobs={}), events=self.tell)
+        return ModelEnsurer(settings=self.settings, lock=Lockfile(manifest="", models={}, blobs={}), events=self.on_event)
 
     # ---- talk
 
@@ -101,16 +101,16 @@ class Session:
         """Whether standard error is for programs: events alone, one a line."""
         return bool(self.args.progress == "json")
 
-    def say(self, text: str) -> None:
-        """Talk to people; programs are told a note."""
+    def print_message(self, text: str) -> None:
+        """A line on stderr for people; an event for programs."""
         if self.json_progress:
             from ..events.events import Info
 
-            self.tell(Info(text=text))
+            self.on_event(Info(text=text))
         elif not self.quiet:
             print(text, file=sys.stderr)
 
-    def tell(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Talk about what happens."""
         from ..events.events import Info, SourceFailed, Waiting, Warning
 
@@ -119,15 +119,15 @@ class Session:
             return
         match event:
             case Info(text=text):
-                self.say(f"note: {text}")
+                self.print_message(f"note: {text}")
             case Warning(text=text):
-                self.say(f"warning: {text}")
+                self.print_message(f"warning: {text}")
             case Waiting(for_whom=whom):
-                self.say(f"waiting for {whom}")
+                self.print_message(f"waiting for {whom}")
             case SourceFailed(locator=locator, what=what, corrupt=True):
-                self.say(f"warning: {locator} {what}")
+                self.print_message(f"warning: {locator} {what}")
             case SourceFailed(locator=locator, what=what) if self.args.verbose:
-                self.say(f"source failed: {locator}: {what}")
+                self.print_message(f"source failed: {locator}: {what}")
             case _:
                 pass
 

@@ -19,7 +19,7 @@ from ..planning.state import ModelState, VariantStatus
 from ..results import ApplyResult, TreeResult
 from . import output
 from .output import count, dump, seconds, size, table
-from .progress import shown
+from .progress import event_sink
 from .session import Answer, Session
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def run_reconcile(session: Session) -> Answer:
 
 
 def _reconcile_once(session: Session) -> Answer:
-    with shown(session) as sink:
+    with event_sink(session) as sink:
         outcome = session.ensurer(events=sink).reconcile(prune=session.args.prune)
     return _outcome_answer(outcome, lines=tuple(_reconcile_lines(outcome)))
 
@@ -143,7 +143,7 @@ def run_ensure(session: Session) -> Answer:
     into = Path(args.into) if args.into else None
     choice = EnsureOptions(into=into, with_=frozenset(args.with_), without=frozenset(args.without), prune=args.prune)
     selectors = None if args.all else args.selectors
-    with shown(session) as sink:
+    with event_sink(session) as sink:
         ensurer = session.ensurer(events=sink)
         if args.dry_run:
             return plan_answer(ensurer.plan(selectors, choice=choice, force=args.force))
@@ -207,14 +207,14 @@ def _displaced_lines(report: Report) -> Iterator[str]:
     for event in report.displaced:
         yield f"moved {event.path} to {event.to}: it was not what the lockfile says"
     for gone in report.pruned:
-        yield f"removed {gone.path}: nobody locked it"
+        yield f"removed {gone.path}: no lockfile names it"
 
 
 def _tell_displaced(session: Session, report: Report) -> None:
     if session.json_progress:
         return  # each was an event
     for line in _displaced_lines(report):
-        session.say(line)
+        session.print_message(line)
 
 
 # ---- status
@@ -247,7 +247,7 @@ def _status_row(each: VariantStatus) -> dict[str, Any]:
 def run_verify(session: Session) -> Answer:
     args = session.args
     level = Level.FULL if args.full else Level.QUICK if args.quick else Level.FAST
-    with shown(session) as sink:
+    with event_sink(session) as sink:
         if args.selectors:
             ensurer = session.ensurer(events=sink)
         else:

@@ -139,6 +139,3 @@ def remembered(labels: Mapping[str, str]) -> tuple[frozenset[str], frozenset[str
         return frozenset(filter(None, labels.get(key, "").split(",")))
 
     return names("with"), names("without")
-
-
-choose, every = select, all_variants  # the names by which modules outside this room import them

@@ -1,4 +1,4 @@
-"""One look at the disk: inode numbers from the folders, one stat a unique blob, no content.
+"""One observation of the disk: inode numbers from the folders, one stat a unique blob, no content.
 
 A tree file is believed when it is its blob's inode; a copy or reflink when the inventory says that it is one and its
 inode, size and mtime are what was left there. Nothing is written and no lock is taken.
@@ -39,7 +39,7 @@ def observe(
     free: Callable[[], int] = lambda: 0,
     known: Mapping[Digest, BlobStatus] | None = None,
 ) -> Actual:
-    """What is on disk of what *desired* names. *known*: looks at blobs that still hold, under the same lease.
+    """What is on disk of what *desired* names. *known*: statuses of blobs that are still true, under the same lease.
 
     Raises StoreStateError for an unreadable inventory, OSError.
     """
@@ -47,9 +47,9 @@ def observe(
     # In the order of their folders: the kernel finds neighbours sooner.
     known = known or {}
     blobs = {**known, **store.blobs.stat_all({d: desired.size(d) for d in sorted(desired.digests - known.keys())})}
-    absent = (digest for digest, look in blobs.items() if look.state is not BlobState.INTACT)
+    absent = (digest for digest, status in blobs.items() if status.state is not BlobState.INTACT)
     partials = _partials(store, absent, desired)
-    look = _Look(
+    observation = _Observation(
         store=store,
         desired=desired,
         blobs=blobs,
@@ -57,7 +57,7 @@ def observe(
         device=_device(store.layout.blobs),
         verifying=verifying(store),
     )
-    trees = {tree.key: look.at(tree) for tree in desired.trees}
+    trees = {tree.key: observation.at(tree) for tree in desired.trees}
     return Actual(blobs=blobs, partials=partials, trees=trees, free_bytes=free())
 
 
@@ -78,7 +78,7 @@ def _device(path: Path) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Look:
+class _Observation:
     """What all trees of one observation are compared with. Nothing in it is copied or walked for a tree."""
 
     store: BlobStore
@@ -119,10 +119,15 @@ class _Comparison:
     """Compares one tree's paths with blobs and inventory."""
 
     def __init__(
-        self, tree: DesiredTree, look: _Look, found: Scan, record: Inventory | None, inodes: Mapping[Digest, int]
+        self,
+        tree: DesiredTree,
+        observation: _Observation,
+        found: Scan,
+        record: Inventory | None,
+        inodes: Mapping[Digest, int],
     ) -> None:
         """*inodes*: of the blobs that this tree's files may be; none where it is on another disk."""
-        self._root, self._desired, self._blobs = str(tree.path), look.desired, look.blobs
+        self._root, self._desired, self._blobs = str(tree.path), observation.desired, observation.blobs
         self._inodes, self._found = inodes, found
         self._record: Mapping[str, InventoryEntry] = record.files if record else {}
         self.placed: dict[str, Digest] = {}

@@ -19,7 +19,7 @@ from .state import NO_TREE, Actual, ActualTree, Desired, DesiredTree, ModelState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetch:
-    """Get a blob. ``have`` is what a partial held when we looked; apply looks again."""
+    """Fetch a blob. ``have`` is what a partial held when it was observed; apply observes again."""
 
     digest: Digest
     size: int  # bytes
@@ -55,7 +55,7 @@ class LinkTree:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replace:
-    """Put a blob where something else stands, or where its own blob will be made anew."""
+    """Put a blob where something else is, or where its own blob will be replaced."""
 
     tree: TreeKey
     path: str
@@ -75,7 +75,7 @@ Action = Fetch | Link | LinkTree | Replace | Remove
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """A plan in figures, for people; apply looks again."""
+    """A plan in figures, for people; apply plans again."""
 
     fetch_blobs: int
     fetch_bytes: int
@@ -193,7 +193,7 @@ def _fetches(desired: Desired, actual: Actual, intact: frozenset[Digest]) -> lis
 
 
 def _first_locator(digest: Digest, desired: Desired) -> str:
-    # Apply asks the mirror for compressed pieces first; their address would tell people less.
+    # Apply requests compressed pieces of the mirror first; their address would mean less to people.
     if desired.mirrors:
         return mirrored(desired.mirrors[0], digest)
     return next(iter(desired.blobs[digest].urls), "")

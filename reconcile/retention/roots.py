@@ -331,8 +331,3 @@ def forget(store: BlobStore, id_: str) -> bool:
             (folder / id_).unlink()
             found = True
     return found
-
-
-# The names by which modules outside this room import them.
-LockRoot = LockfileRoot
-read_lock_root, read_lock_roots, register_lock = read_lockfile_root, read_lockfile_roots, register_lockfile

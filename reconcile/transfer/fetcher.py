@@ -68,13 +68,13 @@ class Fetcher:
         batch, busy = GroupCommit(self.store, self.engine, lambda: self.before_commit()), []
         self._batches.add(batch)
         try:
-            for wanted in blobs:
-                if not self._bring(wanted, batch, waits=False):
-                    busy.append(wanted)
+            for request in blobs:
+                if not self._obtain(request, batch, waits=False):
+                    busy.append(request)
                 batch.commit_due()
             batch.commit()
-            for wanted in busy:
-                self._bring(wanted, batch, waits=True)
+            for request in busy:
+                self._obtain(request, batch, waits=True)
                 batch.commit()
         finally:
             self._batches.discard(batch)
@@ -86,75 +86,75 @@ class Fetcher:
         for batch in tuple(self._batches):
             batch.commit_due()
 
-    def _bring(self, wanted: BlobRequest, batch: GroupCommit, *, waits: bool) -> bool:
+    def _obtain(self, request: BlobRequest, batch: GroupCommit, *, waits: bool) -> bool:
         """Fetch one blob up to its commit, which is left to *batch*; False if its lock is busy and not *waits*."""
         try:
-            lock = self._lock(wanted, waits=waits)
+            lock = self._lock(request, waits=waits)
             if lock is None:
                 return False
             with ExitStack() as held:
                 held.enter_context(lock)
-                found = self._begin(wanted, lock, batch)
+                found = self._begin(request, lock, batch)
                 if isinstance(found, PendingCommit):
                     held.pop_all()
                     batch.add(found)
                 else:
-                    batch.outcomes[wanted.digest] = found
+                    batch.outcomes[request.digest] = found
         except Cancelled:
             raise
         except Exception as error:
-            batch.outcomes[wanted.digest] = error
+            batch.outcomes[request.digest] = error
         return True
 
-    def _lock(self, wanted: BlobRequest, *, waits: bool) -> locks.Lock | None:
-        doing = f"fetching {wanted.digest.short}"
+    def _lock(self, request: BlobRequest, *, waits: bool) -> locks.Lock | None:
+        doing = f"fetching {request.digest.short}"
 
-        def tell(holder: locks.Holder | None) -> None:
+        def report_wait(holder: locks.Holder | None) -> None:
             neighbour = holder is not None and holder.mine and holder.doing != doing  # another blob with the same lock
             if waits and not neighbour:
                 self.engine.emit(Waiting(for_whom=str(holder or "another process")))
 
         try:
             return self.store.lock_blob(
-                wanted.digest,
+                request.digest,
                 doing=doing,
                 timeout_s=None if waits else 0.0,
                 token=self.engine.token,
-                on_wait=tell,
+                on_wait=report_wait,
             )
         except LockTimeoutError:
             if waits:
                 raise
             return None
 
-    def _begin(self, wanted: BlobRequest, lock: locks.Lock, batch: GroupCommit) -> bool | PendingCommit:
-        digest = wanted.digest
+    def _begin(self, request: BlobRequest, lock: locks.Lock, batch: GroupCommit) -> bool | PendingCommit:
+        digest = request.digest
         self.store.blobs.refresh()
-        look = self.store.blobs.stat(digest, wanted.size)
-        shared = wanted.force_refetch and self.store.commits_seen(digest) != wanted.seen_commit
-        if look.state is BlobState.INTACT and (shared or not wanted.force_refetch):
-            self.engine.emit(BlobReused(digest=digest, size=wanted.size))
+        status = self.store.blobs.stat(digest, request.size)
+        shared = request.force_refetch and self.store.commits_seen(digest) != request.seen_commit
+        if status.state is BlobState.INTACT and (shared or not request.force_refetch):
+            self.engine.emit(BlobReused(digest=digest, size=request.size))
             return False
-        if not wanted.force_refetch and self._at_hand(wanted, look.state, lock):
+        if not request.force_refetch and self._take_local(request, status.state, lock):
             self.store.note_commit(lock, digest)
-            self.engine.emit(BlobReused(digest=digest, size=wanted.size))
-            return look.ino != 0 and look.ino != self.store.blobs.stat(digest, wanted.size).ino
-        return self._fill(wanted, look, lock, batch)
+            self.engine.emit(BlobReused(digest=digest, size=request.size))
+            return status.ino != 0 and status.ino != self.store.blobs.stat(digest, request.size).ino
+        return self._fetch(request, status, lock, batch)
 
     # ---- from this disk
 
-    def _at_hand(self, wanted: BlobRequest, state: BlobState, lock: locks.Lock) -> bool:
+    def _take_local(self, request: BlobRequest, state: BlobState, lock: locks.Lock) -> bool:
         """Verify what is locally available, by reading it; False if none of it is intact as a whole."""
-        if state is BlobState.SUSPECT and self._prove_in_place(wanted, lock):
+        if state is BlobState.SUSPECT and self._prove_in_place(request, lock):
             return True
-        for spare in wanted.local_candidates:
+        for candidate in request.local_candidates:
             try:
-                fd = open_regular(spare)
+                fd = open_regular(candidate)
             except OSError:
                 continue
             try:
-                if os.fstat(fd).st_size == wanted.size:
-                    self.store.ingest.copy(fd, wanted.digest, wanted.size)
+                if os.fstat(fd).st_size == request.size:
+                    self.store.ingest.copy(fd, request.digest, request.size)
                     return True
             except ChecksumError:
                 continue
@@ -162,31 +162,31 @@ class Fetcher:
                 os.close(fd)
         return False
 
-    def _prove_in_place(self, wanted: BlobRequest, lock: locks.Lock) -> bool:
+    def _prove_in_place(self, request: BlobRequest, lock: locks.Lock) -> bool:
         """Verify a blob whose stamp changed, without fetching. One that a verification found damaged is read in full."""
-        found_damaged = wanted.digest.hex in self.store.blobs.suspects()
+        found_damaged = request.digest.hex in self.store.blobs.suspects()
         level = Level.FULL if found_damaged else Level.FAST
-        stamp = self.store.blobs.foreign_stamp(wanted.digest)  # before the first byte is read
-        verdict = next(scrub.scrub([scrub_target(self.store, wanted)], level, on_bytes=lambda count: lock.progress()))
+        stamp = self.store.blobs.foreign_stamp(request.digest)  # before the first byte is read
+        verdict = next(scrub.scrub([scrub_target(self.store, request)], level, on_bytes=lambda count: lock.progress()))
         if not verdict.intact:
             return False
         try:
-            self.store.blobs.restamp(wanted.digest)
+            self.store.blobs.restamp(request.digest)
         except PermissionError:  # of another user of a shared store: it keeps its mtime, or our copy replaces it
-            if self._stamp_foreign(wanted, stamp):
+            if self._stamp_foreign(request, stamp):
                 return True
-            fd = open_regular(self.store.layout.blob(wanted.digest))
+            fd = open_regular(self.store.layout.blob(request.digest))
             try:
-                self.store.ingest.copy(fd, wanted.digest, wanted.size)
+                self.store.ingest.copy(fd, request.digest, request.size)
             finally:
                 os.close(fd)
         return True
 
-    def _stamp_foreign(self, wanted: BlobRequest, stamp: ForeignStamp | None) -> bool:
+    def _stamp_foreign(self, request: BlobRequest, stamp: ForeignStamp | None) -> bool:
         """Record the integrity stamp of a blob that was just read and is right; False where that cannot be done."""
         if stamp is None:
             return False
-        layout, digest, size = self.store.layout, wanted.digest, wanted.size
+        layout, digest, size = self.store.layout, request.digest, request.size
         try:
             table = proven_table(layout.table(digest), digest, size)
             if table is None and size <= TABLE_FROM:  # the pass kept none
@@ -195,65 +195,65 @@ class Fetcher:
         except OSError:  # a folder that cannot be written to
             return False
 
-    def _save_pieces(self, wanted: BlobRequest, partial: Partial, table: PieceTable) -> tuple[int, ...]:
+    def _save_pieces(self, request: BlobRequest, partial: Partial, table: PieceTable) -> tuple[int, ...]:
         """Copy the intact pieces of a damaged blob and of copies into *partial*; those that were damaged in the blob."""
-        buffer = aligned_buffer(min(PIECE, wanted.size))
+        buffer = aligned_buffer(min(PIECE, request.size))
         damaged = []
         for index in list(partial.table.missing()):
             slot = table.slots[index]
-            for path in (self.store.layout.blob(wanted.digest), *wanted.local_candidates):
-                start, stop = piece_range(index, wanted.size)
+            for path in (self.store.layout.blob(request.digest), *request.local_candidates):
+                start, stop = piece_range(index, request.size)
                 view = buffer[: stop - start]
                 if slot is not None and _read_piece(path, view, start) and piece_hash(view) == slot.hash:
                     partial.write(start, view)
                     partial.finish(index, slot.hash, source_key(THIS_STORE))
                     break
-                if path == self.store.layout.blob(wanted.digest):
+                if path == self.store.layout.blob(request.digest):
                     damaged.append(index)
         return tuple(damaged)
 
     # ---- from sources
 
-    def _fill(self, wanted: BlobRequest, look: BlobStatus, lock: locks.Lock, batch: GroupCommit) -> PendingCommit:
-        digest, size = wanted.digest, wanted.size
-        if wanted.force_refetch:
+    def _fetch(self, request: BlobRequest, status: BlobStatus, lock: locks.Lock, batch: GroupCommit) -> PendingCommit:
+        digest, size = request.digest, request.size
+        if request.force_refetch:
             sweep.drop_partial(self.store, digest)
         partial = self.store.ingest.open(digest, size)
-        mending = look.state is BlobState.SUSPECT and not wanted.force_refetch
-        table = proven_table(self.store.layout.table(digest), digest, size) if mending else None
-        filled = PendingCommit(wanted, lock, look, partial, resumed=partial.held_bytes)
+        repairing = status.state is BlobState.SUSPECT and not request.force_refetch
+        table = proven_table(self.store.layout.table(digest), digest, size) if repairing else None
+        pending = PendingCommit(request, lock, status, partial, resumed=partial.held_bytes)
         try:
-            filled.damaged = (
-                self._save_pieces(wanted, partial, table)
+            pending.damaged = (
+                self._save_pieces(request, partial, table)
                 if table is not None and table.chunking == partial.chunking
                 else ()
             )
-            self.engine.emit(FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=wanted.name))
-            refused = self._fetch_at_once(filled) if _is_simple(self.engine, wanted) else None
+            self.engine.emit(FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=request.name))
+            refused = self._fetch_at_once(pending) if _is_simple(self.engine, request) else None
             if partial.contiguous_end() < size or partial.actual_digest() != digest:
-                self._download(filled, table, refused)
+                self._download(pending, table, refused)
         except BaseException as error:
-            batch.note_failed(filled)
-            told = batch.explain(error, filled) if isinstance(error, Exception) else error
+            batch.note_failed(pending)
+            explained = batch.explain(error, pending) if isinstance(error, Exception) else error
             partial.close_or_discard()
-            if told is not error:
-                raise told from error
+            if explained is not error:
+                raise explained from error
             raise
-        return filled
+        return pending
 
-    def _fetch_at_once(self, filled: PendingCommit) -> SourceError | WrongSize | None:
+    def _fetch_at_once(self, pending: PendingCommit) -> SourceError | WrongSize | None:
         try:
-            filled.fetched = _fetch_simple(self.engine, filled.request, filled.partial)
+            pending.fetched = _fetch_simple(self.engine, pending.request, pending.partial)
         except (SourceError, WrongSize) as error:
             return error
         return None
 
-    def _download(self, filled: PendingCommit, table: PieceTable | None, refused: SourceError | WrongSize | None) -> None:
-        run = Download(self.engine, filled.request, filled.partial, table, filled.lock, refused)
+    def _download(self, pending: PendingCommit, table: PieceTable | None, refused: SourceError | WrongSize | None) -> None:
+        run = Download(self.engine, pending.request, pending.partial, table, pending.lock, refused)
         try:
             run.fill()
         finally:
-            filled.fetched += run.fetched
+            pending.fetched += run.fetched
 
 
 def _read_piece(path: str, view: memoryview, start: int) -> bool:
@@ -269,32 +269,32 @@ def _read_piece(path: str, view: memoryview, start: int) -> bool:
         os.close(fd)
 
 
-def _is_simple(engine: TransferContext, wanted: BlobRequest) -> bool:
+def _is_simple(engine: TransferContext, request: BlobRequest) -> bool:
     """Whether the blob comes within one read from its only source, and that has no record of failures."""
-    few = 0 < wanted.size <= FIRST_STEP  # bytes of one read
-    return few and len(wanted.urls) == 1 and not engine.failures.any and not engine.bad_sources.of(wanted.digest)
+    fits = 0 < request.size <= FIRST_STEP  # bytes of one read
+    return fits and len(request.urls) == 1 and not engine.failures.any and not engine.bad_sources.of(request.digest)
 
 
-def _fetch_simple(engine: TransferContext, wanted: BlobRequest, partial: Partial) -> int:
+def _fetch_simple(engine: TransferContext, request: BlobRequest, partial: Partial) -> int:
     """Fetch a small blob with one request; the number of bytes received. If it is complete, its piece is recorded.
 
     Raises SourceError, WrongSize, Cancelled, OSError of this disk.
     """
-    locator, size = absolute(wanted.urls[0], engine.base), wanted.size
+    locator, size = absolute(request.urls[0], engine.base), request.size
     view, count = memoryview(bytearray(size + 1)), 0
     try:
         body = engine.registry.find(locator).open(locator, start=0, stop=size)
     except SOURCE_BUGS as error:
         raise malformed_response(error, locator) from error
     try:
-        intake = BodyReader(body, locator, engine.policy, engine.clock)
+        reader = BodyReader(body, locator, engine.policy, engine.clock)
         if body.total not in (None, size):
             raise WrongSize(size, body.total)
         if body.start != 0:
             return 0
-        most = size if body.total is not None or body.ranged else size + 1  # one more shows that it is longer
-        while count < most and (came := intake.read(view[count:most])):
-            count += came
+        limit = size if body.total is not None or body.ranged else size + 1  # one more shows that it is longer
+        while count < limit and (received := reader.read(view[count:limit])):
+            count += received
             engine.token.check(STOPPED)
     except (ConnectionFailed, TimedOut):
         if not count:
@@ -305,7 +305,7 @@ def _fetch_simple(engine: TransferContext, wanted: BlobRequest, partial: Partial
         raise WrongSize(size, count)
     if not count:
         raise EndedEarly("the body ended early", locator=locator)
-    engine.emit(BytesArrived(digest=wanted.digest, count=count))
+    engine.emit(BytesArrived(digest=request.digest, count=count))
     if count == size:
         partial.write(0, view[:size])
         partial.finish(0, piece_hash(view[:size]), source_key(locator))
