@@ -91,7 +91,7 @@ def _counted(trace: Path, root: Path) -> tuple[int, int]:
             if path is None or "O_DIRECTORY" in line:
                 continue
             name = path[1].rpartition("/")[2]
-            content = name.endswith(".bin") or (len(name) == _HEX and (path[1].startswith(inside) or "/" not in path[1]))
+            content = name.endswith(".bin") or (len(name) == _HEX and (path[1].startswith(inside) or path[1][0] != "/"))
             if "open" in line.partition("(")[0]:
                 opened += content
             else:

@@ -134,6 +134,12 @@ class Inventory:
     def id(self) -> str:
         return tree_id(self.tree)
 
+    @property
+    def digests(self) -> frozenset[Digest]:
+        """The blobs of its files, computed at each call."""
+        columns = EntryColumns.of(self.files)
+        return frozenset(map(Digest.of_hex, set(map(columns.hex, range(len(columns.paths))))))
+
     def path(self, root: Path) -> Path:
         """Where the tree is."""
         return root / self.tree  # an absolute second part wins

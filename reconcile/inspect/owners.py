@@ -114,11 +114,10 @@ def kept_by(store: BlobStore, digests: Iterable[Digest]) -> tuple[str, ...]:
 
     Raises StoreStateError where a root cannot be read, OSError.
     """
-    known, digests = roots.read(store), tuple(digests)
-    reasons = tuple(dict.fromkeys(reason for digest in digests for reason in known.reasons(digest)))
-    if reasons:
+    known, digests = roots.read(store), frozenset(digests)
+    if reasons := tuple(dict.fromkeys(known.reasons(digests))):
         return reasons
-    inodes = (store.blobs.stat(digest, 0).ino for digest in digests)
-    if any(ino and known.holds_inode(ino) for ino in inodes):
+    inodes = {store.blobs.stat(digest, 0).ino for digest in digests} - {0}
+    if known.holds_any_inode(inodes):
         return ("a file below models/ that is not on record",)
     return ()

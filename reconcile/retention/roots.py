@@ -11,7 +11,7 @@ import enum
 import os
 import stat
 import time
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,7 +129,7 @@ class TreeRoot:
     @property
     def digests(self) -> frozenset[Digest]:
         """The blobs of its files."""
-        return frozenset(entry.digest for entry in self.record.files.values())
+        return self.record.digests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,13 +164,13 @@ class Roots:
                     live.add(digest)
         return frozenset(live)
 
-    def reasons(self, digest: Digest) -> list[str]:
-        """What keeps one blob, one phrase for each root."""
-        return [reason for reason, digests in self._roots(lockfiles=True) if digest in digests]
+    def reasons(self, digests: frozenset[Digest]) -> list[str]:
+        """What keeps any of these blobs, one phrase for each root."""
+        return [reason for reason, kept in self._roots(lockfiles=True) if not kept.isdisjoint(digests)]
 
-    def holds_inode(self, ino: int) -> bool:
-        """Whether a file below models/ is this inode, recorded or not."""
-        return ino in self.inodes.values()
+    def holds_any_inode(self, inodes: Iterable[int]) -> bool:
+        """Whether a file below models/ is one of these inodes, recorded or not."""
+        return not frozenset(self.inodes.values()).isdisjoint(inodes)
 
     def named_by_lockfiles(self) -> frozenset[Digest]:
         """The blobs that registered lockfiles name."""
