@@ -276,6 +276,16 @@ def test_a_store_on_a_network_file_system_gets_no_snapshot(synced: Cli, monkeypa
     assert not (synced.root / "state/snapshots").exists()
 
 
+@pytest.mark.parametrize("manifest", [MANIFEST.replace('"1.0"', '"1.1"'), "no TOML ["], ids=["newer", "unreadable"])
+def test_a_stale_lockfile_gets_no_snapshot_so_that_each_command_warns_and_locked_refuses(synced: Cli, manifest: str):
+    """What the long way has to say cannot be said by the short one."""
+    (synced.folder / "models.toml").write_text(manifest)
+    assert "warning" in long(synced, "reconcile").err
+
+    assert short(synced, "status") is None and short(synced, "status", "--locked") is None
+    assert "warning" in long(synced, "status").err and long(synced, "status", "--locked").code != 0
+
+
 def test_only_reconcile_writes_a_snapshot(synced: Cli):
     """`status` and `plan` write nothing at all."""
     shutil.rmtree(synced.root / "state/snapshots")
