@@ -1,7 +1,7 @@
 """The main job on real input, step by step: `make demo`.
 
 A model of two variants stands on an HTTP server. It is locked, planned, fetched, shared, left alone, torn by kill -9,
-resumed, damaged, healed, upgraded and swept, by the real command line in a real terminal. After each command the
+resumed, damaged, repaired, upgraded and collected, by the real command line in a real terminal. After each command the
 outcome is checked on disk, at the server and in the JSON. It ends with 0 only if every step did what it says.
 
 Everything happens below `.demo/`; with `--offline` a generated model takes the place of the downloaded one.
@@ -136,7 +136,7 @@ class World:
         hex_ = digest.removeprefix("sha256:")
         return self.root / "blobs" / "sha256" / hex_[:2] / hex_
 
-    def proven_files(self, version: str = "1.0.0") -> int:
+    def verified_files(self, version: str = "1.0.0") -> int:
         """How many files of both trees have the sha256 that the lockfile gives; all must."""
         rows = [(self.tree(v, version) / path, d) for v in ("fp32", "fp16") for path, d in self.files(v, version).items()]
         wrong = [str(path) for path, digest in rows if f"sha256:{sha256_of(path)}" != digest]
@@ -200,13 +200,13 @@ def plan(world: World) -> Shown:
     world.run("plan")
     figures = world.ask("plan")["summary"]
     check(figures["fetch_bytes"] == sum(world.sizes().values()), "each blob is counted once, although two variants need it")
-    check(not world.root.exists() and not world.origin.requests, "nothing was written, nothing was asked")
+    check(not world.root.exists() and not world.origin.requests, "nothing was written, and no request was sent")
     world.ask("plan", "--check", expect=3)
     return Shown("the work, known before it is done", f"{size(figures['fetch_bytes'])} to fetch")
 
 
 def reconcile(world: World) -> Shown:
-    """Reconcile: fetch what is missing, prove it, and put both variants in place. (The server sends 45 MB/s at most. To
+    """Reconcile: fetch what is missing, verify it, and put both variants in place. (The server sends 45 MB/s at most. To
     divide a range may cost what its connection had on its way, so exact counts are taken over one connection.)"""
     total = sum(world.sizes().values())
     world.origin.forget()
@@ -215,11 +215,11 @@ def reconcile(world: World) -> Shown:
     world.origin.rate = 0.0
     sent = world.origin.sent_in_all()
     check(sent == total, f"the server sent {size(sent)}: each blob once", f"{sent:,} B; {total:,} were due")
-    files = world.proven_files()
+    files = world.verified_files()
     world.run("status", "--check")
     left = sorted((world.root / "partial").iterdir())
     check(not left, "nothing unfinished is left behind", str(left))
-    return Shown(f"{files} files of 2 variants fetched and proven", f"{size(total)} in")
+    return Shown(f"{files} files of 2 variants fetched and verified", f"{size(total)} in")
 
 
 def share(world: World) -> Shown:
@@ -240,7 +240,7 @@ def share(world: World) -> Shown:
 
 
 def do_nothing(world: World) -> Shown:
-    """A second reconcile finds nothing to do and asks nobody."""
+    """A second reconcile finds nothing to do and sends no request."""
     world.origin.forget()
     began = time.monotonic()
     world.run("reconcile")
@@ -248,11 +248,11 @@ def do_nothing(world: World) -> Shown:
     trees = world.ask("reconcile")["trees"]
     check(not any(tree["changed"] for tree in trees), "no tree was changed")
     check(not world.origin.requests, "the server was not asked at all", str(world.origin.requests))
-    return Shown("a second reconcile asks nobody", f"{took:.2f} s")
+    return Shown("a second reconcile sends no request", f"{took:.2f} s")
 
 
 def kill_and_resume(world: World) -> Shown:
-    """kill -9 in mid-transfer, into an empty store; the next run continues at the pieces where it was torn. (A kill may
+    """kill -9 in mid-transfer, into an empty store; the next run continues at the pieces where it stopped. (A kill may
     cost the piece in flight of each connection, and with what was on its way 12 % of the file.)"""
     main, world.root = world.root, world.folder / "second-store"
     connections, command = 2, ("ensure", "minilm#fp32", "--connections", "2")
@@ -297,8 +297,8 @@ def _kill_at(running: subprocess.Popen[bytes], origin: Origin, at: int) -> int:
     return sent
 
 
-def find_and_heal(world: World) -> Shown:
-    """An edit through a hardlink reaches every tree that shares the file: it is found, named, and healed by the piece."""
+def find_and_repair(world: World) -> Shown:
+    """An edit through a hardlink reaches every tree that shares the file: it is found, named, and repaired by the piece."""
     model, shared = world.tree("fp32") / "model.safetensors", world.tree("fp16") / "tokenizer.json"
     say("chmod u+w; 16 bytes in the middle of fp32's model.safetensors and 1 byte of the tokenizer are overwritten")
     _overwrite(model, model.stat().st_size // 2, b"not what it was.")
@@ -323,13 +323,13 @@ def find_and_heal(world: World) -> Shown:
     fetched = summary["fetched_bytes"]
     check(
         fetched <= 2 * PIECE,
-        f"healing fetched {size(fetched)} of {size(model.stat().st_size)}: the damaged piece, the tokenizer",
+        f"the repair fetched {size(fetched)} of {size(model.stat().st_size)}: the damaged piece, the tokenizer",
     )
     sent = world.origin.sent_in_all()
     check(sent == fetched, "and the server sent just that", f"it sent {sent:,}")
     world.run("verify")
-    world.proven_files()
-    return Shown("damage found, named and healed by the piece", f"{size(fetched)} fetched")
+    world.verified_files()
+    return Shown("damage found, named and repaired by the piece", f"{size(fetched)} fetched")
 
 
 def _overwrite(path: Path, at: int, data: bytes) -> None:
@@ -361,7 +361,7 @@ def upgrade(world: World) -> Shown:
     world.run("reconcile", "--connections", "1")
     sent = world.origin.sent_in_all()
     check(sent == sum(new.values()), f"the server sent {size(sent)}: the {len(new)} new blobs, no other", f"{sent:,} B")
-    world.proven_files("1.1.0")
+    world.verified_files("1.1.0")
     check(not world.tree("fp32").exists(), "the trees of 1.0.0 are gone")
     check(note.read_text().startswith("ask again"), "the user's notes.txt is not")
     kept = sum(world.sizes().values()) - sum(new.values())
@@ -378,13 +378,13 @@ def collect(world: World) -> Shown:
     check(not any(world.blob(digest).exists() for digest in old), "they are gone from the disk")
     freed = document["reclaimed_bytes"]
     check(freed == sum(old.values()), f"{size(freed)} were reclaimed")
-    say("the damaged files of step 7 were kept in quarantine/, in case somebody wants to look at them")
+    say("the damaged files of step 7 were kept in quarantine/, in case they are of use")
     world.run("gc", "--quarantine")
     locked, stored = sum(world.sizes().values()), _stored(world.root)
     check(0 <= stored - locked < MB, f"the store now holds {size(locked)} of blobs, and {size(stored - locked)} about them")
     world.origin.forget()
     world.run("verify", "--full")
-    world.proven_files("1.1.0")
+    world.verified_files("1.1.0")
     check(not world.origin.requests, "without asking the server for anything")
     return Shown("gc removed what nothing keeps; live trees are whole", f"{size(freed)} freed")
 
@@ -395,7 +395,7 @@ def _stored(folder: Path) -> int:
     return sum({found.st_ino: found.st_size for found in stats}.values())
 
 
-STEPS = (lock, plan, reconcile, share, do_nothing, kill_and_resume, find_and_heal, upgrade, collect)
+STEPS = (lock, plan, reconcile, share, do_nothing, kill_and_resume, find_and_repair, upgrade, collect)
 
 
 # ---- the run

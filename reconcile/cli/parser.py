@@ -125,7 +125,7 @@ def _plan(command: argparse.ArgumentParser) -> None:
 def _reconcile(command: argparse.ArgumentParser) -> None:
     command.add_argument("--watch", metavar="SECONDS", help="repeat after a pause of so many seconds, until stopped")
     command.add_argument(
-        "--prune", action="store_true", help="also remove the files of trees that the lockfile does not name"
+        "--prune", action="store_true", help="also remove files in trees that the lockfile does not name: your own"
     )
     command.add_argument("--dry-run", action="store_true", help="print the plan instead")
     _link_options(command)
@@ -141,7 +141,7 @@ def _ensure(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--without", action="append", default=[], metavar="COMPONENT", help="leave a part out")
     command.add_argument(
-        "--prune", action="store_true", help="also remove the files of trees that the lockfile does not name"
+        "--prune", action="store_true", help="also remove files in trees that the lockfile does not name: your own"
     )
     command.add_argument("--dry-run", action="store_true", help="print the plan instead")
     _link_options(command)
@@ -225,7 +225,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "status": ("the state of each variant, by stat", _status),
     "verify": ("re-read content against the piece tables", _verify),
     "gc": ("remove blobs that nothing keeps; evict on request", _gc),
-    "evict": ("remove a tree; the next gc removes what only it kept", _evict),
+    "evict": ("remove a tree; gc removes its blobs once no lockfile names them", _evict),
     "pin": ("keep a variant from eviction", _some_selectors),
     "unpin": ("let a variant be evicted again", _some_selectors),
     "push": ("publish blobs to a mirror", _push),

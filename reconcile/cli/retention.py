@@ -75,6 +75,8 @@ def _gc_lines(result: GcResult) -> tuple[str, ...]:
     word = "would remove" if result.dry_run else "removed"
     lines = [f"{word} tree {path}" for path in result.trees]
     what = f"{count(len(result.blobs), 'blob')} and {count(len(result.partials), 'partial')}"
+    if result.quarantined:
+        what = f"{what}, {result.quarantined:,} of quarantine/"
     lines.append(
         f"{word} {what}, {size(result.reclaimed_bytes)}; kept {count(result.kept_blobs, 'blob')}, {size(result.kept_bytes)}"
     )

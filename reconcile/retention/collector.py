@@ -49,6 +49,7 @@ class GcResult:
     blobs: list[Digest] = field(default_factory=list)
     trees: list[str] = field(default_factory=list)  # paths
     partials: list[Digest] = field(default_factory=list)
+    quarantined: int = 0  # files and folders of quarantine/
     reclaimed_bytes: int = 0
     kept_blobs: int = 0
     kept_bytes: int = 0
@@ -112,7 +113,8 @@ class Collector:
         self._sweep(result, lockfiles=not goals.evict, without=gone if dry_run else frozenset())
         self._sweep_partials(result)
         if quarantine:
-            result.reclaimed_bytes += self._empty_quarantine(dry_run=dry_run)
+            result.quarantined, freed = self._empty_quarantine(dry_run=dry_run)
+            result.reclaimed_bytes += freed
         self._compare(result, goals)
         return result
 
@@ -250,16 +252,17 @@ class Collector:
                 if roots.read_tree(self.store, known.file).is_dead:
                     known.file.unlink()
 
-    def _empty_quarantine(self, *, dry_run: bool) -> int:
-        """Empty ``quarantine/``; the bytes that this frees."""
-        freed = 0
+    def _empty_quarantine(self, *, dry_run: bool) -> tuple[int, int]:
+        """Empty ``quarantine/``: how many entries it had, and the bytes that this frees."""
+        freed = count = 0
         for path in sorted(self.store.layout.quarantine.iterdir()):
+            count += 1
             for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
                 found = os.lstat(file)
                 freed += found.st_size if found.st_nlink == 1 and not file.is_dir() else 0
             if not dry_run:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        return freed
+        return count, freed
 
 
 def _content(folder: Path) -> list[Path]:
