@@ -19,7 +19,7 @@ from modelstow.cas.scrub import Level
 from .desired.lockfile import Lockfile
 from .desired.selectors import VariantId, all_variants, select
 from .desired_state import EnsureOptions, Scope
-from .errors import ApplyError, ModelstowError
+from .errors import single
 from .events.report import Report
 from .planning.observer import free_bytes, observe
 from .planning.planner import Plan, find_work, plan, statuses
@@ -39,6 +39,10 @@ if TYPE_CHECKING:  # what writes and reads content is loaded when there is somet
     from .runtime import Runtime
     from .transfer.retry import RetryPolicy
     from .transfer.source_health import FailureTable, SourceFailure
+
+
+Selectors = Iterable[str | VariantId] | None
+"""Variants as people type them, or as values; None: every variant of the lockfile."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -101,7 +105,7 @@ class ModelEnsurer:
         """Where a variant's tree is or will be; depends on nothing but ROOT and the selector. Raises as ``status``."""
         return self.settings.root / select(self.lock, model, variant).tree
 
-    def desired(self, selectors: Iterable[str] | None = None, *, choice: EnsureOptions = EnsureOptions()) -> Desired:
+    def desired(self, selectors: Selectors = None, *, choice: EnsureOptions = EnsureOptions()) -> Desired:
         """What is wanted of these variants (default: of all). Raises the errors of selectors."""
         chosen = all_variants(self.lock) if selectors is None else self._chosen(selectors)
         return self._scope.desired(chosen, choice)
@@ -112,7 +116,7 @@ class ModelEnsurer:
 
     def plan(
         self,
-        selectors: Iterable[str] | None = None,
+        selectors: Selectors = None,
         *,
         choice: EnsureOptions = EnsureOptions(),
         removals: bool = False,
@@ -126,9 +130,9 @@ class ModelEnsurer:
 
     def status(self, model: str, variant: str | None = None) -> VariantStatus:
         """The state of one variant: by stat, without locks or network. Raises the errors of selectors, OSError."""
-        return self.statuses([str(select(self.lock, model, variant))])[0]
+        return self.statuses([select(self.lock, model, variant)])[0]
 
-    def statuses(self, selectors: Iterable[str] | None = None) -> list[VariantStatus]:
+    def statuses(self, selectors: Selectors = None) -> list[VariantStatus]:
         """The states of variants (default: all)."""
         desired = self.desired(selectors)
         actual = self.observe(desired)
@@ -158,14 +162,14 @@ class ModelEnsurer:
         """
         chosen = select(self.lock, model, variant)
         choice = EnsureOptions(into=_absolute(into), with_=frozenset(with_), without=frozenset(without))
-        outcome = self.ensure_all([str(chosen)], force=force_redownload, choice=choice, progress=progress_callback)
+        outcome = self.ensure_all([chosen], force=force_redownload, choice=choice, progress=progress_callback)
         if outcome.error is not None:
-            raise _single(outcome.error)
+            raise single(outcome.error)
         return outcome.trees[0].path
 
     def ensure_all(
         self,
-        selectors: Iterable[str] | None,
+        selectors: Selectors,
         *,
         force: bool = False,
         choice: EnsureOptions = EnsureOptions(),
@@ -204,7 +208,7 @@ class ModelEnsurer:
 
     def verify_integrity(self, model: str, variant: str | None = None, *, level: Level = Level.FULL) -> IntegrityReport:
         """Read one variant's content. Raises the errors of selectors, OSError; bad content is in the report."""
-        desired = self.desired([str(select(self.lock, model, variant))])
+        desired = self.desired([select(self.lock, model, variant)])
         tree = desired.trees[0]
         store = BlobStore.open_readonly(self.settings.root)
         if not observe(store, desired).trees[tree.key].exists:
@@ -215,7 +219,7 @@ class ModelEnsurer:
         return IntegrityReport.of(tree, {path for fault in found.faults for path in fault.paths})
 
     def verify(
-        self, selectors: Iterable[str] | None, level: Level, *, repair: bool = False
+        self, selectors: Selectors, level: Level, *, repair: bool = False
     ) -> tuple[VerifyReport, ApplyResult | None]:
         """Read the content of variants, or of every blob and registered tree; with *repair* mend what is damaged.
 
@@ -256,7 +260,7 @@ class ModelEnsurer:
 
     def push(
         self,
-        selectors: Iterable[str] | None,
+        selectors: Selectors,
         url: str | os.PathLike[str],
         *,
         compress: bool = False,
@@ -277,7 +281,7 @@ class ModelEnsurer:
         from modelstow.cas import leases
 
         self.ensure(model, variant)
-        desired = self.desired([str(select(self.lock, model, variant))])
+        desired = self.desired([select(self.lock, model, variant)])
         digests = frozenset(desired.trees[0].files.values())
         held = leases.take(self.settings.open_store(), doing=f"using {desired.trees[0].key}", digests=digests)
         try:
@@ -292,8 +296,8 @@ class ModelEnsurer:
     def _scope(self) -> Scope:
         return Scope(settings=self.settings, lock=self.lock)
 
-    def _chosen(self, selectors: Iterable[str]) -> list[VariantId]:
-        return list(dict.fromkeys(select(self.lock, text) for text in selectors))
+    def _chosen(self, selectors: Iterable[str | VariantId]) -> list[VariantId]:
+        return list(dict.fromkeys(s if isinstance(s, VariantId) else select(self.lock, s) for s in selectors))
 
     def _transfer_ownership(self, owners: Mapping[str, LockfileRoot]) -> None:
         if not owners:
@@ -318,7 +322,7 @@ class ModelEnsurer:
 
     # ---- making it so
 
-    def _wanted(self, selectors: Iterable[str] | None, choice: EnsureOptions, *, force: bool) -> Desired:
+    def _wanted(self, selectors: Selectors, choice: EnsureOptions, *, force: bool) -> Desired:
         desired = self.desired(selectors, choice=choice)
         return replace(desired, force_refetch=desired.digests) if force else desired
 
@@ -392,12 +396,3 @@ def _text(path: str | os.PathLike[str] | None) -> str | None:
 
 def _absolute(path: str | os.PathLike[str] | None) -> Path | None:
     return None if path is None else Path(os.path.abspath(path))
-
-
-def _single(error: ModelstowError) -> Exception:
-    """The worst of the failures itself, so that callers can catch it by its type; its details list the others."""
-    if not isinstance(error, ApplyError):
-        return error
-    worst = error.worst
-    worst.details["failures"] = error.details["failures"]
-    return worst

@@ -293,3 +293,12 @@ __all__ = [
     "SourceUnavailableError",
     "VariantNotFoundError",
 ]
+
+
+def single(error: ModelstowError) -> Exception:
+    """The worst of the failures itself, so that callers can catch it by its type; its details list the others."""
+    if not isinstance(error, ApplyError):
+        return error
+    worst = error.worst
+    worst.details["failures"] = error.details["failures"]
+    return worst

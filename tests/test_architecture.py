@@ -205,3 +205,36 @@ def test_the_version_is_printed_without_importing_the_application():
     )
 
     assert done.stderr.strip() == "(0, [])", done.stderr
+
+
+# What a command with nothing to do may load of this package and of others, beyond what Python itself starts with.
+QUICK = {
+    "modelstow",
+    "modelstow.reconcile",
+    "modelstow.reconcile.cli",
+    "modelstow.reconcile.cli.console",
+    "modelstow.reconcile.cli.output",
+    "modelstow.reconcile.cli.shortcut",
+    "modelstow.reconcile.documents",
+    "modelstow.reconcile.project",
+    "modelstow.reconcile.snapshot",
+    "xxhash",
+    "xxhash._xxhash",
+    "xxhash.version",
+}
+QUICK_STDLIB = {"__future__", "array", "collections", "itertools", "json", "keyword", "operator", "reprlib", "gc"}
+
+
+def test_a_command_with_nothing_to_do_loads_these_modules_alone():
+    """Each module more is time that every short command takes."""
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "import modelstow.reconcile.cli.console, modelstow.reconcile.cli.shortcut, modelstow.reconcile.cli.output\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+
+    assert {name for name in loaded if name.startswith(("modelstow", "xxhash"))} == QUICK
+    others = {name.partition(".")[0].lstrip("_") for name in loaded - QUICK} - {""}
+    assert others - {name.lstrip("_") for name in QUICK_STDLIB} == set()
