@@ -119,15 +119,19 @@ class Blobs:
 
     # ---- integrity stamps
 
-    def restamp(self, digest: Digest) -> None:
+    def restamp(self, digest: Digest, before: os.stat_result) -> bool:
         """Set the mode and digest mtime of a blob that was just read and found right. Hold its lock.
 
-        Not synced. Raises OSError; PermissionError for another user's file.
+        *before*: its stat before the first byte was read; a file that was written to since keeps its mtime, and so stays
+        suspect. Not synced. Raises OSError; PermissionError for another user's file.
         """
         path = self._layout.blob(digest)
+        if ForeignStamp.of(os.lstat(path)) != ForeignStamp.of(before):
+            return False
         os.chmod(path, 0o444)
         os.utime(path, (digest.mtime, digest.mtime))
         self.clear_suspects([digest])
+        return True
 
     def foreign_stamp(self, digest: Digest) -> ForeignStamp | None:
         """The stamp of a blob that is about to be read, for ``stamp_foreign``; None if it was modified too recently.

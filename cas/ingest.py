@@ -147,11 +147,11 @@ class Ingest:
         OSError, LockTimeoutError; blobs that were yielded before stay.
         """
         group: list[tuple[Digest, bytes]] = []
-        held = 0
+        held, most = 0, _most_open()
         for data in contents:
             group.append((Digest.of(data), data))
             held += len(data)
-            if len(group) >= _GROUP or held >= _GROUP_BYTES:
+            if len(group) >= most or held >= _GROUP_BYTES:
                 yield from self._commit_group(group)
                 group, held = [], 0
         yield from self._commit_group(group)
@@ -189,6 +189,14 @@ class Ingest:
                 syncer.sync_folder(os.path.dirname(self._layout.blob(digest)))
         self._blobs.clear_suspects(fresh.keys() - set(damaged))
         return damaged
+
+
+def _most_open() -> int:
+    """Files of a group: each is open until it is synced, and other threads need descriptors too."""
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _GROUP if soft == resource.RLIM_INFINITY else max(1, min(_GROUP, (soft - 24) // 2))
 
 
 def _copy_piece(source_fd: int, partial: Partial, index: int, buffer: memoryview) -> None:

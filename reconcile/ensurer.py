@@ -63,7 +63,6 @@ class ModelEnsurer:
     token: CancellationToken = field(default_factory=CancellationToken)
     failures: FailureTable | None = None  # made at the first request
     _registry: Registry | None = None
-    _warned: bool = False  # the manifest is newer than the lockfile, or unreadable: every command has to say so
 
     @classmethod
     def open(
@@ -88,7 +87,6 @@ class ModelEnsurer:
         project = Project(settings)
         settings = replace(settings, lockfile=project.path, mirrors=project.mirrors)
         ensurer = cls(settings=settings, lock=project.lock, lock_text=project.lock_text, **more)  # type: ignore[arg-type]
-        ensurer._warned = bool(project.warnings)
         if project.warnings:
             from .events.events import Warning
 
@@ -192,8 +190,7 @@ class ModelEnsurer:
             self._transfer_ownership(new_owners)
             self._register()
             self._record_use(desired)
-            settled = not prune and not removals and not any(tree.changed for tree in outcome.trees)
-            if settled and not self._warned:
+            if not prune and not removals and not any(tree.changed for tree in outcome.trees):
                 from . import snapshot_writer
 
                 snapshot_writer.take(self.settings, self.lock, self.lock_text, desired, actual, began_ns)

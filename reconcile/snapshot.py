@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 FOLDER = "snapshots"
 _MAGIC = b"MSTOWSN1"
 _RACY_NS = 100_000_000  # twice the coarsest clock tick of a local Linux file system, and more
+_SECOND_NS = 1_000_000_000
 _MOST_BYTES = 1 << 30
 _IDENTITY = attrgetter("st_dev", "st_ino", "st_mode", "st_size", "st_mtime_ns", "st_ctime_ns")
 _FOLDER_IDENTITY = attrgetter("st_dev", "st_ino", "st_mtime_ns", "st_ctime_ns")
@@ -273,10 +274,14 @@ def _every_blob(s: Snapshot) -> bool:
 def touch(s: Snapshot, trees: Iterable[Tree]) -> None:
     """Record the use of trees, for eviction, as an observation does."""
     for tree in trees:
+        mark = f"{s.root}/state/used/{tree.id}"
         try:
-            os.utime(f"{s.root}/state/used/{tree.id}")
+            try:
+                os.utime(mark)
+            except FileNotFoundError:
+                os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
         except OSError:
-            pass
+            pass  # a store that cannot be written to keeps no such record
 
 
 # ---- taking
@@ -315,7 +320,8 @@ def content_identities(names: Iterable[str], before_ns: int) -> array[int]:
 
 
 def _require_settled(times: Sequence[int], before_ns: int) -> None:
-    if any(time > before_ns - _RACY_NS for time in times):
+    # A time without a fraction is that of a file system with whole seconds (ext4 with inodes of 128 bytes).
+    if any(time + (0 if time % _SECOND_NS else _SECOND_NS) > before_ns - _RACY_NS for time in times):
         raise Unsettled
 
 

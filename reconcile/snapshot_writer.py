@@ -6,6 +6,7 @@ import os
 from array import array
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 
 import xxhash
 
@@ -14,7 +15,9 @@ from modelstow.cas.inventory import tree_id
 from modelstow.cas.tree import scan
 
 from . import snapshot
+from .desired import manifest as manifests
 from .desired.lockfile import Lockfile
+from .errors import ModelstowError
 from .planning.state import Actual, Desired, DesiredTree
 from .settings import Settings
 from .snapshot import Snapshot, Unsettled
@@ -39,9 +42,17 @@ def _snapshot(
     manifest = str(settings.manifest or "")
     taken = Snapshot(root, lockfile, manifest, xxhash.xxh3_128_hexdigest(lock_text))
     state = store.layout.state
-    control = [store.layout.config, store.layout.epoch, state / "inventories", state / "roots"]
+    # Pins decide which trees the next reconcile removes.
+    control = [store.layout.config, store.layout.epoch, state / "inventories", state / "roots", store.layout.pins]
     taken.control_names = [lockfile, *filter(None, [manifest]), *map(str, control)]
     taken.control_rows = snapshot.control_identities(taken.control_names, began_ns)
+    # After the identities: what is read now is what they stand for, or they will not hold.
+    if settings.lockfile is None or settings.lockfile.read_bytes() != lock_text:
+        raise Unsettled  # it was replaced since this process read it
+    if not all(model.variants for model in lock.models.values()):
+        raise Unsettled  # a selector may mean a model without a tree
+    if settings.manifest is not None and settings.manifest.is_file() and not _is_fresh(settings.manifest, lock):
+        raise Unsettled  # each command has to warn of it, or with --locked to fail
     numbers = {digest: number for number, digest in enumerate(sorted(desired.digests))}
     for digest in numbers:
         taken.blob_names.append(f"{digest.hex[:2]}/{digest.hex}")
@@ -51,6 +62,13 @@ def _snapshot(
     _require_local_file_systems([root, *(tree.path for tree in taken.trees)])
     store.make_state_dir(snapshot.FOLDER)
     return taken
+
+
+def _is_fresh(manifest: Path, lock: Lockfile) -> bool:
+    try:
+        return manifests.read(manifest).meaning == lock.manifest
+    except ModelstowError:
+        return False
 
 
 def _add_tree(

@@ -10,7 +10,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import NoReturn, TextIO
 
 
 _SHORT = ("reconcile", "ensure", "status", "plan")  # the commands that a snapshot may answer
@@ -18,6 +18,8 @@ _SHORT = ("reconcile", "ensure", "status", "plan")  # the commands that a snapsh
 
 def console() -> NoReturn:
     """Run the command line of this process and end it."""
+    # A closed stream is None, and what is printed to it is lost, as with any other program.
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):  # a path may hold what a terminal, or Unicode, has no character for
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -30,6 +32,10 @@ def console() -> NoReturn:
     if code is None:
         code = _run()
     sys.exit(code)
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w")
 
 
 def _short_way(argv: list[str]) -> int | None:

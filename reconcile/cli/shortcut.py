@@ -35,8 +35,11 @@ def answer(argv: Sequence[str], environ: Mapping[str, str]) -> int | None:
     asked = _Asked.parse(argv)
     if asked is None or any(name.startswith("MODELSTOW_") and name not in _KNOWN for name in environ):
         return None
-    root = _root(asked.values.get("--root"), environ)
-    lockfile, manifest = find_files(asked.values.get("--lock"), asked.values.get("--manifest"), environ)
+    try:
+        root = _root(asked.values.get("--root"), environ)
+        lockfile, manifest = find_files(asked.values.get("--lock"), asked.values.get("--manifest"), environ)
+    except OSError:  # the current folder is gone
+        return None
     if root is None or lockfile is None:
         return None
     found = snapshot.read(root, lockfile)
@@ -117,12 +120,10 @@ def _chosen(found: Snapshot, selectors: Sequence[str]) -> list[Tree] | None:
     chosen = []
     for text in selectors:
         model, hash_, variant = text.partition("#")
-        fitting = [
-            tree
-            for tree in found.trees
-            if (tree.model == model if "@" in model else tree.model.rpartition("@")[0] == model)
-            and (tree.variant == variant if hash_ else tree.default)
-        ]
+        named = [t for t in found.trees if model in (t.model, t.model.rpartition("@")[0])]
+        if len({tree.model for tree in named}) != 1:
+            return None  # none, or several versions
+        fitting = [tree for tree in named if (tree.variant == variant if hash_ else tree.default)]
         if len(fitting) != 1:
             return None
         if fitting[0] not in chosen:

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 from modelstow.cas import EMPTY, BlobState, BlobStore, Digest, LinkKind, LockTimeoutError, scrub
 from modelstow.cas.inventory import tree_id
 from modelstow.cas.locks import Holder
+from modelstow.cas.pieces import proven_table
 from modelstow.cas.scrub import Level, ScrubResult, ScrubTarget
 
 from ..state_dirs import VERIFYING
@@ -83,22 +84,28 @@ def audit(
         paths = _paths(desired)
         faults = list(_tree_faults(desired, actual))
         copies = _copies(store, desired, actual)
-        present = [d for d in sorted(sizes) if store.blobs.stat(d, sizes[d]).state is not BlobState.ABSENT]
+        states = store.blobs.stat_all({digest: sizes[digest] for digest in sorted(sizes)})
+        present = [digest for digest, found in states.items() if found.state is not BlobState.ABSENT]
         faults += [
             Finding(kind=FindingKind.MISSING, digest=d, bytes=sizes[d], paths=tuple(paths.get(d, ())))
             for d in sorted(sizes.keys() - set(present))
         ]
         if level is not Level.QUICK:
             on_total(sum(sizes[d] for d in present) + sum(desired.size(tree.files[path]) for tree, path in copies))
+        # Only these: one that becomes suspect while it is read was written to.
+        suspect = {d: os.lstat(store.layout.blob(d)) for d in present if states[d].state is BlobState.SUSPECT}
         read = 0
         for digest, result in _blob_results(store, present, sizes, level, on_bytes):
             read += result.bytes_read
+            if _changed_meanwhile(store, digest, sizes[digest], result, level, suspect):
+                result = next(_blob_results(store, [digest], sizes, level, on_bytes))[1]
+                read += result.bytes_read
             if not result.intact:
                 faults.append(_corrupt(store, result, paths.get(digest, ())))
                 if level is not Level.QUICK:  # a stat calls for reading the blob, it does not prove corruption
                     _note_suspect(store, digest)
-            elif level is not Level.QUICK and store.blobs.stat(digest, sizes[digest]).state is BlobState.SUSPECT:
-                _restamp(store, digest)
+            elif level is not Level.QUICK and digest in suspect:
+                _restamp(store, digest, suspect[digest])
         for tree, path, result in _copy_results(store, copies, desired, level, on_bytes):
             read += result.bytes_read
             if not result.intact:
@@ -221,10 +228,22 @@ def _note_suspect(store: BlobStore, digest: Digest) -> None:
         store.blobs.note_suspect(digest)
 
 
-def _restamp(store: BlobStore, digest: Digest) -> None:
+def _changed_meanwhile(
+    store: BlobStore, digest: Digest, size: int, result: ScrubResult, level: Level, suspect: Container[Digest]
+) -> bool:
+    """Whether a blob that was found intact was written to while it was read, so that it has to be read again."""
+    if level is Level.QUICK or not result.intact or digest in suspect:
+        return False
+    return store.blobs.stat(digest, size).state is BlobState.SUSPECT
+
+
+def _restamp(store: BlobStore, digest: Digest, before: os.stat_result) -> None:
+    """Give an intact blob its mtime back, unless it shares its inode with another tool's file, whose times are not ours."""
     with suppress(OSError, LockTimeoutError):
         with store.lock_blob(digest, doing="restoring the mtime of an intact blob", timeout_s=1):
-            store.blobs.restamp(digest)
+            table = proven_table(store.layout.table(digest), digest, before.st_size)
+            if table is None or table.stamp is None:
+                store.blobs.restamp(digest, before)
 
 
 def _mark_copy(store: BlobStore, tree: DesiredTree, path: str) -> None:

@@ -166,12 +166,17 @@ class Fetcher:
         """Verify a blob whose stamp changed, without fetching. One that a verification found damaged is read in full."""
         found_damaged = request.digest.hex in self.store.blobs.suspects()
         level = Level.FULL if found_damaged else Level.FAST
-        stamp = self.store.blobs.foreign_stamp(request.digest)  # before the first byte is read
+        before = os.lstat(self.store.layout.blob(request.digest))  # before the first byte is read
+        stamp = ForeignStamp.take(before)
+        known = proven_table(self.store.layout.table(request.digest), request.digest, request.size)
         verdict = next(scrub.scrub([scrub_target(self.store, request)], level, on_bytes=lambda count: lock.progress()))
         if not verdict.intact:
             return False
+        if known is not None and known.stamp is not None and self._stamp_foreign(request, stamp):
+            return True  # another tool's file too: its mode and mtime are not ours to set
         try:
-            self.store.blobs.restamp(request.digest)
+            if not self.store.blobs.restamp(request.digest, before):
+                return False  # written to while it was read
         except PermissionError:  # of another user of a shared store: it keeps its mtime, or our copy replaces it
             if self._stamp_foreign(request, stamp):
                 return True

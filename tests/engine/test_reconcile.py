@@ -23,6 +23,7 @@ from modelstow import EnsureOptions, InvalidConfigError, ModelEnsurer, ModelStat
 from modelstow.backends.memory import MemorySource
 from modelstow.cas import BlobStore, Digest, NoSpaceError
 from modelstow.cas.scrub import Level
+from modelstow.reconcile.planning import verifier
 
 pytestmark = pytest.mark.slow
 
@@ -521,3 +522,27 @@ def test_a_scheme_is_one_in_any_case(tmp_path: Path, cli: Cli):
     cli.ok("ensure", "m")
 
     assert "FILE://" not in (cli.folder / "models.lock").read_text()
+
+
+@pytest.mark.parametrize("level", [Level.FAST, Level.FULL])
+def test_a_write_while_a_verification_reads_is_found_by_the_same_verification(tmp_path: Path, level: Level):
+    """Bytes that were read before they changed are read again, and the blob's mtime is not set over the write."""
+    lock, source = two_variants()
+    models = ensurer_of(tmp_path, lock, source)
+    models.reconcile()
+    file = models.local_path("m", "fp32") / "model.bin"
+    written: list[int] = []
+
+    def write_once(count: int) -> None:
+        if not written and os.stat(file).st_size == len(BIG):
+            written.append(count)
+            file.chmod(0o644)
+            with open(file, "r+b") as opened:
+                opened.write(b"DAMAGE")
+
+    store = BlobStore.open(tmp_path / "root")
+    report = verifier.audit(store, models.desired(["m#fp32"]), level, on_bytes=write_once)
+
+    assert written and [finding.digest for finding in report.faults if finding.kind == "corrupt"] == [Digest.of(BIG)]
+    assert models.status("m", "fp32").state is ModelState.CORRUPT
+    assert models.ensure("m", "fp32") and tree_of(models.local_path("m", "fp32")) == FP32

@@ -17,6 +17,7 @@ from builders import Cli, Ran
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelstow import ModelEnsurer
 from modelstow.cas import BlobStore, Digest, leases
 from modelstow.reconcile import snapshot
 from modelstow.reconcile.cli.main import main
@@ -274,6 +275,64 @@ def test_a_store_on_a_network_file_system_gets_no_snapshot(synced: Cli, monkeypa
     assert long(synced, "reconcile").code == 0
 
     assert not (synced.root / "state/snapshots").exists()
+
+
+def test_a_lockfile_that_was_replaced_since_it_was_read_gets_no_snapshot(synced: Cli):
+    """A program that keeps its ModelEnsurer must not say of a newer lockfile that it is in sync."""
+    ensurer = ModelEnsurer.open(root=synced.root, lockfile=synced.folder / "models.lock")
+    (synced.folder / "models.toml").write_text(
+        MANIFEST + '[models."new"]\nversion = "1"\nsources = ["src"]\n[models."new".variants.v]\n'
+    )
+    assert long(synced, "lock").code == 0
+
+    ensurer.reconcile()
+
+    assert short(synced, "status") is None and "NOT_PRESENT" in long(synced, "status").out
+
+
+def test_an_unpinned_tree_that_no_lockfile_names_is_seen(synced: Cli):
+    """Pins decide what the next reconcile removes."""
+    assert long(synced, "pin", "other@2").code == 0
+    (synced.folder / "models.toml").write_text(MANIFEST.partition('[models."other@2"]')[0])
+    for command in ("lock", "reconcile", "reconcile"):
+        assert long(synced, command).code == 0
+    assert short(synced, "plan", "--check") is not None
+
+    assert long(synced, "unpin", "other@2#only").code == 0
+
+    assert short(synced, "plan", "--check") is None and long(synced, "plan", "--check").code == 3
+
+
+def test_a_selector_that_several_versions_fit_is_left_to_the_long_way(synced: Cli):
+    """Which refuses it, whether or not one of them has the variant or a default."""
+    more = '[models."tiny@3"]\nsources = ["src"]\n[models."tiny@3".variants.all]\n[models."tiny@3".variants.own]\n'
+    (synced.folder / "models.toml").write_text(MANIFEST + more)
+    for command in ("lock", "reconcile", "reconcile"):
+        assert long(synced, command).code == 0
+
+    for selector in ("tiny", "tiny#own", "tiny#few"):
+        assert short(synced, "ensure", selector) is None and long(synced, "ensure", selector).code == 2
+    assert short(synced, "ensure", "tiny@3#own") is not None
+
+
+def test_a_time_of_whole_seconds_is_settled_a_second_later(synced: Cli, monkeypatch: pytest.MonkeyPatch):
+    """Some file systems keep no fractions: within the same second nothing would show a second change."""
+    monkeypatch.undo()
+    second = 10**9
+
+    snapshot._require_settled([5 * second], 6 * second + snapshot._RACY_NS + 1)
+    with pytest.raises(snapshot.Unsettled):
+        snapshot._require_settled([5 * second], 6 * second)
+    snapshot._require_settled([5 * second + 1], 6 * second)
+
+
+def test_a_current_folder_that_is_gone_is_left_to_the_long_way(synced: Cli, tmp_path: Path):
+    """Which says so."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with chdir(gone):
+        gone.rmdir()
+        assert answer(["status"], synced.environ()) is None
 
 
 @pytest.mark.parametrize("manifest", [MANIFEST.replace('"1.0"', '"1.1"'), "no TOML ["], ids=["newer", "unreadable"])

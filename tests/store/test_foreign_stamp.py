@@ -356,3 +356,19 @@ def test_a_damaged_blob_is_not_stamped(tmp_path: Path):
 
     assert isinstance(obtain(store, tmp_path, SMALL), Exception)
     assert not table_of(store, SMALL).exists()
+
+
+@pytest.mark.parametrize("data", [SMALL, BIG])
+def test_the_other_tools_file_keeps_its_mode_and_times_when_it_touches_it(tmp_path: Path, data: bytes):
+    """A stamped blob that was touched is read and stamped again, never given the digest's mtime."""
+    store = store_at(tmp_path)
+    foreign = tmp_path / "foreign"
+    os.link(stamped(store, data), foreign)
+    foreign.chmod(0o644)
+    os.utime(foreign, (LONG_AGO + 60, LONG_AGO + 60))
+    before = foreign.stat()
+
+    obtain(store, tmp_path, data)
+
+    assert (foreign.stat().st_mode, foreign.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+    assert state(store, data) is BlobState.INTACT

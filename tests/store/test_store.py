@@ -277,10 +277,23 @@ def test_restamping_gives_a_touched_blob_its_digest_mtime_back(tmp_path: Path):
     os.utime(store.layout.blob(digest))
     os.chmod(store.layout.blob(digest), 0o644)
 
-    store.blobs.restamp(digest)
+    assert store.blobs.restamp(digest, os.lstat(store.layout.blob(digest)))
 
     assert look(store, SMALL) is BlobState.INTACT
     assert stat.S_IMODE(os.stat(store.layout.blob(digest)).st_mode) == 0o444
+
+
+def test_a_blob_that_was_written_to_since_it_was_read_is_not_restamped(tmp_path: Path):
+    """Its digest mtime would hide the write."""
+    store = store_at(tmp_path)
+    path = Path(store.layout.blob(store.ingest.add_bytes(SMALL)))
+    before = os.lstat(path)
+    path.chmod(0o644)
+    path.write_bytes(bytes(len(SMALL)))
+
+    assert not store.blobs.restamp(Digest.of(SMALL), before)
+
+    assert look(store, SMALL) is BlobState.SUSPECT
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
