@@ -21,7 +21,7 @@ from modelstow.reconcile.settings import parse_size
 
 from .measure import GIB, CommandFailed, Options, Row, absent
 
-QUESTIONS = ("verification", "noop", "materialise", "memory", "download", "capped", "small", "kills")
+QUESTIONS = ("verification", "noop", "materialise", "locking", "memory", "download", "capped", "small", "kills")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -57,7 +57,26 @@ def small_files(folder: Path, count: int) -> World:
     preparation and no part of the question. The tree is not linked yet.
     """
     world = write_lock(folder, _small_lock(count))
-    store = BlobStore.open(world.root)
+    _put_tiny(world.root, count)
+    return world
+
+
+def many_models(folder: Path, models: int, *, files: int) -> World:
+    """As ``small_files``, with *models* models of *files* files each: ``bench000@1.0.0#all`` and so on."""
+    blobs: dict[Digest, LockedBlob] = {}
+    locked: dict[str, LockedModel] = {}
+    for number in range(models):
+        tree = {f"file{n:02d}.bin": _tiny(number * files + n) for n in range(files)}
+        blobs |= {Digest.of(data): LockedBlob(size=len(data), urls=("source/tiny",)) for data in tree.values()}
+        variant = LockedVariant(files={path: Digest.of(data) for path, data in tree.items()})
+        locked[f"bench{number:03d}@1.0.0"] = LockedModel(variants={"all": variant}, default="all")
+    world = write_lock(folder, Lockfile(manifest="", models=locked, blobs=blobs))
+    _put_tiny(world.root, models * files)
+    return world
+
+
+def _put_tiny(root: Path, count: int) -> None:
+    store = BlobStore.open(root)
     store.prepare()
     for number in range(count):
         data = _tiny(number)
@@ -68,7 +87,6 @@ def small_files(folder: Path, count: int) -> World:
         os.chmod(path, 0o444)
         os.utime(path, (digest.mtime, digest.mtime))
     os.sync()
-    return world
 
 
 def _small_lock(count: int) -> Lockfile:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .fixtures import World, small_files
+from .fixtures import World, many_models, small_files
 from .measure import CLI, Contender, Options, Row, absent, command, contest, environment, peak, plain, rows, tool
 
 QUESTION = "noop"
@@ -28,13 +28,14 @@ def run(options: Options) -> list[Row]:
     found: list[Row] = []
     for count in options.files:
         found += _at(count, options)
-    return [*found, *_start_up(options)]
+    return [*found, *_of_many_models(options), *_start_up(options)]
 
 
 def _at(count: int, options: Options) -> list[Row]:
     folder = options.folder(f"{QUESTION}-{count}")
     world = small_files(folder, count)
-    plain([*CLI, "reconcile"], cwd=folder, env=world.env)
+    for _ in range(2):  # the second finds nothing to do and takes the snapshot
+        plain([*CLI, "reconcile"], cwd=folder, env=world.env)
     label = f"{count:,} files: "
     contenders = [
         command("modelstow reconcile", [*CLI, "reconcile", "--json"], cwd=folder, env=world.env),
@@ -99,17 +100,37 @@ def _counted(trace: Path, root: Path) -> tuple[int, int]:
     return stats, opened
 
 
+# ---- one of many models
+
+
+def _of_many_models(options: Options) -> list[Row]:
+    """``status`` of one model out of as many as the smallest tree has files, at most 1,000, and of the same model alone."""
+    many = min(1_000, *options.files)
+    contenders = []
+    for models in (many, 1):
+        folder = options.folder(f"{QUESTION}-models-{models}")
+        world = many_models(folder, models, files=10)
+        for _ in range(2):  # the second finds nothing to do and takes the snapshot
+            plain([*CLI, "reconcile"], cwd=folder, env=world.env)
+        name = f"status of one of {models:,} models" if models > 1 else "status of one model alone"
+        contenders.append(command(name, [*CLI, "status", "bench000"], cwd=folder, env=world.env))
+    samples = contest(contenders, options.repeats)
+    return rows(QUESTION, contenders, samples, ratio_to=contenders[-1].name)
+
+
 # ---- start-up
 
 
 def _start_up(options: Options) -> list[Row]:
     folder = options.folder(f"{QUESTION}-1")
     world = small_files(folder, 1)
-    plain([*CLI, "reconcile"], cwd=folder, env=world.env)
+    for _ in range(2):
+        plain([*CLI, "reconcile"], cwd=folder, env=world.env)
     env = environment(world.root)
     contenders = [
         command("python -c pass", [sys.executable, "-c", "pass"], cwd=folder, env=env, note="the limit"),
         command("modelstow --version", [*CLI, "--version"], cwd=folder, env=env),
+        command("modelstow --help", [*CLI, "--help"], cwd=folder, env=env),
         command("modelstow status", [*CLI, "status"], cwd=folder, env=env),
         command("modelstow reconcile", [*CLI, "reconcile"], cwd=folder, env=env),
     ]

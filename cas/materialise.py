@@ -62,7 +62,7 @@ def link_all(root: Path, entries: EntryColumns, blobs: Path, *, folder_mode: int
                 _list_inodes(fd, group[1], entries, inodes)
             except OSError as error:
                 if error.errno not in UNAVAILABLE:
-                    raise
+                    raise _with_path(error, f"{root}/{group[0]}") from error
                 return False
             finally:
                 os.close(fd)
@@ -80,6 +80,13 @@ def link_all(root: Path, entries: EntryColumns, blobs: Path, *, folder_mode: int
     if inodes == entries.inodes:
         return entries
     return EntryColumns(entries.paths, entries.digests, entries.kinds, inodes)
+
+
+def _with_path(error: OSError, folder: str) -> OSError:
+    """The same error with a whole path: calls relative to an open folder name only what is below it."""
+    name = error.filename2 or error.filename
+    path = os.path.join(folder, name) if isinstance(name, str) and "/" not in name else folder
+    return OSError(error.errno, error.strerror, path)
 
 
 def _link_rows(source: int, folder: int, rows: Iterable[tuple[str, int]], entries: EntryColumns) -> None:
@@ -158,6 +165,8 @@ def populate(
                     placed.append((path, InventoryEntry(item.digest, kind, ino)))
                 os.fsync(fd)
                 return placed
+            except OSError as error:
+                raise _with_path(error, f"{root}/{folder}") from error
             finally:
                 os.close(fd)
 

@@ -59,6 +59,16 @@ def test_a_no_op_makes_one_stat_a_file_and_opens_no_content(tmp_path: Path) -> N
     assert by_name["1 file: heavy libraries that a no-op reconcile imports"] == 0
 
 
+def test_locking_is_measured_next_to_git_and_reading_the_lockfile_next_to_json(tmp_path: Path) -> None:
+    """Ours and its peer have figures, and the memory of `lock` is shown."""
+    rows = asked(tmp_path / "results.json", "--only", "locking", "--files", "30")["locking"]
+
+    by_name = {str(row["row"]).removeprefix("30 files: "): row for row in rows}
+    assert by_name["modelstow lock"]["value"] and by_name["peak memory of lock"]["value"]
+    assert by_name["5 times: reading the lockfile"]["ratio_to"] == "30 files: 5 times: json.loads of it"
+    assert by_name["git add"]["value"] or "not installed" in str(by_name["git add"]["note"])
+
+
 @pytest.mark.parametrize(
     ("question", "ours", "argv"),
     [

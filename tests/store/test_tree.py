@@ -1,5 +1,6 @@
 """Folders of linked blobs: what is placed, what is drained, and what is never touched."""
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -10,7 +11,7 @@ import pytest
 from store_fixtures import MIDDLE, SMALL, age, store_at, umask
 
 from modelstow.cas import EMPTY, BlobStore, Digest, LinkKind, LinkMode, materialise, trash, tree
-from modelstow.cas.inventory import Inventory, InventoryEntry
+from modelstow.cas.inventory import EntryColumns, Inventory, InventoryEntry
 from modelstow.cas.links import Linker
 from modelstow.cas.materialise import TreeEntry
 from modelstow.cas.tree import Quarantine
@@ -343,3 +344,81 @@ def test_a_scan_goes_as_deep_as_folders_do(tmp_path: Path):
         os.chdir(here)
 
     assert found is not None and len(found.folders) == depth
+
+
+def test_an_error_while_linking_names_the_whole_path(tmp_path: Path):
+    """The calls are relative to an open folder; people need to know which."""
+    store, root, _ = populated(tmp_path)
+    missing = {"deep/er/new": TreeEntry(Digest.of(b"not in the store"), 5)}
+
+    with pytest.raises(FileNotFoundError) as caught:
+        materialise.populate(root, missing, store.layout.blob, Linker(LinkMode.HARDLINK, strict=True))
+
+    assert str(root / "deep/er") in str(caught.value)
+
+
+# ---- a new tree by hardlinks alone
+
+
+def expected(store: BlobStore, content: dict[str, bytes]) -> EntryColumns:
+    """What the links of *content* will be."""
+    entries = {}
+    for path, data in content.items():
+        digest = Digest.of(data)
+        kind = LinkKind.HARDLINK if data else LinkKind.EMPTY
+        entries[path] = InventoryEntry(digest, kind, os.stat(store.layout.blob(digest)).st_ino if data else 0)
+    return EntryColumns.of(entries)
+
+
+def test_a_new_tree_is_linked_as_expected(tmp_path: Path):
+    """Then what was expected is the record, without another copy of it."""
+    store, _, _ = populated(tmp_path)
+    root, entries = store.layout.trees / "new", expected(store, CONTENT)
+    root.mkdir()
+
+    assert materialise.link_all(root, entries, store.layout.blobs) is entries
+
+    assert contents(root) == CONTENT
+    assert all(tree.as_placed(f"{root}/{path}", entry) for path, entry in entries.items())
+
+
+def test_a_blob_that_was_replaced_meanwhile_is_recorded_by_its_new_inode(tmp_path: Path):
+    """The folder is listed after linking: what is recorded is what was linked."""
+    store, _, _ = populated(tmp_path)
+    root, entries = store.layout.trees / "new", expected(store, CONTENT)
+    root.mkdir()
+    blob = Path(store.layout.blob(Digest.of(SMALL)))
+    blob.unlink()
+    store.ingest.add_bytes(SMALL)
+
+    linked = materialise.link_all(root, entries, store.layout.blobs)
+
+    assert linked is not None and linked is not entries
+    assert linked["a"].ino == linked["deep/c"].ino == blob.stat().st_ino != entries["a"].ino
+    assert linked["deep/er/b"] == entries["deep/er/b"]
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOSYS])
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_where_hardlinks_cannot_be_had_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, after: int
+):
+    """The caller then places files one by one into the same folder."""
+    store, _, _ = populated(tmp_path)
+    root, entries = store.layout.trees / "new", expected(store, CONTENT)
+    root.mkdir()
+    made, link = [], os.link
+
+    def refuse(*args, **options):
+        if len(made) == after:
+            raise OSError(number, os.strerror(number), args[0], None, args[1])
+        made.append(args)
+        link(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", refuse)
+        assert materialise.link_all(root, entries, store.layout.blobs) is None
+
+    assert contents(root) == {}
+    materialise.populate(root, items(CONTENT), store.layout.blob, Linker(LinkMode.AUTO))
+    assert contents(root) == CONTENT
