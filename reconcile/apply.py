@@ -125,7 +125,8 @@ class Executor:
     def _fetch_missing(self, desired: Desired, actual: Actual, seen_commits: Mapping[Digest, str]) -> frozenset[Digest]:
         """Every blob that is not intact, or all with *seen_commits*; those whose inode is another now."""
         everything = desired.digests
-        requested = {d for d in everything if d in seen_commits or actual.blob(d) is not BlobState.INTACT}
+        intact = {digest for digest, status in actual.blobs.items() if status.state is BlobState.INTACT}
+        requested = everything - intact | (everything & seen_commits.keys())
         reused = everything - requested
         self.emit(BlobsReused(blobs=len(reused), bytes=sum(map(desired.size, reused))))
         if not requested:

@@ -71,7 +71,7 @@ class Desired:
     @property
     def digests(self) -> frozenset[Digest]:
         """Every blob that is desired."""
-        return frozenset(digest for tree in self.trees for digest in tree.files.values()) - {EMPTY} | self.extra_blobs
+        return frozenset[Digest]().union(*(tree.files.values() for tree in self.trees)) - {EMPTY} | self.extra_blobs
 
     def size(self, digest: Digest) -> int:
         """The size of a blob in bytes."""
