@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import fakehub, peers
 from .fixtures import large_file, lock_of, write_lock
-from .measure import CLI, Contender, Options, Row, absent, command, contest, environment, rows, tool
+from .measure import CLI, HASH, Contender, Options, Row, absent, command, contest, environment, rows, tool
 from .output_dirs import Place, places
 from .servers import started, web
 
@@ -89,6 +89,11 @@ def _at(place: Place, served: _Served) -> list[Contender]:
     if tool("curl") and on_disk:
         line = f"{fetch} && sync {_NAME} && {hash_}"
         found.append(place.contender("curl, sync, then openssl dgst", ["sh", "-c", line], note="sha256, fsync"))
+    if tool("curl"):
+        synced = f" && sync {_NAME}" if on_disk else ""
+        line = f"{fetch}{synced} && {shlex.join(HASH)} {_NAME}"
+        name = f"curl{', sync' if on_disk else ''}, then aligned sha256"
+        found.append(place.contender(name, ["sh", "-c", line], note=f"sha256{', fsync' if on_disk else ''}"))
     if served.hf:
         hf, verify = shlex.quote(str(served.hf)), f"cache verify {fakehub.REPOSITORY} --revision {fakehub.COMMIT}"
         argv = ["sh", "-c", f"{hf} download {fakehub.REPOSITORY} && {hf} {verify}"]

@@ -14,6 +14,8 @@ from pathlib import Path
 
 GIB = 1 << 30
 CLI = (sys.executable, "-m", "modelstow")
+HASH = (sys.executable, str(Path(__file__).with_name("hashloop.py")))
+"""A command that prints the sha256 of the files after it, read into aligned buffers."""
 _WATCH = Path(__file__).with_name("watch.py")
 
 

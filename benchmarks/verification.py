@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import fakehub, peers
 from .fixtures import World, large_file, lock_of, write_lock
-from .measure import CLI, CommandFailed, Contender, Options, Row, absent, command, contest, plain, rows, tool
+from .measure import CLI, HASH, CommandFailed, Contender, Options, Row, absent, command, contest, plain, rows, tool
 from .servers import started
 
 QUESTION = "verification"
@@ -53,6 +53,7 @@ def _ours(world: World) -> Iterator[Contender]:
 
 
 def _tools(world: World, files: list[Path], missing: list[Row]) -> Iterator[Contender]:
+    yield command("aligned sha256, a thread a file", [*HASH, *files], cwd=world.folder, env=world.env, note="sha256")
     one, two = (f"'{path}'" for path in files)
     both = f"openssl dgst -sha256 {one} & first=$!; openssl dgst -sha256 {two} && wait $first"
     for name, program, line, note in (
