@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
@@ -34,9 +34,13 @@ from .transfer.state import BlobRequest
 _GROW_S = 0.02  # how often another worker is thought of
 
 
+Check = Callable[[PendingWork], None]
+"""Looks at work before it begins. What it raises refuses all of it, and then nothing was changed."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Executor:
-    """Makes one store equal what is desired. ``make_room`` is asked before the first byte, with the fetches of the plan."""
+    """Makes one store equal what is desired. The *checks* are called in order under the lease, before the first byte."""
 
     store: BlobStore
     fetcher: Fetcher
@@ -44,9 +48,7 @@ class Executor:
     emit: Sink
     token: CancellationToken  # of this run, a child of the caller's: cancelled when it ends badly, so that its threads end
     lock_space: Callable[[], AbstractContextManager[object]] = nullcontext
-    make_room: Callable[[Plan], None] = lambda plan: None
-    on_plan: Callable[[Plan], None] = lambda plan: None
-    on_work: Callable[[Iterable[DesiredTree]], None] = lambda trees: None
+    checks: Sequence[Check] = ()
     _failures: list[ApplyFailure] = field(default_factory=list)
 
     def reach(self, desired: Desired, work: PendingWork | None) -> frozenset[TreeKey]:
@@ -93,14 +95,12 @@ class Executor:
             try:
                 actual = observe(self.store, desired)
                 work = find_work(desired, actual)
-                self.on_work(work.trees)
-                self.on_plan(work.plan)
-                if work.missing and not missing:
-                    with self.lock_space():
+                unreserved = bool(work.missing) and not missing
+                with self.lock_space() if unreserved else nullcontext():
+                    if unreserved:
                         lease.reserve(work.missing)
-                        self.make_room(work.plan)
-                else:
-                    self.make_room(work.plan)
+                    for check in self.checks:
+                        check(work)
                 # Leases of dead runs for the same blobs: every later reader would have to decode each of them.
                 leases.drop_superseded(self.store, desired.digests)
                 self._announce(work.plan)

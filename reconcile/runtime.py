@@ -25,7 +25,7 @@ from .events.progress import Meter, Progress
 from .events.recorder import Recorder
 from .events.report import Report
 from .interop.push import Push, Pushed
-from .planning.planner import PendingWork, Plan
+from .planning.planner import PendingWork
 from .planning.state import Desired, DesiredTree, TreeKey
 from .retention.collector import Collector
 from .retention.preflight import Preflight
@@ -128,10 +128,10 @@ class Runtime:
             token=token,
         )
 
-        def on_plan(plan: Plan) -> None:
-            if plan.summary.fetch_blobs:
+        def announce(work: PendingWork) -> None:
+            if work.missing:
                 self._warn_of_lost_mirrors()
-            meter.expect(plan.summary.fetch_bytes)
+            meter.expect(work.plan.summary.fetch_bytes)
 
         preflight = Preflight(
             store=store,
@@ -148,9 +148,11 @@ class Runtime:
             emit=recorder,
             token=token,
             lock_space=lambda: store.lock("space", doing="checking the space", token=self.token),
-            make_room=preflight.make_room,
-            on_plan=on_plan,
-            on_work=lambda trees: self._refuse_conflicts(store, trees),
+            checks=(
+                lambda work: self._refuse_conflicts(store, work.trees),
+                announce,
+                lambda work: preflight.make_room(work.plan),
+            ),
         )
 
     def _publisher(self, store: BlobStore, emit: Sink) -> Publisher:

@@ -45,8 +45,10 @@ def observe(
     """
     store.blobs.refresh()
     # In the order of their folders: the kernel finds neighbours sooner.
-    known = known or {}
-    blobs = {**known, **store.blobs.stat_all({d: desired.size(d) for d in sorted(desired.digests - known.keys())})}
+    known, digests = known or {}, sorted(desired.digests)
+    # Nothing here may walk all of *known*: it is the whole run's, and this may be one tree of a thousand.
+    blobs = store.blobs.stat_all({digest: desired.size(digest) for digest in digests if digest not in known})
+    blobs |= {digest: known[digest] for digest in digests if digest in known}
     absent = (digest for digest, status in blobs.items() if status.state is not BlobState.INTACT)
     partials = _partials(store, absent, desired)
     observation = _Observation(

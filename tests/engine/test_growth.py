@@ -64,15 +64,17 @@ class Steps:
         threading.settrace(None)  # type: ignore[arg-type]
 
 
-def steps(folder: Path, files: int) -> Iterator[tuple[str, int]]:
-    """Each command's steps in a fresh project with *files* distinct small files."""
-    for number in range(files):
-        path = folder / f"src/d{number % 50:02}/f{number:05}.bin"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"%d" % number)
-    (folder / "models.toml").write_text(
-        'schema = 1\n[models.many]\nversion = "1"\nsources = ["src"]\n[models.many.variants.all]\n'
-    )
+def steps(folder: Path, files: int, *, models: int) -> Iterator[tuple[str, int]]:
+    """Each command's steps in a fresh project with *files* distinct small files, in so many models."""
+    manifest = ["schema = 1"]
+    for model in range(models):
+        name, source = f"many{model}" if model else "many", f"src/m{model}"
+        manifest += [f"[models.{name}]", 'version = "1"', f'sources = ["{source}"]', f"[models.{name}.variants.all]"]
+        for number in range(model, files, models):
+            path = folder / source / f"d{number // models % 50:02}/f{number:05}.bin"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"%d" % number)
+    (folder / "models.toml").write_text("\n".join([*manifest, ""]))
     (folder / "mirror").mkdir()
     environ = {"MODELSTOW_ROOT": str(folder / "store"), "HOME": str(folder)}
     for name, argv in COMMANDS.items():
@@ -83,8 +85,9 @@ def steps(folder: Path, files: int) -> Iterator[tuple[str, int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("files_each", [None, 10], ids=["one model", "ten files a model"])
 def test_ten_times_the_files_are_not_more_than_twelve_times_the_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], files_each: int | None
 ):
     """Nothing walks all files for each file; all commands that do are reported together."""
     found: dict[int, dict[str, int]] = {}
@@ -92,7 +95,7 @@ def test_ten_times_the_files_are_not_more_than_twelve_times_the_steps(
         folder = tmp_path / str(files)
         folder.mkdir()
         monkeypatch.chdir(folder)
-        found[files] = dict(steps(folder, files))
+        found[files] = dict(steps(folder, files, models=files // files_each if files_each else 1))
         capsys.readouterr()
 
     ratios = {name: found[MANY][name] / found[FEW][name] for name in COMMANDS}
