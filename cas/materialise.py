@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from . import links
 from .digest import Digest
@@ -19,6 +19,8 @@ from .inventory import EntryColumns, InventoryEntry
 from .links import UNAVAILABLE, Linker, LinkKind
 from .tree import OPEN_FOLDER, open_below
 
+G = TypeVar("G")
+R = TypeVar("R")
 _MANY = 2_000  # from so many files on a second thread pays: link(2) releases the GIL
 
 
@@ -68,18 +70,23 @@ def link_all(root: Path, entries: EntryColumns, blobs: Path, *, folder_mode: int
                 os.close(fd)
             return True
 
-        if len(inodes) < _MANY:
-            linked = all(map(link, groups.items()))
-        else:
-            with ThreadPoolExecutor(2) as pool:
-                linked = all(pool.map(link, groups.items()))
-        if not linked:
+        if not all(_for_each(groups.items(), link, files=len(inodes))):
             _unlink_all(top, groups)
             return None
         _sync_folders(top, made - groups.keys())
     if inodes == entries.inodes:
         return entries
     return EntryColumns(entries.paths, entries.digests, entries.kinds, inodes)
+
+
+def _for_each(groups: Iterable[G], place: Callable[[G], R], *, files: int) -> list[R]:
+    """*place* called with each group, by two threads where there are many files."""
+    if files < _MANY:
+        return list(map(place, groups))
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(place, groups))
 
 
 def _with_path(error: OSError, folder: str) -> OSError:
@@ -170,11 +177,7 @@ def populate(
             finally:
                 os.close(fd)
 
-        if len(items) < _MANY:
-            rows = [row for group in groups.items() for row in one(group)]
-        else:
-            with ThreadPoolExecutor(2) as pool:
-                rows = [row for batch in pool.map(one, groups.items()) for row in batch]
+        rows = [row for batch in _for_each(groups.items(), one, files=len(items)) for row in batch]
         _sync_folders(top, made - groups.keys())
     result = dict(rows)
     return {path: result[path] for path in items}

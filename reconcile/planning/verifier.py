@@ -84,8 +84,9 @@ def audit(
         paths = _paths(desired)
         faults = list(_tree_faults(desired, actual))
         copies = _copies(store, desired, actual)
-        states = store.blobs.stat_all({digest: sizes[digest] for digest in sorted(sizes)})
-        present = [digest for digest, found in states.items() if found.state is not BlobState.ABSENT]
+        unseen = {digest: sizes[digest] for digest in sorted(sizes.keys() - actual.blobs.keys())}
+        states = {**actual.blobs, **store.blobs.stat_all(unseen)}
+        present = [digest for digest in sorted(sizes) if states[digest].state is not BlobState.ABSENT]
         faults += [
             Finding(kind=FindingKind.MISSING, digest=d, bytes=sizes[d], paths=tuple(paths.get(d, ())))
             for d in sorted(sizes.keys() - set(present))

@@ -31,7 +31,7 @@ class Preflight:
     def make_room(self, plan: Plan) -> None:
         """Return once the plan fits, after sweeping garbage if it does not, and evicting trees where a limit is set.
 
-        The caller holds the ``space`` lock since before it took the plan's lease.
+        The caller holds the ``space`` lock since before its lease reserved what is to be fetched.
 
         Raises NoSpaceError with the figures, before anything was fetched; what the collector raises.
         """
