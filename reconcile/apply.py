@@ -183,7 +183,7 @@ class Executor:
         """
         at_once = 2 if wanted[0].size > TABLE_FROM else 1
         queue, replaced, failed = deque(wanted), set[Digest](), dict[Digest, ModelstowError | CasError]()
-        connections, idle = self.fetcher.engine.connections, IdleDetector(one_works=at_once == 1)
+        connections, idle = self.fetcher.context.connections, IdleDetector(one_works=at_once == 1)
 
         def work(smallest: bool) -> None:
             idle.watch_this_thread()

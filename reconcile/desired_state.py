@@ -38,30 +38,30 @@ class Scope:
     settings: Settings
     lock: Lockfile
 
-    def desired(self, chosen: Iterable[VariantId], choice: EnsureOptions) -> Desired:
-        trees = tuple(self._tree(each, choice) for each in chosen)
+    def desired(self, chosen: Iterable[VariantId], options: EnsureOptions) -> Desired:
+        trees = tuple(self._tree(each, options) for each in chosen)
         copies = self._copies() if trees else False
         mirrors = self.settings.mirrors
-        return Desired(trees=trees, blobs=self.lock.blobs, mirrors=mirrors, needs_copies=copies, prune=choice.prune)
+        return Desired(trees=trees, blobs=self.lock.blobs, mirrors=mirrors, needs_copies=copies, prune=options.prune)
 
-    def _tree(self, chosen: VariantId, choice: EnsureOptions) -> DesiredTree:
+    def _tree(self, chosen: VariantId, options: EnsureOptions) -> DesiredTree:
         root = self.settings.root
-        place = selectors.tree_of_folder(choice.into, root) if choice.into is not None else chosen.tree
+        place = selectors.tree_of_folder(options.into, root) if options.into is not None else chosen.tree
         variant = self.lock.models[chosen.model].variants[chosen.variant]
         with_, without = frozenset[str](), frozenset[str]()
         if variant.components:
-            selectors.check_components(chosen, variant, choice.with_ | choice.without)
+            selectors.check_components(chosen, variant, options.with_ | options.without)
             record = BlobStore.open_readonly(root).trees.read(place)
             before, before_without = selectors.remembered(record.labels if record else {})
-            with_ = ((before - choice.without) | choice.with_) & variant.components.keys()
-            without = ((before_without - choice.with_) | choice.without) & variant.components.keys()
-        elif choice.with_ or choice.without:
-            selectors.check_components(chosen, variant, choice.with_ | choice.without)
+            with_ = ((before - options.without) | options.with_) & variant.components.keys()
+            without = ((before_without - options.with_) | options.without) & variant.components.keys()
+        elif options.with_ or options.without:
+            selectors.check_components(chosen, variant, options.with_ | options.without)
         pin = self.lock.models[chosen.model].pin
         labels = selectors.labels(chosen, self.settings.lockfile, with_, without, pin=pin)
         files = variant.chosen(with_, without) if variant.components else variant.files
         path, symlinks = root / place, self.settings.link_mode is LinkMode.SYMLINK
-        other_disk = choice.into is not None and not symlinks and _device(path) != _device(root)
+        other_disk = options.into is not None and not symlinks and _device(path) != _device(root)
         key = TreeKey(chosen.model, chosen.variant, place)
         return DesiredTree(key=key, path=path, files=files, labels=labels, other_disk=other_disk)
 

@@ -103,10 +103,10 @@ class ModelEnsurer:
         """Where a variant's tree is or will be; depends on nothing but ROOT and the selector. Raises as ``status``."""
         return self.settings.root / select(self.lock, model, variant).tree
 
-    def desired(self, selectors: Selectors = None, *, choice: EnsureOptions = EnsureOptions()) -> Desired:
+    def desired(self, selectors: Selectors = None, *, options: EnsureOptions = EnsureOptions()) -> Desired:
         """What is wanted of these variants (default: of all). Raises the errors of selectors."""
         chosen = all_variants(self.lock) if selectors is None else self._chosen(selectors)
-        return self._scope.desired(chosen, choice)
+        return self._scope.desired(chosen, options)
 
     def observe(self, desired: Desired | None = None) -> Actual:
         """What is on disk of it, by stat. Writes nothing, takes no lock, needs no network."""
@@ -116,12 +116,12 @@ class ModelEnsurer:
         self,
         selectors: Selectors = None,
         *,
-        choice: EnsureOptions = EnsureOptions(),
+        options: EnsureOptions = EnsureOptions(),
         removals: bool = False,
         force: bool = False,
     ) -> Plan:
         """What ``apply`` would do; *removals*: also of trees that this lockfile no longer names; *force*: fetch all."""
-        desired = self._wanted(selectors, choice, force=force)
+        desired = self._wanted(selectors, options, force=force)
         if removals:
             desired = replace(desired, removals=self._scope.removals(desired)[0])
         return plan(desired, self.observe(desired))
@@ -159,8 +159,8 @@ class ModelEnsurer:
         SourceUnavailableError and its kin, NoSpaceError, LockTimeoutError, OSError.
         """
         chosen = select(self.lock, model, variant)
-        choice = EnsureOptions(into=_absolute(into), with_=frozenset(with_), without=frozenset(without))
-        outcome = self.ensure_all([chosen], force=force_redownload, choice=choice, progress=progress_callback)
+        options = EnsureOptions(into=_absolute(into), with_=frozenset(with_), without=frozenset(without))
+        outcome = self.ensure_all([chosen], force=force_redownload, options=options, progress=progress_callback)
         if outcome.error is not None:
             raise single(outcome.error)
         return outcome.trees[0].path
@@ -170,11 +170,11 @@ class ModelEnsurer:
         selectors: Selectors,
         *,
         force: bool = False,
-        choice: EnsureOptions = EnsureOptions(),
+        options: EnsureOptions = EnsureOptions(),
         progress: Progress | None = None,
     ) -> ApplyResult:
         """Ensure several variants; one's failure stops no other. Raises what concerns all of them."""
-        desired = self._wanted(selectors, choice, force=force)
+        desired = self._wanted(selectors, options, force=force)
         outcome = self._apply(desired, progress=progress)
         self._record_use(desired)
         return outcome
@@ -182,7 +182,7 @@ class ModelEnsurer:
     def reconcile(self, *, prune: bool = False, progress: Progress | None = None) -> ApplyResult:
         """Make the disk equal the whole lockfile, then remove the trees that it put there and no longer names."""
         began_ns = time.time_ns()
-        desired = self.desired(choice=EnsureOptions(prune=prune))
+        desired = self.desired(options=EnsureOptions(prune=prune))
         removals, new_owners = self._scope.removals(desired)
         actual = self.observe(desired)
         outcome = self._apply(replace(desired, removals=removals), actual, progress=progress)
@@ -319,8 +319,8 @@ class ModelEnsurer:
 
     # ---- making it so
 
-    def _wanted(self, selectors: Selectors, choice: EnsureOptions, *, force: bool) -> Desired:
-        desired = self.desired(selectors, choice=choice)
+    def _wanted(self, selectors: Selectors, options: EnsureOptions, *, force: bool) -> Desired:
+        desired = self.desired(selectors, options=options)
         return replace(desired, force_refetch=desired.digests) if force else desired
 
     def _apply(self, desired: Desired, actual: Actual | None = None, *, progress: Progress | None = None) -> ApplyResult:

@@ -64,7 +64,7 @@ def lock(
     target = settings.lockfile or path.with_suffix(".lock")
     manifest = manifests.read(path)
     previous, text = _previous(target)
-    engine = TransferContext(
+    context = TransferContext(
         registry=registry_of(settings),
         base=path.parent,
         failures=FailureTable(),
@@ -78,15 +78,15 @@ def lock(
         raise ModelNotFoundError(f"{upgrade} is not in {path}; there: {listing(names)}", available_models=names)
     prefetcher = Prefetcher(
         store=settings.open_store,
-        engine=engine,
+        context=context,
         threads=settings.connections,
     )
     try:
         found = resolve(
             manifest,
             previous,
-            registry=engine.registry,
-            with_retries=lambda ask: with_retries(ask, _interactive(engine.policy), run),
+            registry=context.registry,
+            with_retries=lambda ask: with_retries(ask, _interactive(context.policy), run),
             prefetcher=prefetcher,
             upgrade=_upgrades(upgrade),
         )

@@ -116,7 +116,7 @@ class Runtime:
     def _executor(self, recorder: Recorder, meter: Meter) -> Executor:
         store = self.settings.open_store()
         token = CancellationToken(self.token)
-        engine = TransferContext(
+        context = TransferContext(
             registry=self.registry,
             base=self._base,
             failures=self.failures,
@@ -143,7 +143,7 @@ class Runtime:
         )
         return Executor(
             store=store,
-            fetcher=Fetcher(store=store, engine=engine),
+            fetcher=Fetcher(store=store, context=context),
             publisher=self._publisher(store, recorder),
             emit=recorder,
             token=token,

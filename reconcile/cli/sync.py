@@ -104,7 +104,7 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
 def run_reconcile(session: Session) -> Answer:
     args = session.args
     if args.dry_run:
-        return plan_answer(session.ensurer().plan(removals=True, choice=EnsureOptions(prune=args.prune)))
+        return plan_answer(session.ensurer().plan(removals=True, options=EnsureOptions(prune=args.prune)))
     if args.watch is None:
         return _reconcile_once(session)
     pause = settings.parse_seconds(args.watch, "--watch")
@@ -141,13 +141,13 @@ def run_ensure(session: Session) -> Answer:
     if args.into and len(args.selectors) != 1:
         raise InvalidConfigError("--into takes exactly one selector", hint="e.g. `modelstow ensure minilm#fp16 --into DIR`")
     into = Path(args.into) if args.into else None
-    choice = EnsureOptions(into=into, with_=frozenset(args.with_), without=frozenset(args.without), prune=args.prune)
+    options = EnsureOptions(into=into, with_=frozenset(args.with_), without=frozenset(args.without), prune=args.prune)
     selectors = None if args.all else args.selectors
     with event_sink(session) as sink:
         ensurer = session.ensurer(events=sink)
         if args.dry_run:
-            return plan_answer(ensurer.plan(selectors, choice=choice, force=args.force))
-        outcome = ensurer.ensure_all(selectors, force=args.force, choice=choice)
+            return plan_answer(ensurer.plan(selectors, options=options, force=args.force))
+        outcome = ensurer.ensure_all(selectors, force=args.force, options=options)
     ready = tuple(str(tree.path) for tree in outcome.trees if tree.state is ModelState.COMPLETE)
     _tell_displaced(session, outcome.report)
     return _outcome_answer(outcome, lines=ready)

@@ -53,7 +53,7 @@ class Fetcher:
     """A fetcher of blobs into one store. Safe for threads. ``before_commit`` is called for each blob and may raise."""
 
     store: BlobStore
-    engine: TransferContext
+    context: TransferContext
     before_commit: Callable[[], object] = lambda: None
     _batches: set[GroupCommit] = field(default_factory=set)
 
@@ -65,7 +65,7 @@ class Fetcher:
 
         Small ones are committed together. While the thread holds the lock of one blob it waits for no other.
         """
-        batch, busy = GroupCommit(self.store, self.engine, lambda: self.before_commit()), []
+        batch, busy = GroupCommit(self.store, self.context, lambda: self.before_commit()), []
         self._batches.add(batch)
         try:
             for request in blobs:
@@ -112,14 +112,14 @@ class Fetcher:
         def report_wait(holder: locks.Holder | None) -> None:
             neighbour = holder is not None and holder.mine and holder.doing != doing  # another blob with the same lock
             if waits and not neighbour:
-                self.engine.emit(Waiting(for_whom=str(holder or "another process")))
+                self.context.emit(Waiting(for_whom=str(holder or "another process")))
 
         try:
             return self.store.lock_blob(
                 request.digest,
                 doing=doing,
                 timeout_s=None if waits else 0.0,
-                token=self.engine.token,
+                token=self.context.token,
                 on_wait=report_wait,
             )
         except LockTimeoutError:
@@ -133,11 +133,11 @@ class Fetcher:
         status = self.store.blobs.stat(digest, request.size)
         shared = request.force_refetch and self.store.commits_seen(digest) != request.seen_commit
         if status.state is BlobState.INTACT and (shared or not request.force_refetch):
-            self.engine.emit(BlobReused(digest=digest, size=request.size))
+            self.context.emit(BlobReused(digest=digest, size=request.size))
             return False
         if not request.force_refetch and self._take_local(request, status.state, lock):
             self.store.note_commit(lock, digest)
-            self.engine.emit(BlobReused(digest=digest, size=request.size))
+            self.context.emit(BlobReused(digest=digest, size=request.size))
             return status.ino != 0 and status.ino != self.store.blobs.stat(digest, request.size).ino
         return self._fetch(request, status, lock, batch)
 
@@ -233,8 +233,8 @@ class Fetcher:
                 if table is not None and table.chunking == partial.chunking
                 else ()
             )
-            self.engine.emit(FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=request.name))
-            refused = self._fetch_at_once(pending) if _is_simple(self.engine, request) else None
+            self.context.emit(FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=request.name))
+            refused = self._fetch_at_once(pending) if _is_simple(self.context, request) else None
             if partial.contiguous_end() < size or partial.actual_digest() != digest:
                 self._download(pending, table, refused)
         except BaseException as error:
@@ -248,13 +248,13 @@ class Fetcher:
 
     def _fetch_at_once(self, pending: PendingCommit) -> SourceError | WrongSize | None:
         try:
-            pending.fetched = _fetch_simple(self.engine, pending.request, pending.partial)
+            pending.fetched = _fetch_simple(self.context, pending.request, pending.partial)
         except (SourceError, WrongSize) as error:
             return error
         return None
 
     def _download(self, pending: PendingCommit, table: PieceTable | None, refused: SourceError | WrongSize | None) -> None:
-        run = Download(self.engine, pending.request, pending.partial, table, pending.lock, refused)
+        run = Download(self.context, pending.request, pending.partial, table, pending.lock, refused)
         try:
             run.fill()
         finally:
@@ -274,25 +274,25 @@ def _read_piece(path: str, view: memoryview, start: int) -> bool:
         os.close(fd)
 
 
-def _is_simple(engine: TransferContext, request: BlobRequest) -> bool:
+def _is_simple(context: TransferContext, request: BlobRequest) -> bool:
     """Whether the blob comes within one read from its only source, and that has no record of failures."""
     fits = 0 < request.size <= FIRST_STEP  # bytes of one read
-    return fits and len(request.urls) == 1 and not engine.failures.any and not engine.bad_sources.of(request.digest)
+    return fits and len(request.urls) == 1 and not context.failures.any and not context.bad_sources.of(request.digest)
 
 
-def _fetch_simple(engine: TransferContext, request: BlobRequest, partial: Partial) -> int:
+def _fetch_simple(context: TransferContext, request: BlobRequest, partial: Partial) -> int:
     """Fetch a small blob with one request; the number of bytes received. If it is complete, its piece is recorded.
 
     Raises SourceError, WrongSize, Cancelled, OSError of this disk.
     """
-    locator, size = absolute(request.urls[0], engine.base), request.size
+    locator, size = absolute(request.urls[0], context.base), request.size
     view, count = memoryview(bytearray(size + 1)), 0
     try:
-        body = engine.registry.find(locator).open(locator, start=0, stop=size)
+        body = context.registry.find(locator).open(locator, start=0, stop=size)
     except SOURCE_BUGS as error:
         raise malformed_response(error, locator) from error
     try:
-        reader = BodyReader(body, locator, engine.policy, engine.clock)
+        reader = BodyReader(body, locator, context.policy, context.clock)
         if body.total not in (None, size):
             raise WrongSize(size, body.total)
         if body.start != 0:
@@ -300,7 +300,7 @@ def _fetch_simple(engine: TransferContext, request: BlobRequest, partial: Partia
         limit = size if body.total is not None or body.ranged else size + 1  # one more shows that it is longer
         while count < limit and (received := reader.read(view[count:limit])):
             count += received
-            engine.token.check(STOPPED)
+            context.token.check(STOPPED)
     except (ConnectionFailed, TimedOut):
         if not count:
             raise
@@ -310,7 +310,7 @@ def _fetch_simple(engine: TransferContext, request: BlobRequest, partial: Partia
         raise WrongSize(size, count)
     if not count:
         raise EndedEarly("the body ended early", locator=locator)
-    engine.emit(BytesArrived(digest=request.digest, count=count))
+    context.emit(BytesArrived(digest=request.digest, count=count))
     if count == size:
         partial.write(0, view[:size])
         partial.finish(0, piece_hash(view[:size]), source_key(locator))

@@ -39,7 +39,7 @@ class Prefetcher:
     """Fetches into the store that *store* opens, when the first file is wanted."""
 
     store: Callable[[], BlobStore]
-    engine: TransferContext
+    context: TransferContext
     threads: int = 8
     found: dict[str, tuple[Digest, int]] = field(default_factory=dict)  # by locator: digest and size in bytes
     _opened: BlobStore | None = None
@@ -51,10 +51,10 @@ class Prefetcher:
         wanted = list(locators)
         self._store()  # once, before several threads would
         # A local file is read faster by one thread than handed to another; only what is large is worth a thread.
-        local = [locator for locator in wanted if not self.engine.registry.find(locator).network]
+        local = [locator for locator in wanted if not self.context.registry.find(locator).network]
         large = self._read_small(local)
         remote = set(wanted) - set(local)
-        with WorkerPool(self.threads, "prefetch", token=self.engine.token, cancelled=STOPPED) as pool:
+        with WorkerPool(self.threads, "prefetch", token=self.context.token, cancelled=STOPPED) as pool:
             for locator in (*large, *(each for each in wanted if each in remote)):
                 pool.start(self._prefetch, locator)
             while pool.busy:
@@ -71,7 +71,7 @@ class Prefetcher:
         """Lease what was fetched as unfinished work, so that gc leaves it for the coming reconcile or `lock`."""
         if not self.found:
             return
-        store, token = self._store(), self.engine.token
+        store, token = self._store(), self.context.token
         digests = [digest for digest, size in self.found.values() if size]
         lease = leases.take(store, doing="lock", digests=digests, token=token)
         for locator, (digest, size) in list(self.found.items()):
@@ -94,11 +94,11 @@ class Prefetcher:
         large: list[str] = []
         names: list[str] = []
         sizes: list[int] = []
-        with Task(f"reading {len(locators):,} files", self.engine.emit) as task:
+        with Task(f"reading {len(locators):,} files", self.context.emit) as task:
 
             def contents() -> Iterator[bytes]:
                 for locator in locators:
-                    if self.engine.token.cancelled:
+                    if self.context.token.cancelled:
                         return
                     data = self._content(locator)
                     if data is None:
@@ -113,12 +113,12 @@ class Prefetcher:
                     task.begin(None)
                 self.found[names[number]] = digest, sizes[number]
                 task.advance(sizes[number])
-        self.engine.token.check(STOPPED)
+        self.context.token.check(STOPPED)
         return large
 
     def _content(self, locator: str) -> bytes | None:
         """A local file's bytes; None where it is large. Raises SourceError."""
-        body = self.engine.registry.find(locator).open(locator)
+        body = self.context.registry.find(locator).open(locator)
         try:
             if body.total is None or body.total > SMALL:
                 return None
@@ -128,10 +128,10 @@ class Prefetcher:
 
     def _read_whole(self, body: Body, locator: str) -> bytes:
         """A body of at most ``SMALL`` bytes, all of it. Raises SourceError, Cancelled."""
-        reader, data = BodyReader(body, locator, self.engine.policy, self.engine.clock), bytearray()
+        reader, data = BodyReader(body, locator, self.context.policy, self.context.clock), bytearray()
         buffer = memoryview(bytearray((body.total or 0) + 1))
         while count := reader.read(buffer):
-            self.engine.token.check(STOPPED)
+            self.context.token.check(STOPPED)
             data += buffer[:count]
         if len(data) != body.total:
             raise EndedEarly("the body ended early", locator=locator)
@@ -147,10 +147,10 @@ class Prefetcher:
     # ---- files of any size
 
     def _prefetch(self, locator: str) -> None:
-        with_retries(lambda: self._prefetch_once(locator), self.engine.policy, self.engine.token, self.engine.clock)
+        with_retries(lambda: self._prefetch_once(locator), self.context.policy, self.context.token, self.context.clock)
 
     def _prefetch_once(self, locator: str) -> None:
-        store, source = self._store(), self.engine.registry.find(locator)
+        store, source = self._store(), self.context.registry.find(locator)
         if known := self._cached_hash(source, locator):
             self.found[locator] = known
             return
@@ -179,13 +179,13 @@ class Prefetcher:
 
     def _copy(self, body: Body, incoming: Incoming, locator: str) -> None:
         buffer = aligned_buffer(MOST_STEP)
-        reader, at = BodyReader(body, locator, self.engine.policy, self.engine.clock), body.start
-        with Task(redact(locator), self.engine.emit) as task:
+        reader, at = BodyReader(body, locator, self.context.policy, self.context.clock), body.start
+        with Task(redact(locator), self.context.emit) as task:
             task.begin(body.total)
             if at:
                 task.advance(at)
             while count := reader.read(buffer):
-                self.engine.token.check(STOPPED)
+                self.context.token.check(STOPPED)
                 write_all(incoming.fd, buffer[:count], at)
                 at += count
                 task.advance(count)
@@ -194,7 +194,7 @@ class Prefetcher:
 
     def _commit(self, incoming: Incoming, table: PieceTable) -> None:
         store, digest = self._store(), table.digest
-        with store.lock_blob(digest, doing=f"keeping {digest.short}", token=self.engine.token):
+        with store.lock_blob(digest, doing=f"keeping {digest.short}", token=self.context.token):
             store.ingest.take(incoming, table)
 
     # ---- what was hashed before

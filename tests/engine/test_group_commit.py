@@ -62,7 +62,7 @@ class World:
         self.events: list[Event] = []
         self.time = 0.0
         self.commits: list[int] = []  # blobs in each
-        self.engine = TransferContext(
+        self.context = TransferContext(
             registry=Registry({"mem": lambda: self.source}),
             base=folder,
             failures=FailureTable(),
@@ -71,7 +71,7 @@ class World:
             connections=Connections(1),
             clock=lambda: self.time,
         )
-        self.fetcher = Fetcher(store=self.store, engine=self.engine)
+        self.fetcher = Fetcher(store=self.store, context=self.context)
         commit_all = self.store.ingest.commit_all
 
         def counted(partials: list[object], **options: object) -> dict[Digest, Exception]:
@@ -178,7 +178,7 @@ def test_a_small_blob_is_asked_for_once(world: World):
 def test_the_first_question_is_an_attempt_like_the_others(world: World):
     """A source that fails is asked as often as the policy says, and one that recovers meanwhile serves."""
     policy = RetryPolicy(transient=RetrySchedule(attempts=3))
-    fetcher = Fetcher(store=world.store, engine=replace(world.engine, policy=policy))
+    fetcher = Fetcher(store=world.store, context=replace(world.context, policy=policy))
 
     def fail(locator: str) -> None:
         if locator == locator_of(FILES[0]) or world.source.asked.count(locator) < 3:
@@ -229,7 +229,7 @@ def test_a_source_that_breaks_off_small_blobs_delivers_them_all_the_same(world: 
 
     world.source = Breaking(world.source.objects)
     policy = RetryPolicy(transient=RetrySchedule(attempts=5))
-    fetcher = Fetcher(store=world.store, engine=replace(world.engine, policy=policy))
+    fetcher = Fetcher(store=world.store, context=replace(world.context, policy=policy))
 
     assert fetcher.obtain_all([wanted(data)]) == {Digest.of(data): False}
     assert len(world.source.asked) <= 6
@@ -299,7 +299,7 @@ def test_a_worker_that_holds_locks_waits_for_none(world: World):
         if isinstance(event, Waiting):
             reported.set()
 
-    object.__setattr__(world.engine, "emit", emit)
+    object.__setattr__(world.context, "emit", emit)
     thread.start()
 
     assert reported.wait(PATIENCE_S)
@@ -347,7 +347,7 @@ def test_a_stop_leaves_nothing_half_done(world: World):
 
     def stop(locator: str) -> None:
         if locator == locator_of(FILES[5]):
-            world.engine.token.cancel()
+            world.context.token.cancel()
 
     world.source.on_open = stop
     with pytest.raises(Cancelled):
@@ -382,10 +382,10 @@ def test_a_wait_is_reported_with_its_reason_and_ended_by_a_stop(world: World):
     def emit(event: Event) -> None:
         if isinstance(event, Info):
             reported.append(event.text)
-            world.engine.token.cancel()
+            world.context.token.cancel()
 
     world.source.on_open = busy
-    object.__setattr__(world.engine, "emit", emit)
+    object.__setattr__(world.context, "emit", emit)
     with pytest.raises(Cancelled):
         world.fetcher.obtain_all([wanted(FILES[0])])
 

@@ -148,7 +148,7 @@ def test_a_local_file_that_did_not_change_is_read_once(cli: Cli):
 
 def prefetcher_of(folder: Path, token: CancellationToken | None = None) -> Prefetcher:
     settings = Settings(root=folder / "root")
-    engine = TransferContext(
+    context = TransferContext(
         registry=registry_of(settings),
         base=folder,
         failures=FailureTable(),
@@ -156,7 +156,7 @@ def prefetcher_of(folder: Path, token: CancellationToken | None = None) -> Prefe
         emit=lambda event: None,
         token=CancellationToken(token),
     )
-    return Prefetcher(store=lambda: BlobStore.open(settings.root), engine=engine)
+    return Prefetcher(store=lambda: BlobStore.open(settings.root), context=context)
 
 
 def test_after_a_power_cut_the_fetch_starts_from_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

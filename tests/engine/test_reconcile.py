@@ -186,7 +186,7 @@ def test_the_users_files_stay_through_upgrade_prune_excepted(tmp_path: Path):
     assert (path / "adapter").is_dir()
     assert outcome.report.published[0].exchanged
     assert again.status("m").extra_files == ("notes/mine.txt",)
-    pruned = again.ensure_all(["m"], choice=EnsureOptions(prune=True))
+    pruned = again.ensure_all(["m"], options=EnsureOptions(prune=True))
     assert tree_of(path) == changed and pruned.trees[0].changed
 
 

@@ -224,7 +224,7 @@ def test_pruning_does_not_reach_through_a_folder_that_became_a_symlink(tmp_path:
 
     monkeypatch.setattr(tree, "unlink", swapped)
 
-    models.ensure_all(["m"], choice=EnsureOptions(prune=True))
+    models.ensure_all(["m"], options=EnsureOptions(prune=True))
 
     assert (outside / "keys").read_bytes() == b"not the tree's"
 

@@ -283,7 +283,7 @@ def test_a_scrub_believes_the_pieces_of_a_stamped_table(tmp_path: Path):
 
 def fetcher(store: BlobStore, folder: Path) -> Fetcher:
     """One without any source."""
-    engine = TransferContext(
+    context = TransferContext(
         registry=Registry({}),
         base=folder,
         failures=FailureTable(),
@@ -291,7 +291,7 @@ def fetcher(store: BlobStore, folder: Path) -> Fetcher:
         emit=lambda event: None,
         connections=Connections(1),
     )
-    return Fetcher(store=store, engine=engine)
+    return Fetcher(store=store, context=context)
 
 
 def obtain(store: BlobStore, folder: Path, data: bytes) -> object:

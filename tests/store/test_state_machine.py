@@ -243,7 +243,7 @@ class StoreAndTrees(RuleBasedStateMachine):
     def everything_can_be_had_again(self) -> None:
         """No operator is needed: ensure repairs whatever was done."""
         for version in VERSIONS:
-            outcome = self.at(version).ensure_all(None, choice=EnsureOptions())
+            outcome = self.at(version).ensure_all(None, options=EnsureOptions())
             assert outcome.error is None
             for name, files in VERSIONS[version].items():
                 self.published(name, version)
