@@ -19,7 +19,7 @@ from .errors import (
     redact,
 )
 from .registry import Registry, open_source
-from .source import Body, Listed, Listing, Source, join_locator, locator_prefixes, read_all
+from .source import Body, Listed, Listing, PipelinedSource, Source, join_locator, locator_prefixes, read_all
 
 __all__ = [
     "AccessDenied",
@@ -31,6 +31,7 @@ __all__ = [
     "NotFound",
     "NotListable",
     "Offline",
+    "PipelinedSource",
     "ProtocolError",
     "Registry",
     "Source",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 from urllib.parse import quote
@@ -104,6 +105,26 @@ class Source(Protocol):
     def listing(self, locator: str) -> Listing: ...
 
     def origin(self, locator: str) -> str: ...
+
+
+FetchObjects = Callable[[Sequence[tuple[str, int]]], Iterator[bytes | None]]
+"""Fetches whole small objects of one origin, by locator and expected length in bytes.
+
+Yields their bodies in order, None for one that has to be opened by itself, and ends early where the
+rest have to. Raises SourceError for an invalid locator.
+"""
+
+
+@runtime_checkable
+class PipelinedSource(Source, Protocol):
+    """A source that can request many small objects ahead of their responses."""
+
+    def pipeline(self, locator: str, poll: Callable[[], None]) -> AbstractContextManager[FetchObjects | None]:
+        """A function for objects of the origin of *locator*, for one call; None where that is not possible now.
+
+        *poll* is called several times a second while nothing arrives; what it raises is passed on.
+        """
+        ...
 
 
 ReadRange = Callable[[int, int], bytes]

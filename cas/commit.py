@@ -15,6 +15,15 @@ from .partial import Partial
 from .pieces import TableState, proven_table
 
 
+def wrong_content(digest: Digest, actual: Digest, size: int) -> ChecksumError:
+    """The error for bytes that are not the blob they should be."""
+    return ChecksumError(
+        f"blob {digest.short}… failed verification (got {actual.short}…, {size:,} bytes)",
+        expected=str(digest),
+        actual=str(actual),
+    )
+
+
 class Commit:
     """Commit of one or more partials. All of them take a step before the next begins. See ``Ingest.commit_all``.
 
@@ -57,11 +66,7 @@ class Commit:
     def _verify_and_freeze(self, partial: Partial) -> None:
         actual = partial.actual_digest()
         if actual != partial.digest:
-            raise ChecksumError(
-                f"blob {partial.digest.short}… failed verification (got {actual.short}…, {partial.size:,} bytes)",
-                expected=str(partial.digest),
-                actual=str(actual),
-            )
+            raise wrong_content(partial.digest, actual, partial.size)
         partial.mark(TableState.COMMITTING)
         os.fchmod(partial.fd, 0o444)
         os.utime(partial.fd, (partial.digest.mtime, partial.digest.mtime))

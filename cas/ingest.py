@@ -14,14 +14,14 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 
 from . import locks
 from .blobs import Blobs, BlobState
 from .buffers import STEP, aligned_buffer
 from .chunking import DEFAULT, Chunking
-from .commit import Commit
+from .commit import Commit, wrong_content
 from .digest import EMPTY, Digest
 from .durable import Syncer, write_all
 from .errors import ChecksumError
@@ -155,6 +155,20 @@ class Ingest:
                 yield from self._commit_group(group)
                 group, held = [], 0
         yield from self._commit_group(group)
+
+    def commit_small(self, contents: Mapping[Digest, bytes]) -> dict[Digest, ChecksumError]:
+        """Commit files of at most ``SMALL`` bytes each, as ``add_small`` does a group: every one but those with an error.
+
+        ChecksumError: the bytes are others, or something that is not intact has the blob's name. Raises OSError; then none
+        is sure to be durable. Hold the blobs' locks, if others may fetch the same.
+        """
+        failed = {}
+        for digest, data in contents.items():
+            if (actual := Digest.of(data)) != digest:
+                failed[digest] = wrong_content(digest, actual, len(data))
+        for digest in self._publish({digest: data for digest, data in contents.items() if digest not in failed}):
+            failed[digest] = ChecksumError(f"blob {digest.short}… is damaged")
+        return failed
 
     def _commit_group(self, group: Sequence[tuple[Digest, bytes]]) -> list[Digest]:
         fresh = {

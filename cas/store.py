@@ -116,8 +116,8 @@ class BlobStore:
     # ---- locking
 
     def blob_lock_path(self, digest: Digest) -> Path:
-        """The lock file of a blob, which other digests may share."""
-        return self.layout.locks / f"blob-{digest.hex[:_STRIPE_DIGITS]}"
+        """The lock file of a blob."""
+        return self.layout.locks / f"blob-{lock_stripe(digest)}"
 
     def lock_blob(
         self,
@@ -163,6 +163,11 @@ class BlobStore:
         return locks.acquire(
             path, doing=doing, shared=shared, timeout_s=timeout_s, token=token, on_wait=on_wait, mode=self.lock_mode
         )
+
+
+def lock_stripe(digest: Digest) -> str:
+    """What the digests have in common that share a lock with this one."""
+    return digest.hex[:_STRIPE_DIGITS]
 
 
 def _create(layout: Layout, *, shared: bool) -> StoreConfig:

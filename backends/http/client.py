@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import HTTPException, IncompleteRead, LineTooLong, RemoteDisconnected
@@ -18,9 +19,10 @@ import urllib3
 
 from .. import environment
 from ..errors import AccessDenied, ConnectionFailed, NotFound, ProtocolError, SourceError, Throttled, TimedOut
-from ..source import Body, Listing, read_body
+from ..source import Body, FetchObjects, Listing, read_body
 from . import address_policy, connection, fast_response, index, redirects
 from .address_policy import AllowedScope, NotAllowed
+from .pipeline import Pipeline
 from .redirects import RedirectCache, RedirectTarget
 from .response import discard, make_body, parse_retry_after, release, satisfies_range, version_of
 
@@ -109,6 +111,17 @@ class HttpSource:
     def origin(self, locator: str) -> str:
         parts = urlsplit(locator)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+    @contextmanager
+    def pipeline(self, locator: str, poll: Callable[[], None]) -> Iterator[FetchObjects | None]:
+        if self._redirects.get(locator) is not None or environment.proxy(locator, self._environ):
+            yield None
+            return
+        redirects.check(locator)
+        connections, bundle = self._connections[AllowedScope.ANY], environment.ca_bundle(self._environ)
+        with connections.pipeline(locator, bundle, poll) as pipeline:
+            headers = {**_HEADERS, **self._authorization(locator, locator)}
+            yield None if pipeline is None else functools.partial(_objects, pipeline, headers)
 
     # ---- requests
 
@@ -207,6 +220,15 @@ class HttpSource:
     def _addresses(self, url: str) -> tuple[str, ...]:
         _, host, port = environment.origin(url)
         return address_policy.resolve(host, port, literal=bool(environment.proxy(url, self._environ)))
+
+
+def _objects(pipeline: Pipeline, headers: Mapping[str, str], objects: Sequence[tuple[str, int]]) -> Iterator[bytes | None]:
+    requests = []
+    for locator, length in objects:
+        redirects.check(locator)
+        target = urllib3.util.parse_url(locator).request_uri
+        requests.append(pipeline.request(target, {**headers, "Range": f"bytes=0-{length - 1}"}))
+    return pipeline.bodies(requests, [length for _, length in objects])
 
 
 def _satisfies_range(response: urllib3.BaseHTTPResponse, start: int) -> bool:

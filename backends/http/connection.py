@@ -15,8 +15,8 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from urllib3.util.connection import create_connection
 
 from . import fast_response
 from .address_policy import AllowedScope, check, resolve
+from .pipeline import Pipeline
 
 _MAX_ADDRESSES = 6  # tried per host: each may take the whole connect timeout
 _MAX_POOLS = 64  # origins whose pools are kept
@@ -94,35 +95,60 @@ class HttpConnections:
         raise urllib3.exceptions.PoolError(route.pool, "closed repeatedly")
 
     def _fast_get(self, route: _Route, target: str, headers: Mapping[str, str]) -> urllib3.HTTPResponse | None:
-        """The response by the fast path; None if it does not apply, or no connection is idle.
+        """The response by the fast path; None if it does not apply, or no connection is idle."""
+        with self._idle_connection(route) as connection:
+            if connection is None:
+                return None
+            try:
+                response, reusable = fast_response.fast_get(connection, target, headers, connection.head_timeout_s)
+                if not reusable:
+                    connection.close()
+                return response
+            except fast_response.NeedsFullParser as error:
+                connection.close()
+                if error.permanent:
+                    self._no_fast_path.add(route)
+                return None
+
+    @contextmanager
+    def _idle_connection(self, route: _Route) -> Iterator[Any]:
+        """An open connection of the pool, borrowed; None if there is none. Closed if the block raises.
 
         Pools lend connections only to their own requests; borrowing one takes two private methods.
         If a later version lacks them, every request takes the full path.
         """
         get_conn, put_conn = getattr(route.pool, "_get_conn", None), getattr(route.pool, "_put_conn", None)
         if route in self._no_fast_path or get_conn is None or put_conn is None:
-            return None
+            yield None
+            return
         try:
             connection: Any = get_conn()
         except urllib3.exceptions.ClosedPoolError:
-            return None
+            yield None
+            return
         try:
-            if connection.sock is None:
-                return None
-            response, reusable = fast_response.fast_get(connection, target, headers, connection.head_timeout_s)
-            if not reusable:
-                connection.close()
-            return response
-        except fast_response.NeedsFullParser as error:
-            connection.close()
-            if error.permanent:
-                self._no_fast_path.add(route)
-            return None
+            yield connection if connection.sock is not None else None
         except BaseException:
             connection.close()  # the rest of the response may be in it
             raise
         finally:
             put_conn(connection)
+
+    @contextmanager
+    def pipeline(self, url: str, verify: str | bool, poll: Callable[[], None]) -> Iterator[Pipeline | None]:
+        """A pipeline to the origin of *url*, which has no proxy; None if no connection to it is idle, or none applies."""
+        parts = urllib3.util.parse_url(url)
+        route = self._route(parts.scheme or "", parts.netloc or "", "", verify)
+        with self._idle_connection(route) as connection:
+            if connection is None:
+                yield None
+                return
+            pipeline = Pipeline(connection, poll)
+            yield pipeline
+            if not pipeline.reusable:
+                connection.close()
+            if not pipeline.plain:
+                self._no_fast_path.add(route)
 
     def _find_route(self, scheme: str, netloc: str, proxy: str, verify: str | bool) -> _Route:
         request = requests.Request("GET", f"{scheme}://{netloc}/").prepare()

@@ -44,7 +44,7 @@ def fast_get(connection: Any, target: str, headers: Mapping[str, str], timeout_s
     deadline = time.monotonic() + timeout_s
     try:
         connection.sock.settimeout(timeout_s)
-        connection.sock.sendall(_encode_request(_host(connection), target, headers))
+        connection.sock.sendall(encode_request(host_header(connection), target, headers))
         return _ResponseReader(connection.sock, deadline).read()
     except TimeoutError as error:  # may happen with every response: do not pay for it again
         raise NeedsFullParser(permanent=True) from error
@@ -52,13 +52,14 @@ def fast_get(connection: Any, target: str, headers: Mapping[str, str], timeout_s
         raise NeedsFullParser(permanent=False) from error
 
 
-def _host(connection: Any) -> str:
+def host_header(connection: Any) -> str:
     """The Host header as http.client sends it: a signature may cover it."""
     host = f"[{connection.host}]" if ":" in connection.host else connection.host
     return str(host if connection.port == connection.default_port else f"{host}:{connection.port}")
 
 
-def _encode_request(host: str, target: str, headers: Mapping[str, str]) -> bytes:
+def encode_request(host: str, target: str, headers: Mapping[str, str]) -> bytes:
+    """A GET request without a body. Raises ValueError for control characters and characters outside ASCII."""
     lines = [f"GET {target} HTTP/1.1", f"Host: {host}", *(f"{name}: {value}" for name, value in headers.items())]
     if any(not line.isprintable() for line in lines):
         raise ValueError("a request must not contain control characters")

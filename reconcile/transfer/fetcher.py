@@ -41,11 +41,12 @@ from modelstow.cas.scrub import Level
 
 from ..desired.lockfile import absolute
 from ..events.events import BlobReused, BytesArrived, FetchStarted, Waiting
+from .batch import BatchFetcher, is_simple
 from .context import STOPPED, TransferContext
 from .download import THIS_STORE, Download
 from .group_commit import GroupCommit, PendingCommit, scrub_target
 from .state import BlobRequest
-from .worker import FIRST_STEP, SOURCE_BUGS, BodyReader, WrongSize, malformed_response
+from .worker import SOURCE_BUGS, BodyReader, WrongSize, malformed_response
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,7 +56,11 @@ class Fetcher:
     store: BlobStore
     context: TransferContext
     before_commit: Callable[[], object] = lambda: None
-    _batches: set[GroupCommit] = field(default_factory=set)
+    _groups: set[GroupCommit] = field(default_factory=set)
+    _batches: BatchFetcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._batches = BatchFetcher(self.store, self.context)
 
     def obtain_all(self, blobs: Iterable[BlobRequest]) -> dict[Digest, bool | Exception]:
         """Ensure that blobs are in the store, verified and durable, one after the other. Raises Cancelled.
@@ -65,45 +70,52 @@ class Fetcher:
 
         Small ones are committed together. While the thread holds the lock of one blob it waits for no other.
         """
-        batch, busy = GroupCommit(self.store, self.context, lambda: self.before_commit()), []
-        self._batches.add(batch)
+        group, busy = GroupCommit(self.store, self.context, lambda: self.before_commit()), []
+        self._groups.add(group)
+        blobs = iter(blobs)
         try:
-            for request in blobs:
-                if not self._obtain(request, batch, waits=False):
-                    busy.append(request)
-                batch.commit_due()
-            batch.commit()
-            for request in busy:
-                self._obtain(request, batch, waits=True)
-                batch.commit()
+            for first in blobs:
+                batch = self._batches.fetch(first, blobs, lambda: self.before_commit())
+                group.outcomes |= dict.fromkeys((*batch.present, *batch.committed), False)
+                for request, received in batch.left():
+                    if not self._obtain(request, group, waits=False, received=received):
+                        busy.append((request, received))
+                    group.commit_due()
+            group.commit()
+            for request, received in busy:
+                self._obtain(request, group, waits=True, received=received)
+                group.commit()
         finally:
-            self._batches.discard(batch)
-            batch.drop()
-        return batch.outcomes
+            self._groups.discard(group)
+            group.drop()
+        return group.outcomes
 
     def commit_due(self) -> None:
         """Commit what has waited long enough in the groups of all threads. For the main thread to call periodically."""
-        for batch in tuple(self._batches):
-            batch.commit_due()
+        for group in tuple(self._groups):
+            group.commit_due()
 
-    def _obtain(self, request: BlobRequest, batch: GroupCommit, *, waits: bool) -> bool:
-        """Fetch one blob up to its commit, which is left to *batch*; False if its lock is busy and not *waits*."""
+    def _obtain(self, request: BlobRequest, group: GroupCommit, *, waits: bool, received: int = 0) -> bool:
+        """Fetch one blob up to its commit, which is left to *group*; False if its lock is busy and not *waits*.
+
+        *received*: bytes that came for it before, in vain.
+        """
         try:
             lock = self._lock(request, waits=waits)
             if lock is None:
                 return False
             with ExitStack() as held:
                 held.enter_context(lock)
-                found = self._begin(request, lock, batch)
+                found = self._begin(request, lock, group, received)
                 if isinstance(found, PendingCommit):
                     held.pop_all()
-                    batch.add(found)
+                    group.add(found)
                 else:
-                    batch.outcomes[request.digest] = found
+                    group.outcomes[request.digest] = found
         except Cancelled:
             raise
         except Exception as error:
-            batch.outcomes[request.digest] = error
+            group.outcomes[request.digest] = error
         return True
 
     def _lock(self, request: BlobRequest, *, waits: bool) -> locks.Lock | None:
@@ -127,7 +139,7 @@ class Fetcher:
                 raise
             return None
 
-    def _begin(self, request: BlobRequest, lock: locks.Lock, batch: GroupCommit) -> bool | PendingCommit:
+    def _begin(self, request: BlobRequest, lock: locks.Lock, group: GroupCommit, received: int) -> bool | PendingCommit:
         digest = request.digest
         self.store.blobs.refresh()
         status = self.store.blobs.stat(digest, request.size)
@@ -139,7 +151,7 @@ class Fetcher:
             self.store.note_commit(lock, digest)
             self.context.emit(BlobReused(digest=digest, size=request.size))
             return status.ino != 0 and status.ino != self.store.blobs.stat(digest, request.size).ino
-        return self._fetch(request, status, lock, batch)
+        return self._fetch(request, status, lock, group, received)
 
     # ---- from this disk
 
@@ -219,14 +231,16 @@ class Fetcher:
 
     # ---- from sources
 
-    def _fetch(self, request: BlobRequest, status: BlobStatus, lock: locks.Lock, batch: GroupCommit) -> PendingCommit:
+    def _fetch(
+        self, request: BlobRequest, status: BlobStatus, lock: locks.Lock, group: GroupCommit, received: int
+    ) -> PendingCommit:
         digest, size = request.digest, request.size
         if request.force_refetch:
             sweep.drop_partial(self.store, digest)
         partial = self.store.ingest.open(digest, size)
         repairing = status.state is BlobState.SUSPECT and not request.force_refetch
         table = proven_table(self.store.layout.table(digest), digest, size) if repairing else None
-        pending = PendingCommit(request, lock, status, partial, resumed=partial.held_bytes)
+        pending = PendingCommit(request, lock, status, partial, resumed=partial.held_bytes, fetched=received)
         try:
             pending.damaged = (
                 self._save_pieces(request, partial, table)
@@ -234,12 +248,12 @@ class Fetcher:
                 else ()
             )
             self.context.emit(FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=request.name))
-            refused = self._fetch_at_once(pending) if _is_simple(self.context, request) else None
+            refused = self._fetch_at_once(pending) if is_simple(self.context, request) else None
             if partial.contiguous_end() < size or partial.actual_digest() != digest:
                 self._download(pending, table, refused)
         except BaseException as error:
-            batch.note_failed(pending)
-            explained = batch.explain(error, pending) if isinstance(error, Exception) else error
+            group.note_failed(pending)
+            explained = group.explain(error, pending) if isinstance(error, Exception) else error
             partial.close_or_discard()
             if explained is not error:
                 raise explained from error
@@ -248,7 +262,7 @@ class Fetcher:
 
     def _fetch_at_once(self, pending: PendingCommit) -> SourceError | WrongSize | None:
         try:
-            pending.fetched = _fetch_simple(self.context, pending.request, pending.partial)
+            pending.fetched += _fetch_simple(self.context, pending.request, pending.partial)
         except (SourceError, WrongSize) as error:
             return error
         return None
@@ -272,12 +286,6 @@ def _read_piece(path: str, view: memoryview, start: int) -> bool:
         return False
     finally:
         os.close(fd)
-
-
-def _is_simple(context: TransferContext, request: BlobRequest) -> bool:
-    """Whether the blob comes within one read from its only source, and that has no record of failures."""
-    fits = 0 < request.size <= FIRST_STEP  # bytes of one read
-    return fits and len(request.urls) == 1 and not context.failures.any and not context.bad_sources.of(request.digest)
 
 
 def _fetch_simple(context: TransferContext, request: BlobRequest, partial: Partial) -> int:

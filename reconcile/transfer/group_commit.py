@@ -19,7 +19,9 @@ from .context import TransferContext
 from .state import BlobRequest
 
 _UNLIMITED = 1 << 16  # descriptors to count on where there is no limit
-_TOGETHER, _TOGETHER_S = 1 << 20, 0.25  # the bytes of a full group, and the longest wait of a blob in it
+_TOGETHER = 1 << 20  # bytes of a full group
+TOGETHER_S = 0.25
+"""The longest that a blob waits for others to be committed with."""
 
 
 def scrub_target(store: BlobStore, request: BlobRequest) -> scrub.ScrubTarget:
@@ -46,6 +48,12 @@ class PendingCommit:
             self.partial.close_or_discard()
 
 
+def most_open() -> int:
+    """Descriptors that this process may have open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _UNLIMITED if limit == resource.RLIM_INFINITY else limit
+
+
 class GroupCommit:
     """The group of pending commits of one ``Fetcher.obtain_all``. Safe for threads.
 
@@ -59,9 +67,7 @@ class GroupCommit:
         self._pending: list[PendingCommit] = []
         self._bytes, self._began_at, self._mutex = 0, 0.0, Lock()
         # Each has two descriptors open, its partial's and its lock's. Half of the process's limit is left to others.
-        may_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        limit = _UNLIMITED if may_open == resource.RLIM_INFINITY else may_open
-        self._most = max(1, limit // (4 * context.connections.most))
+        self._most = max(1, most_open() // (4 * context.connections.most))
 
     def add(self, pending: PendingCommit) -> None:
         """Take over a pending commit; commit the group if it is full."""
@@ -75,7 +81,7 @@ class GroupCommit:
 
     def commit_due(self) -> None:
         """Commit the group if it has waited long enough and no other thread is committing it."""
-        if self._pending and self._context.clock() - self._began_at >= _TOGETHER_S and self._mutex.acquire(blocking=False):
+        if self._pending and self._context.clock() - self._began_at >= TOGETHER_S and self._mutex.acquire(blocking=False):
             try:
                 self._commit()
             finally:

@@ -1,0 +1,168 @@
+"""Batches: small blobs of one origin that are fetched over one pipelined connection and committed together.
+
+A batch is for what is plain: absent blobs, each with one source, and no record of failures. Whatever else a response or
+the store shows leaves a blob to the usual way, which finds the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from threading import Lock
+
+from modelstow.backends import PipelinedSource, SourceError
+from modelstow.backends.source import FetchObjects
+from modelstow.cas import BlobState, BlobStore, Digest, LockTimeoutError, locks
+from modelstow.cas.store import lock_stripe
+
+from ..events.events import BlobFailed, BlobFetched, BlobReused, BytesArrived, FetchStarted
+from .context import STOPPED, TransferContext
+from .group_commit import TOGETHER_S, most_open
+from .state import BlobRequest
+from .worker import FIRST_STEP, SOURCE_BUGS
+
+_FIRST, _MOST = 8, 100  # blobs of the first batch and of a full one
+_IN_FLIGHT = 200  # blobs of all batches together, where descriptors allow: each has two open
+
+
+def is_simple(context: TransferContext, request: BlobRequest) -> bool:
+    """Whether the blob comes within one read from its only source, and that has no record of failures."""
+    fits = 0 < request.size <= FIRST_STEP  # bytes of one read
+    return fits and len(request.urls) == 1 and not context.failures.any and not context.bad_sources.of(request.digest)
+
+
+@dataclass(slots=True)
+class Batch:
+    """The blobs of one batch, and what became of them."""
+
+    requests: dict[Digest, BlobRequest]
+    present: list[Digest] = field(default_factory=list)
+    received: dict[Digest, int] = field(default_factory=dict)  # bytes
+    pending: dict[Digest, bytes] = field(default_factory=dict)  # received and not committed
+    committed: set[Digest] = field(default_factory=set)
+
+    def left(self) -> list[tuple[BlobRequest, int]]:
+        """The blobs that are still to be fetched, each with the bytes that were received for it in vain."""
+        done = self.committed.union(self.present)
+        return [(r, self.received.get(d, 0)) for d, r in self.requests.items() if d not in done]
+
+
+class BatchFetcher:
+    """The batches of one fetcher. Safe for threads, whose batches share the descriptors that may be open."""
+
+    def __init__(self, store: BlobStore, context: TransferContext) -> None:
+        self._store, self._context = store, context
+        self._size, self._mutex = _FIRST, Lock()
+        self._available = min(_IN_FLIGHT, most_open() // 8)
+
+    def fetch(self, first: BlobRequest, others: Iterator[BlobRequest], before_commit: Callable[[], object]) -> Batch:
+        """Fetch the *first* of several blobs and, if its source can, with it as many *others* as one batch takes.
+
+        They are durable on return, but for those that are left. *before_commit* is called once. Raises Cancelled.
+        """
+        batch = Batch({first.digest: first})
+        if not self._fits(first):
+            return batch
+        with self._mutex:
+            size = min(self._size, self._available // 2)  # the other half is for other threads
+            self._available -= size
+        try:
+            source = self._context.registry.find(first.urls[0])
+            if isinstance(source, PipelinedSource) and size > 1:
+                with ExitStack() as held:
+                    self._fetch(batch, source, islice(others, size - 1), held, before_commit)
+        except (SourceError, OSError, LockTimeoutError, *SOURCE_BUGS):
+            pass  # the usual way reports it, if it persists
+        except BaseException:
+            for digest in batch.received.keys() - batch.committed:
+                self._context.emit(BlobFailed(digest=digest, fetched_bytes=batch.received[digest]))
+            raise
+        finally:
+            with self._mutex:
+                self._available += size
+        return batch
+
+    def _fits(self, request: BlobRequest) -> bool:
+        return is_simple(self._context, request) and not request.force_refetch and not request.local_candidates
+
+    def _fetch(
+        self,
+        batch: Batch,
+        source: PipelinedSource,
+        others: Iterable[BlobRequest],
+        held: ExitStack,
+        before_commit: Callable[[], object],
+    ) -> None:
+        (first,) = batch.requests.values()
+        locator = first.urls[0]
+        with source.pipeline(locator, lambda: self._context.token.check(STOPPED)) as fetch_objects:
+            if fetch_objects is None:
+                return
+            batch.requests.update((request.digest, request) for request in others)
+            origin = f"{source.origin(locator)}/"
+            fitting = [r for r in batch.requests.values() if self._fits(r) and r.urls[0].startswith(origin)]
+            blob_locks = self._lock(fitting, held)
+            free = [request for request in fitting if lock_stripe(request.digest) in blob_locks]
+            absent = self._absent(batch, free)
+
+            def commit() -> None:
+                if batch.pending and all(lock.is_current() for lock in blob_locks.values()):
+                    before_commit()
+                    self._commit(batch)
+                for lock in blob_locks.values():
+                    lock.progress()
+
+            self._receive(batch, absent, fetch_objects, commit)
+        commit()
+        self._size = min(2 * self._size, _MOST)
+
+    def _lock(self, requests: Iterable[BlobRequest], held: ExitStack) -> dict[str, locks.Lock]:
+        """The locks that are free, by stripe. With one lock held, none is waited for."""
+        blob_locks: dict[str, locks.Lock] = {}
+        for stripe, digest in {lock_stripe(request.digest): request.digest for request in requests}.items():
+            with suppress(LockTimeoutError):
+                lock = self._store.lock_blob(digest, doing=f"fetching {digest.short}", timeout_s=0.0)
+                blob_locks[stripe] = held.enter_context(lock)
+        return blob_locks
+
+    def _absent(self, batch: Batch, requests: Iterable[BlobRequest]) -> list[BlobRequest]:
+        """Those that are to be fetched: what another process committed meanwhile is not, what is damaged is left."""
+        self._store.blobs.refresh()
+        sizes = {request.digest: request.size for request in requests}
+        states = {digest: status.state for digest, status in self._store.blobs.stat_all(sizes).items()}
+        for digest, size in sizes.items():
+            if states[digest] is BlobState.INTACT:
+                batch.present.append(digest)
+                self._context.emit(BlobReused(digest=digest, size=size))
+        return [batch.requests[digest] for digest, state in states.items() if state is BlobState.ABSENT]
+
+    def _receive(
+        self,
+        batch: Batch,
+        requests: list[BlobRequest],
+        fetch_objects: FetchObjects,
+        commit: Callable[[], None],
+    ) -> None:
+        emit, clock, token = self._context.emit, self._context.clock, self._context.token
+        committed_at = clock()
+        bodies = fetch_objects([(request.urls[0], request.size) for request in requests])
+        for request, body in zip(requests, bodies, strict=False):
+            token.check(STOPPED)
+            if body is not None:
+                batch.received[request.digest] = len(body)
+                batch.pending[request.digest] = body
+                emit(FetchStarted(digest=request.digest, size=request.size, held=0, name=request.name))
+                emit(BytesArrived(digest=request.digest, count=len(body)))
+            if clock() - committed_at >= TOGETHER_S:
+                commit()
+                committed_at = clock()
+
+    def _commit(self, batch: Batch) -> None:
+        contents, batch.pending = batch.pending, {}
+        failed = self._store.ingest.commit_small(contents)
+        for digest, data in contents.items():
+            if digest not in failed:
+                batch.committed.add(digest)
+                self._context.emit(BlobFetched(digest=digest, size=len(data), fetched_bytes=len(data), resumed_bytes=0))
