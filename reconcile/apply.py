@@ -1,4 +1,4 @@
-"""Carries out what is wanted: lease, observe, plan, make room, fetch, publish, remove. Level-based, like a controller.
+"""The executor of a plan: lease, observe, plan, make room, fetch, publish, remove. Level-triggered.
 
 The plan that is carried out is made here, of what is observed under the lease. So a stale plan is safe, and running
 again after anything continues from what is proven. One variant's failure stops no other; nothing is removed if something
@@ -66,7 +66,7 @@ class Executor:
         with_work = replace(desired, trees=work.trees)
         done = False
         try:
-            replaced = self._fetch_missing(with_work, actual, seen_commits)
+            replaced = self._fetch_missing(with_work, actual, work.plan, seen_commits)
             # What was seen intact under the lease still is; what was just fetched is looked at.
             known = {digest: status for digest, status in actual.blobs.items() if status.state is BlobState.INTACT}
             known = {digest: status for digest, status in known.items() if digest not in replaced}
@@ -122,12 +122,12 @@ class Executor:
 
     # ---- blobs
 
-    def _fetch_missing(self, desired: Desired, actual: Actual, seen_commits: Mapping[Digest, str]) -> frozenset[Digest]:
-        """Every blob that is not intact, or all with *seen_commits*; those whose inode is another now."""
-        everything = desired.digests
-        intact = {digest for digest, status in actual.blobs.items() if status.state is BlobState.INTACT}
-        requested = everything - intact | (everything & seen_commits.keys())
-        reused = everything - requested
+    def _fetch_missing(
+        self, desired: Desired, actual: Actual, fresh: Plan, seen_commits: Mapping[Digest, str]
+    ) -> frozenset[Digest]:
+        """Carry out the plan's fetches, and read what is available locally; the blobs whose inode is another now."""
+        requested = fresh.local.union(action.digest for action in fresh.actions if isinstance(action, Fetch))
+        reused = desired.digests - requested
         self.emit(BlobsReused(blobs=len(reused), bytes=sum(map(desired.size, reused))))
         if not requested:
             return frozenset()
@@ -139,7 +139,7 @@ class Executor:
                     paths.setdefault(digest, []).append(path)
                     names.setdefault(digest, f"{tree.key}  {path}" if len(desired.trees) > 1 else path)
         local_candidates = self._local_candidates(desired, actual)
-        wanted = []
+        requests = []
         for digest in requested:
             from_mirrors, compressed = mirrors.addresses(desired.mirrors, digest, desired.size(digest))
             blob = BlobRequest(
@@ -153,10 +153,10 @@ class Executor:
                 force_refetch=digest in seen_commits,
                 seen_commit=seen_commits.get(digest, ""),
             )
-            wanted.append(blob)
+            requests.append(blob)
         # By the end of the digest: those with one beginning share a lock, and would wait for each other.
-        wanted.sort(key=lambda blob: (-blob.size, blob.digest[::-1]))
-        return self._obtain_all(desired, wanted)
+        requests.sort(key=lambda blob: (-blob.size, blob.digest[::-1]))
+        return self._obtain_all(desired, requests)
 
     def _local_candidates(self, desired: Desired, actual: Actual) -> dict[Digest, list[str]]:
         """Files of trees that may hold a blob's bytes in another inode."""
@@ -175,14 +175,14 @@ class Executor:
                         found.setdefault(digest, []).append(str(tree.path / path))
         return found
 
-    def _obtain_all(self, desired: Desired, wanted: list[BlobRequest]) -> frozenset[Digest]:
+    def _obtain_all(self, desired: Desired, requests: list[BlobRequest]) -> frozenset[Digest]:
         """Fetch blobs by several workers, largest first, so that none is left alone at the end; one takes the smallest.
 
         Two at once where there are large ones, and more as long as this process has time to spare: they help against a
         network that answers late. Small ones are Python's own work, and two threads of it only wait for each other.
         """
-        at_once = 2 if wanted[0].size > TABLE_FROM else 1
-        queue, replaced, failed = deque(wanted), set[Digest](), dict[Digest, ModelstowError | CasError]()
+        at_once = 2 if requests[0].size > TABLE_FROM else 1
+        queue, replaced, failed = deque(requests), set[Digest](), dict[Digest, ModelstowError | CasError]()
         connections, idle = self.fetcher.context.connections, IdleDetector(one_works=at_once == 1)
 
         def work(smallest: bool) -> None:
@@ -196,7 +196,7 @@ class Executor:
             finally:
                 connections.give()
 
-        most, workers = min(connections.most, len(wanted)), 0
+        most, workers = min(connections.most, len(requests)), 0
         with WorkerPool(most, "fetch", token=self.token, cancelled=STOPPED) as pool:
             while pool.busy or not workers:
                 while queue and (workers < at_once or idle.seen()) and connections.take():

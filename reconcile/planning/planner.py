@@ -93,6 +93,7 @@ class Plan:
     desired: Desired
     actions: tuple[Action, ...]
     summary: Summary
+    local: frozenset[Digest] = frozenset()  # to be read from files of trees, and fetched only if those are others
 
     @property
     def changes(self) -> bool:
@@ -121,9 +122,9 @@ def plan(desired: Desired, actual: Actual) -> Plan:
                 case Remove():
                     removes.append(action)
     removes += [Remove(tree=key, path="") for key in desired.removals]
-    fetches = _fetches(desired, actual, intact)
+    fetches, local = _fetches(desired, actual, intact)
     actions: tuple[Action, ...] = (*fetches, *_by_place(links), *_by_place(replaces), *_by_place(removes))
-    return Plan(desired=desired, actions=actions, summary=_summary(actions, desired, actual))
+    return Plan(desired=desired, actions=actions, summary=_summary(actions, desired, actual), local=local)
 
 
 def _intact(actual: Actual) -> frozenset[Digest]:
@@ -165,8 +166,8 @@ def _superfluous(tree: DesiredTree, seen: ActualTree, *, prune: bool) -> Iterato
         yield seen.leftover
 
 
-def _fetches(desired: Desired, actual: Actual, intact: frozenset[Digest]) -> list[Fetch]:
-    """What must come from a source: blobs that are needed, that are not intact, and that no file at hand may be."""
+def _fetches(desired: Desired, actual: Actual, intact: frozenset[Digest]) -> tuple[list[Fetch], frozenset[Digest]]:
+    """Blobs that are needed and not intact: those that must come from a source, and those that a file of a tree may be."""
     force_refetch = desired.force_refetch
     missing: set[Digest] = {*force_refetch, *(desired.extra_blobs - intact)}
     local: set[Digest] = set()
@@ -189,7 +190,8 @@ def _fetches(desired: Desired, actual: Actual, intact: frozenset[Digest]) -> lis
         )
         for digest in missing - (local - force_refetch)
     ]
-    return sorted(fetches, key=lambda f: (f.have == 0, f.size - f.have if f.have else -f.size, f.digest))
+    fetches.sort(key=lambda f: (f.have == 0, f.size - f.have if f.have else -f.size, f.digest))
+    return fetches, frozenset(local - force_refetch)
 
 
 def _first_locator(digest: Digest, desired: Desired) -> str:
@@ -281,7 +283,7 @@ def statuses(desired: Desired, actual: Actual) -> list[VariantStatus]:
 
 def _status(tree: DesiredTree, desired: Desired, actual: Actual, intact: frozenset[Digest]) -> VariantStatus:
     seen = actual.trees.get(tree.key, NO_TREE)
-    fetches = _fetches(Desired(trees=(tree,), blobs=desired.blobs), actual, intact)
+    fetches, _ = _fetches(Desired(trees=(tree,), blobs=desired.blobs), actual, intact)
     missing = [path for path in tree.files if path not in seen.placed and path not in seen.foreign]
     corrupt = [path for path, digest in tree.files.items() if _is_corrupt(path, digest, seen, desired, actual)]
     if not seen.exists:

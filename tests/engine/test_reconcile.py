@@ -23,7 +23,9 @@ from modelstow import EnsureOptions, InvalidConfigError, ModelEnsurer, ModelStat
 from modelstow.backends.memory import MemorySource
 from modelstow.cas import BlobStore, Digest, NoSpaceError
 from modelstow.cas.scrub import Level
+from modelstow.reconcile.events.events import FetchStarted
 from modelstow.reconcile.planning import verifier
+from modelstow.reconcile.planning.planner import Fetch
 
 pytestmark = pytest.mark.slow
 
@@ -546,3 +548,26 @@ def test_a_write_while_a_verification_reads_is_found_by_the_same_verification(tm
     assert written and [finding.digest for finding in report.faults if finding.kind == "corrupt"] == [Digest.of(BIG)]
     assert models.status("m", "fp32").state is ModelState.CORRUPT
     assert models.ensure("m", "fp32") and tree_of(models.local_path("m", "fp32")) == FP32
+
+
+def test_what_the_plan_fetches_is_what_is_fetched(tmp_path: Path):
+    """A missing blob, a damaged one and one that only trees hold: the plan and the run name the same."""
+    lock, source = two_variants()
+    models = ensurer_of(tmp_path, lock, source)
+    models.reconcile()
+    store, path = BlobStore.open(tmp_path / "root"), models.local_path("m", "fp32")
+    big, half, config = Digest.of(BIG), Digest.of(HALF), Digest.of(CONFIG)
+    (path / "model.bin").unlink()
+    os.unlink(store.layout.blob(big))  # missing
+    half_blob = Path(store.layout.blob(half))  # damaged
+    half_blob.chmod(0o644)
+    half_blob.write_bytes(b"x" + HALF[1:])
+    os.unlink(store.layout.blob(config))  # missing, but its trees hold it
+
+    plan = models.plan()
+    planned = {action.digest for action in plan.actions if isinstance(action, Fetch)}
+    started: set[Digest] = set()
+    models.events = lambda event: started.add(event.digest) if isinstance(event, FetchStarted) else None
+    models.reconcile()
+
+    assert planned == started == {big, half} and plan.local == {config}
