@@ -18,7 +18,7 @@ from modelstow.cas.scrub import Level
 
 from .desired.lockfile import Lockfile
 from .desired.selectors import VariantId, all_variants, select
-from .desired_state import EnsureOptions, Scope
+from .desired_state import EnsureOptions, blob_sizes, build
 from .errors import single
 from .events.report import Report
 from .planning.observer import free_bytes, observe
@@ -26,7 +26,7 @@ from .planning.planner import Plan, find_work, plan, statuses
 from .planning.state import Actual, Desired, ModelState, TreeKey, VariantStatus
 from .project import Project, find_files
 from .results import ApplyResult, IntegrityReport, TreeResult
-from .retention import roots
+from .retention import registered, roots
 from .retention.roots import LockfileRoot
 from .settings import Settings, from_environment
 
@@ -106,7 +106,7 @@ class ModelEnsurer:
     def desired(self, selectors: Selectors = None, *, options: EnsureOptions = EnsureOptions()) -> Desired:
         """What is wanted of these variants (default: of all). Raises the errors of selectors."""
         chosen = all_variants(self.lock) if selectors is None else self._chosen(selectors)
-        return self._scope.desired(chosen, options)
+        return build(self.settings, self.lock, chosen, options)
 
     def observe(self, desired: Desired | None = None) -> Actual:
         """What is on disk of it, by stat. Writes nothing, takes no lock, needs no network."""
@@ -123,7 +123,7 @@ class ModelEnsurer:
         """What ``apply`` would do; *removals*: also of trees that this lockfile no longer names; *force*: fetch all."""
         desired = self._wanted(selectors, options, force=force)
         if removals:
-            desired = replace(desired, removals=self._scope.removals(desired)[0])
+            desired = replace(desired, removals=self._removals(desired)[0])
         return plan(desired, self.observe(desired))
 
     def status(self, model: str, variant: str | None = None) -> VariantStatus:
@@ -183,7 +183,7 @@ class ModelEnsurer:
         """Make the disk equal the whole lockfile, then remove the trees that it put there and no longer names."""
         began_ns = time.time_ns()
         desired = self.desired(options=EnsureOptions(prune=prune))
-        removals, new_owners = self._scope.removals(desired)
+        removals, new_owners = self._removals(desired)
         actual = self.observe(desired)
         outcome = self._apply(replace(desired, removals=removals), actual, progress=progress)
         if outcome.error is None:
@@ -226,14 +226,17 @@ class ModelEnsurer:
         from .planning import verifier
 
         store = BlobStore.open_readonly(self.settings.root)
-        desired = self.desired(selectors) if selectors is not None else self._scope.registered(store)
-        also = {} if selectors is not None else {d: self._scope.size_of(store, d) for d, _ in store.blobs.entries()}
+        if selectors is not None:
+            desired, others = self.desired(selectors), {}
+        else:
+            desired = registered.all_trees(store, self.lock, self.settings.mirrors)
+            others = registered.all_blobs(store, self.lock)
         with Task("verifying", self.events) as task:
-            found = verifier.audit(store, desired, level, also=also, on_total=task.begin, on_bytes=task.advance)
+            found = verifier.audit(store, desired, level, also=others, on_total=task.begin, on_bytes=task.advance)
         if not repair or not found.faults:
             return found, None
         orphans = frozenset(f.digest for f in found.faults if f.kind == "corrupt") & self.lock.blobs.keys()
-        return found, self._apply(replace(self._scope.repairable(desired), extra_blobs=orphans))
+        return found, self._apply(replace(registered.repairable(self.lock, desired), extra_blobs=orphans))
 
     def collect_garbage(
         self,
@@ -269,7 +272,7 @@ class ModelEnsurer:
         *done* is filled as blobs are published, so that it is known after an error. Raises the errors of selectors,
         InvalidConfigError, IntegrityError, SourceError, Cancelled, OSError.
         """
-        sizes = self._scope.blobs(all_variants(self.lock) if selectors is None else self._chosen(selectors))
+        sizes = blob_sizes(self.lock, all_variants(self.lock) if selectors is None else self._chosen(selectors))
         return self._runtime().push(url, compress=compress, dry_run=dry_run, done=done).run(sizes)
 
     @contextmanager
@@ -289,9 +292,8 @@ class ModelEnsurer:
 
     # ---- what is wanted
 
-    @property
-    def _scope(self) -> Scope:
-        return Scope(settings=self.settings, lock=self.lock)
+    def _removals(self, desired: Desired) -> tuple[tuple[TreeKey, ...], dict[str, LockfileRoot]]:
+        return registered.removals(BlobStore.open_readonly(self.settings.root), self.settings.lockfile, desired)
 
     def _chosen(self, selectors: Iterable[str | VariantId]) -> list[VariantId]:
         return list(dict.fromkeys(s if isinstance(s, VariantId) else select(self.lock, s) for s in selectors))
@@ -306,7 +308,8 @@ class ModelEnsurer:
 
     def _register(self) -> None:
         """Put the lockfile on record if it is not, as it is."""
-        root, store = self._scope.lock_root(self.lock_text), BlobStore.open_readonly(self.settings.root)
+        store = BlobStore.open_readonly(self.settings.root)
+        root = registered.lock_root(self.lock, self.settings.lockfile, self.lock_text)
         if any(store.layout.leases.glob("*")):  # what `lock` had pulled is kept by the lockfile now
             from modelstow.cas import leases
 

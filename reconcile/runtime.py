@@ -18,7 +18,6 @@ from .apply import Executor
 from .checkout.publisher import Publisher
 from .desired import selectors
 from .desired.lockfile import Lockfile, absolute
-from .desired_state import other_locks
 from .errors import ApplyError, InvalidConfigError
 from .events.events import Sink, Warning
 from .events.progress import Meter, Progress
@@ -29,6 +28,7 @@ from .planning.planner import PendingWork
 from .planning.state import Desired, DesiredTree, TreeKey
 from .retention.collector import Collector
 from .retention.preflight import Preflight
+from .retention.registered import other_locks
 from .retention.roots import LockfileRoot
 from .settings import Settings
 from .state_dirs import BAD_SOURCES
