@@ -45,7 +45,7 @@ def _tree(settings: Settings, lock: Lockfile, id_: VariantId, options: EnsureOpt
     if variant.components:
         selectors.check_components(id_, variant, options.with_ | options.without)
         record = BlobStore.open_readonly(root).trees.read(place)
-        before, before_without = selectors.remembered(record.labels if record else {})
+        before, before_without = selectors.remembered(record.labels if record else {}, id_)
         with_ = ((before - options.without) | options.with_) & variant.components.keys()
         without = ((before_without - options.with_) | options.without) & variant.components.keys()
     elif options.with_ or options.without:
@@ -54,8 +54,7 @@ def _tree(settings: Settings, lock: Lockfile, id_: VariantId, options: EnsureOpt
     files = variant.chosen(with_, without) if variant.components else variant.files
     path, symlinks = root / place, settings.link_mode is LinkMode.SYMLINK
     other_disk = options.into is not None and not symlinks and _device(path) != _device(root)
-    key = TreeKey(id_.model, id_.variant, place)
-    return DesiredTree(key=key, path=path, files=files, labels=labels, other_disk=other_disk)
+    return DesiredTree(key=TreeKey((id_,), place), path=path, files=files, labels=labels, other_disk=other_disk)
 
 
 def _needs_copies(settings: Settings) -> bool:

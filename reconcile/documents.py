@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 IN_SYNC = "in sync: nothing to do"
 
 
+def variants_of_tree(variants: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The model and variant of a tree; of a tree of several variants, a list of them."""
+    rows = [{"model": model, "variant": variant} for model, variant in variants]
+    return rows[0] if len(rows) == 1 else {"variants": rows}
+
+
 def status_row(
     *,
     model: str,

@@ -344,10 +344,11 @@ class ModelEnsurer:
 
     def _outcomes(self, desired: Desired, changed: frozenset[TreeKey], *, failed: bool) -> Iterator[TreeResult]:
         found = statuses(desired, self.observe(desired)) if failed else []
-        for number, tree in enumerate(desired.trees):
-            state = found[number].state if failed else ModelState.COMPLETE
-            model, variant = tree.key.model, tree.key.variant
-            yield TreeResult(model=model, variant=variant, path=tree.path, state=state, changed=tree.key in changed)
+        states = {status.local_path: status.state for status in found}
+        for tree in desired.trees:
+            state, is_changed = states.get(tree.path, ModelState.COMPLETE), tree.key in changed
+            for id_ in tree.key.variants:
+                yield TreeResult(model=id_.model, variant=id_.variant, path=tree.path, state=state, changed=is_changed)
 
     def _runtime(self) -> Runtime:
         from .runtime import Runtime, targets_of

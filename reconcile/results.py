@@ -16,7 +16,7 @@ from .planning.state import DesiredTree, ModelState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeResult:
-    """The state of one tree after an apply."""
+    """The state of the tree of one variant after an apply."""
 
     model: str
     variant: str

@@ -177,14 +177,13 @@ class Runtime:
     def _refuse_conflicts(self, store: BlobStore, trees: Iterable[DesiredTree]) -> None:
         """Refuse to change a tree that another registered lockfile wants with other content."""
         others = other_locks(store, self.settings.lockfile)
-        for tree in trees:
-            if os.path.isabs(tree.key.tree) or tree.key.model not in self.lock.models:
-                continue
-            mine = selectors.fingerprint(self.lock.models[tree.key.model].variants[tree.key.variant])
+        inside = [id_ for tree in trees if not os.path.isabs(tree.key.tree) for id_ in tree.key.variants]
+        for id_ in (id_ for id_ in inside if id_.model in self.lock.models):
+            mine = selectors.fingerprint(self.lock.models[id_.model].variants[id_.variant])
             for other in others:
-                if other.trees.get(str(tree.key), mine) != mine:
+                if other.trees.get(id_, mine) != mine:
                     raise InvalidConfigError(
-                        f"{tree.key} is locked with other content by {other.path}, which shares this ROOT",
+                        f"{id_} is locked with other content by {other.path}, which shares this ROOT",
                         hint="give one of the two another version, or use another --root",
                     )
 

@@ -74,11 +74,12 @@ def _is_fresh(manifest: Path, lock: Lockfile) -> bool:
 def _add_tree(
     taken: Snapshot, tree: DesiredTree, lock: Lockfile, actual: Actual, numbers: dict[Digest, int], began_ns: int
 ) -> None:
-    seen, model = actual.trees[tree.key], lock.models[tree.key.model]
-    default = model.default == tree.key.variant or (model.default is None and len(model.variants) == 1)
-    row = snapshot.Tree(
-        tree_id(tree.key.tree), tree.key.model, tree.key.variant, str(tree.path), default=default, extra=seen.extra
-    )
+    if len(tree.key.variants) != 1:
+        raise Unsettled  # a row names one
+    [id_], seen = tree.key.variants, actual.trees[tree.key]
+    model = lock.models[id_.model]
+    default = model.default == id_.variant or (model.default is None and len(model.variants) == 1)
+    row = snapshot.Tree(tree_id(tree.key.tree), id_.model, id_.variant, str(tree.path), default=default, extra=seen.extra)
     found = scan(tree.path)
     if found is None:
         raise Unsettled

@@ -78,8 +78,8 @@ class Publisher:
         return not os.path.lexists(wanted.path) and self.store.trees.read(wanted.key.tree) is None
 
     def _published(self, wanted: DesiredTree, *, exchanged: bool) -> None:
-        key = wanted.key
-        self.emit(TreePublished(model=key.model, variant=key.variant, path=wanted.path, exchanged=exchanged))
+        for id_ in wanted.key.variants:
+            self.emit(TreePublished(model=id_.model, variant=id_.variant, path=wanted.path, exchanged=exchanged))
 
     def _by_exchange(self, wanted: DesiredTree, seen: ActualTree) -> bool:
         """A new or changed tree appears in one step; drift against the same content is mended in place."""
@@ -226,7 +226,8 @@ class Publisher:
             trash.empty(self.store.layout, tree=record.tree)
             if not os.path.isabs(record.tree):
                 self._remove_empty(self.store.layout.trees, str(path.relative_to(self.store.layout.trees)))
-            self.emit(TreeRemoved(model=key.model, variant=key.variant, path=path))
+            for id_ in key.variants:
+                self.emit(TreeRemoved(model=id_.model, variant=id_.variant, path=path))
         return True
 
     def _remove_files(self, path: Path, record: Inventory) -> None:

@@ -273,13 +273,13 @@ def same_choice(recorded: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
 
 
 def statuses(desired: Desired, actual: Actual) -> list[VariantStatus]:
-    """The status of each tree: the first state that fits, in the order of the enum by the contract (NOT_PRESENT, VERIFYING,
-    CORRUPT, PARTIAL, COMPLETE)."""
+    """The status of each variant of each tree: the first state that fits, in the order of the enum by the contract
+    (NOT_PRESENT, VERIFYING, CORRUPT, PARTIAL, COMPLETE)."""
     intact = _intact(actual)
-    return [_status(tree, desired, actual, intact) for tree in desired.trees]
+    return [status for tree in desired.trees for status in _statuses(tree, desired, actual, intact)]
 
 
-def _status(tree: DesiredTree, desired: Desired, actual: Actual, intact: frozenset[Digest]) -> VariantStatus:
+def _statuses(tree: DesiredTree, desired: Desired, actual: Actual, intact: frozenset[Digest]) -> Iterator[VariantStatus]:
     seen = actual.trees.get(tree.key, NO_TREE)
     fetches = _fetches(Desired(trees=(tree,), blobs=desired.blobs), actual, intact)
     missing = [path for path in tree.files if path not in seen.placed and path not in seen.foreign]
@@ -294,16 +294,17 @@ def _status(tree: DesiredTree, desired: Desired, actual: Actual, intact: frozens
         state = ModelState.PARTIAL
     else:
         state = ModelState.COMPLETE
-    return VariantStatus(
-        model=tree.key.model,
-        variant=tree.key.variant,
-        state=state,
-        local_path=tree.path,
-        missing_files=tuple(sorted(missing)),
-        corrupt_files=tuple(sorted(corrupt)),
-        extra_files=tuple(sorted(seen.extra)),
-        bytes_needed=sum(fetch.size - fetch.have for fetch in fetches),
-    )
+    for id_ in tree.key.variants:
+        yield VariantStatus(
+            model=id_.model,
+            variant=id_.variant,
+            state=state,
+            local_path=tree.path,
+            missing_files=tuple(sorted(missing)),
+            corrupt_files=tuple(sorted(corrupt)),
+            extra_files=tuple(sorted(seen.extra)),
+            bytes_needed=sum(fetch.size - fetch.have for fetch in fetches),
+        )
 
 
 def _is_corrupt(path: str, digest: Digest, seen: ActualTree, desired: Desired, actual: Actual) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from modelstow.cas import BlobStore, Digest
 
+from ..desired.selectors import VariantId
 from .roots import Roots, RootState, TreeRoot
 
 
@@ -122,5 +123,5 @@ def _age_order(root: TreeRoot) -> tuple[float, str]:
     return root.used_at, root.record.tree
 
 
-def _is_evictable(root: TreeRoot, pinned: frozenset[str]) -> bool:
-    return root.state is RootState.ALIVE and not root.unfinished and root.name not in pinned
+def _is_evictable(root: TreeRoot, pinned: frozenset[VariantId]) -> bool:
+    return root.state is RootState.ALIVE and not root.unfinished and pinned.isdisjoint(root.key.variants)

@@ -19,8 +19,8 @@ from .roots import LockfileRoot, RootState
 
 
 def unwanted(store: BlobStore, lockfile: Path | None, desired: Desired) -> Iterator[tuple[Inventory, TreeKey]]:
-    """Trees in the store that *lockfile* put there and *desired* does not name, unless pinned."""
-    pinned = pins.names(store)
+    """Trees in the store that *lockfile* put there, and none of whose variants *desired* names or a user pins."""
+    kept = pins.variants(store).union(*(tree.key.variants for tree in desired.trees))
     named = {tree_id(tree.key.tree) for tree in desired.trees}
     for file in store.trees.files():
         if file.name in named or is_intent(file):
@@ -29,7 +29,7 @@ def unwanted(store: BlobStore, lockfile: Path | None, desired: Desired) -> Itera
         if record is None or os.path.isabs(record.tree) or record.labels.get("lockfile") != str(lockfile):
             continue
         key = TreeKey.of(record)
-        if str(key) not in pinned:
+        if kept.isdisjoint(key.variants):
             yield record, key
 
 
@@ -39,8 +39,12 @@ def removals(
     """Of the unwanted trees, those that no other registered lockfile names; and who names the others, by inventory."""
     found = list(unwanted(store, lockfile, desired))
     others = other_locks(store, lockfile) if found else []
-    new_owners = {record.id: other for record, key in found for other in others if str(key) in other.trees}
+    new_owners = {record.id: other for record, key in found for other in others if _names_any(other, key)}
     return tuple(sorted(key for record, key in found if record.id not in new_owners)), new_owners
+
+
+def _names_any(root: LockfileRoot, key: TreeKey) -> bool:
+    return not root.trees.keys().isdisjoint(key.variants)
 
 
 def other_locks(store: BlobStore, lockfile: Path | None) -> list[LockfileRoot]:
@@ -54,13 +58,12 @@ def lock_root(lock: Lockfile, lockfile: Path | None, text: bytes) -> LockfileRoo
     assert lockfile is not None
     parent = os.stat(lockfile.parent)
     every = selectors.all_variants(lock)
-    variants = {str(id_): lock.models[id_.model].variants[id_.variant] for id_ in every}
     return LockfileRoot(
         path=str(lockfile),
         text=Digest.of(text).hex,
         parent=(parent.st_dev, parent.st_ino),
-        trees={name: selectors.fingerprint(variant) for name, variant in variants.items()},
-        pinned=tuple(str(id_) for id_ in every if lock.models[id_.model].pin),
+        trees={id_: selectors.fingerprint(lock.models[id_.model].variants[id_.variant]) for id_ in every},
+        pinned=tuple(id_ for id_ in every if lock.models[id_.model].pin),
         digests=frozenset(lock.blobs),
     )
 
