@@ -51,7 +51,7 @@ def _tree(settings: Settings, lock: Lockfile, id_: VariantId, options: EnsureOpt
     elif options.with_ or options.without:
         selectors.check_components(id_, variant, options.with_ | options.without)
     labels = selectors.labels(id_, settings.lockfile, with_, without, pin=lock.models[id_.model].pin)
-    files = variant.chosen(with_, without) if variant.components else variant.files
+    files = variant.select_files(with_, without) if variant.components else variant.files
     path, symlinks = root / place, settings.link_mode is LinkMode.SYMLINK
     other_disk = options.into is not None and not symlinks and _device(path) != _device(root)
     return DesiredTree(key=TreeKey((id_,), place), path=path, files=files, labels=labels, other_disk=other_disk)

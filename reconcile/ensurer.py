@@ -232,7 +232,7 @@ class ModelEnsurer:
             desired = registered.all_trees(store, self.lock, self.settings.mirrors)
             others = registered.all_blobs(store, self.lock)
         with Task("verifying", self.events) as task:
-            found = verifier.audit(store, desired, level, also=others, on_total=task.begin, on_bytes=task.advance)
+            found = verifier.audit(store, desired, level, other_blobs=others, on_begin=task.begin, on_bytes=task.advance)
         if not repair or not found.faults:
             return found, None
         orphans = frozenset(f.digest for f in found.faults if f.kind == "corrupt") & self.lock.blobs.keys()

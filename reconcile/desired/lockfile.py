@@ -48,7 +48,7 @@ class LockedVariant:
     components: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
 
-    def chosen(self, with_: Iterable[str] = (), without: Iterable[str] = ()) -> dict[str, Digest]:
+    def select_files(self, with_: Iterable[str] = (), without: Iterable[str] = ()) -> dict[str, Digest]:
         """The files of this variant with some optional components added and some components left out."""
         out = (set(self.optional) - set(with_)) | set(without)
         dropped = {path for name in out for path in self.components.get(name, ())}
