@@ -80,7 +80,7 @@ class Lease:
         Thread(target=self._beat, name="lease-heartbeat", daemon=True).start()
 
     def reserve(self, sizes: Mapping[Digest, int]) -> None:
-        """Say which blobs the holder is going to fetch, and their sizes in bytes; durable on return.
+        """Record which blobs the holder is going to fetch, with their sizes in bytes; durable on return.
 
         Raises OSError, LockTimeoutError.
         """

@@ -1,4 +1,4 @@
-"""Carries out what is wanted: lease, observe, plan, make room, fetch, publish, remove. Level-based, like a controller.
+"""The executor: lease, observe, plan, make room, fetch, publish, remove. It is level-triggered.
 
 The plan that is carried out is made here, of what is observed under the lease. So a stale plan is safe, and running
 again after anything continues from what is proven. One variant's failure stops no other; nothing is removed if something
@@ -40,7 +40,7 @@ Check = Callable[[PendingWork], None]
 
 @dataclass(slots=True, kw_only=True)
 class Executor:
-    """Makes one store equal what is desired. The *checks* are called in order under the lease, before the first byte."""
+    """The executor for one store. Its *checks* are called in order under the lease, before the first byte."""
 
     store: BlobStore
     fetcher: Fetcher
@@ -123,7 +123,7 @@ class Executor:
     # ---- blobs
 
     def _fetch_missing(self, desired: Desired, actual: Actual, seen_commits: Mapping[Digest, str]) -> frozenset[Digest]:
-        """Every blob that is not intact, or all with *seen_commits*; those whose inode is another now."""
+        """Fetch every blob that is not intact, and those in *seen_commits*; the digests whose inode changed."""
         everything = desired.digests
         intact = {digest for digest, status in actual.blobs.items() if status.state is BlobState.INTACT}
         requested = everything - intact | (everything & seen_commits.keys())
@@ -208,7 +208,7 @@ class Executor:
         return frozenset(replaced)
 
     def _taken(self, queue: deque[BlobRequest], *, smallest: bool) -> Iterator[BlobRequest]:
-        """What one worker gets of a queue that others take from too, from one end of it."""
+        """The blobs for one worker, from one end of a queue that others take from too."""
         with suppress(IndexError):
             while not self.token.cancelled:
                 yield queue.pop() if smallest else queue.popleft()
@@ -259,7 +259,7 @@ class Executor:
     # ---- after
 
     def _end(self, lease: Lease, desired: Desired, *, finished: bool) -> None:
-        """Roots keep everything now; or the lease stays behind as the root of unfinished work."""
+        """Remove the lease, since other roots keep everything now; or leave it as the root of unfinished work."""
         self.fetcher.before_commit = lambda: None
         if not finished:
             lease.close()

@@ -47,7 +47,7 @@ Selectors = Iterable[str | VariantId] | None
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class ModelEnsurer:
-    """Keeps the models of one lockfile in one store.
+    """The interface to the models of one lockfile in one store.
 
     Any number of threads may share one object; any number of processes and hosts may share one ROOT. Nothing is written
     before something has to be done.
@@ -100,16 +100,16 @@ class ModelEnsurer:
         return self.failures.active() if self.failures is not None else {}
 
     def local_path(self, model: str, variant: str | None = None) -> Path:
-        """Where a variant's tree is or will be; depends on nothing but ROOT and the selector. Raises as ``status``."""
+        """The path of a variant's tree, existing or not; depends on ROOT and the selector alone. Raises as ``status``."""
         return self.settings.root / select(self.lock, model, variant).tree
 
     def desired(self, selectors: Selectors = None, *, options: EnsureOptions = EnsureOptions()) -> Desired:
-        """What is wanted of these variants (default: of all). Raises the errors of selectors."""
+        """The desired state of variants (default: all). Raises the errors of selectors."""
         chosen = all_variants(self.lock) if selectors is None else self._chosen(selectors)
         return build(self.settings, self.lock, chosen, options)
 
     def observe(self, desired: Desired | None = None) -> Actual:
-        """What is on disk of it, by stat. Writes nothing, takes no lock, needs no network."""
+        """The actual state of what *desired* names, by stat. Writes nothing, takes no lock, needs no network."""
         return observe(BlobStore.open_readonly(self.settings.root), desired or self.desired(), free=self._free)
 
     def plan(
@@ -120,7 +120,7 @@ class ModelEnsurer:
         removals: bool = False,
         force: bool = False,
     ) -> Plan:
-        """What ``apply`` would do; *removals*: also of trees that this lockfile no longer names; *force*: fetch all."""
+        """The plan for ``apply``; *removals*: also of trees that this lockfile no longer names; *force*: fetch all."""
         desired = self._wanted(selectors, options, force=force)
         if removals:
             desired = replace(desired, removals=self._removals(desired)[0])
@@ -153,7 +153,7 @@ class ModelEnsurer:
         with_: Iterable[str] = (),
         without: Iterable[str] = (),
     ) -> Path:
-        """The path of a ready, complete folder. Fetches what is missing, heals what is damaged, removes nothing.
+        """Ensure that a tree is complete; its path. Fetches what is missing, repairs what is damaged, removes nothing.
 
         Raises the errors of selectors before anything is touched; ChecksumError, SizeMismatchError,
         SourceUnavailableError and its kin, NoSpaceError, LockTimeoutError, OSError.
@@ -197,7 +197,7 @@ class ModelEnsurer:
         return outcome
 
     def apply(self, work: Plan) -> Report:
-        """Carry out a plan; everything is looked at again. Raises ApplyError when parts failed."""
+        """Carry out a plan, after another observation. Raises ApplyError when parts failed."""
         outcome = self._apply(work.desired)
         if outcome.error is not None:
             raise outcome.error
@@ -218,7 +218,7 @@ class ModelEnsurer:
     def verify(
         self, selectors: Selectors, level: Level, *, repair: bool = False
     ) -> tuple[VerifyReport, ApplyResult | None]:
-        """Read the content of variants, or of every blob and registered tree; with *repair* mend what is damaged.
+        """Read the content of variants, or of every blob and registered tree; with *repair*, repair what is damaged.
 
         The second result is the repair's; None where none was needed or requested.
         """
@@ -307,7 +307,7 @@ class ModelEnsurer:
             transfer_ownership(self.settings.open_store(), id_, owner)
 
     def _register(self) -> None:
-        """Put the lockfile on record if it is not, as it is."""
+        """Register the lockfile, unless it is registered with this content."""
         store = BlobStore.open_readonly(self.settings.root)
         root = registered.lock_root(self.lock, self.settings.lockfile, self.lock_text)
         if any(store.layout.leases.glob("*")):  # what `lock` had pulled is kept by the lockfile now
@@ -367,7 +367,7 @@ class ModelEnsurer:
         )
 
     def remove_tree(self, record: Inventory, key: TreeKey) -> bool:
-        """Take one tree away, as ``evict`` does. Raises LockTimeoutError, OSError."""
+        """Remove one tree, as ``evict`` does. Raises LockTimeoutError, OSError."""
         return self._runtime().remove_tree(record, key)
 
     def _failure_table(self) -> FailureTable:

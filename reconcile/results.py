@@ -27,7 +27,7 @@ class TreeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyResult:
-    """What an apply achieved, and in ``error`` what failed."""
+    """The result of an apply; ``error`` holds what failed."""
 
     trees: tuple[TreeResult, ...]
     report: Report

@@ -1,4 +1,4 @@
-"""Everything that writes, put together for one store and one lockfile. Loaded only when there is something to do."""
+"""The runtime: everything that writes, wired for one store and one lockfile. Loaded only when there is something to do."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Runtime:
         return changed, recorder.report(), error
 
     def _warn_of_lost_mirrors(self) -> None:
-        """A mistyped folder would only ever be a mirror that holds nothing."""
+        """Warn of mirrors whose folder does not exist: a mistyped one would only ever hold nothing."""
         for mirror in self.settings.mirrors:
             place = absolute(mirror, self._base)
             if scheme_of(place) in ("", "file") and not os.path.isdir(path_of(place)):
@@ -83,7 +83,7 @@ class Runtime:
 
     @property
     def _base(self) -> Path:
-        """What relative locators are relative to."""
+        """The folder that relative locators are relative to."""
         return (self.settings.manifest or self.settings.lockfile or Path.cwd()).parent
 
     def collector(self, *, exclusive: bool = False) -> Collector:
@@ -108,7 +108,7 @@ class Runtime:
         )
 
     def remove_tree(self, record: Inventory, key: TreeKey) -> bool:
-        """Take one tree away. Raises LockTimeoutError, OSError."""
+        """Remove one tree. Raises LockTimeoutError, OSError."""
         store = self.settings.open_store()
         store.prepare()
         return self._publisher(store, self.emit).remove(record, key)
@@ -189,7 +189,7 @@ class Runtime:
 
 
 def transfer_ownership(store: BlobStore, id_: str, owner: LockfileRoot) -> None:
-    """Another lockfile wants this tree: from now on it is the one that may remove it. Raises LockTimeoutError, OSError."""
+    """Make another lockfile that names this tree the one that may remove it. Raises LockTimeoutError, OSError."""
     with store.lock(f"tree-{id_}", doing="handing a tree over"):
         record = read_inventory(store.layout.inventories / id_)
         if record is not None:
@@ -201,7 +201,7 @@ def transfer_ownership(store: BlobStore, id_: str, owner: LockfileRoot) -> None:
 
 
 def registry_of(settings: Settings, factories: Mapping[str, Callable[[], Source]] = FACTORIES) -> Registry:
-    """The sources as the settings want them: without networks, or no faster than so."""
+    """The sources by the settings: offline, or with a rate limit."""
     if settings.limit_rate is None:
         return Registry(factories, offline=settings.offline)
     from modelstow.backends.throttle import RateBudget, ThrottledSource
@@ -211,7 +211,7 @@ def registry_of(settings: Settings, factories: Mapping[str, Callable[[], Source]
 
 
 def targets_of(settings: Settings, factories: Mapping[str, Callable[[], Source]] = FACTORIES) -> Registry:
-    """The same to write to, without a rate limit: a push throttles what it sends itself."""
+    """The upload targets by the settings, without a rate limit: a push throttles what it sends itself."""
     return Registry(factories, offline=settings.offline)
 
 

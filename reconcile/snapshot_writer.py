@@ -1,4 +1,4 @@
-"""Taking the stat snapshot after an observation that found nothing to do. ``snapshot`` says what it holds, and when."""
+"""The writer of the stat snapshot, after an observation that found nothing to do. ``snapshot`` describes its content."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _add_tree(
 
 
 def _require_local_file_systems(folders: Iterable[str]) -> None:
-    """A server may change what is on a network file system without a trace in its times."""
+    """Refuse network file systems, on which a server may change content without a trace in its times."""
     seen: set[int] = set()
     for folder in folders:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -88,7 +88,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What would make actual equal desired. Empty: in sync."""
+    """The actions that make actual equal desired. Empty: in sync."""
 
     desired: Desired
     actions: tuple[Action, ...]
@@ -134,7 +134,7 @@ def _intact(actual: Actual) -> frozenset[Digest]:
 def _tree_actions(
     tree: DesiredTree, seen: ActualTree, actual: Actual, intact: frozenset[Digest], *, prune: bool
 ) -> Iterator[Link | LinkTree | Replace | Remove]:
-    """What one tree needs, in the order of its files."""
+    """The actions for one tree, in the order of its files."""
     if tree.files and not seen.placed and not seen.foreign:
         yield LinkTree(tree=tree.key, files=tree.files)
         yield from (Remove(tree=tree.key, path=path) for path in _superfluous(tree, seen, prune=prune))
@@ -166,7 +166,7 @@ def _superfluous(tree: DesiredTree, seen: ActualTree, *, prune: bool) -> Iterato
 
 
 def _fetches(desired: Desired, actual: Actual, intact: frozenset[Digest]) -> list[Fetch]:
-    """What must come from a source: blobs that are needed, that are not intact, and that no file at hand may be."""
+    """The blobs to fetch from a source: needed, not intact, and not the possible content of a file at hand."""
     force_refetch = desired.force_refetch
     missing: set[Digest] = {*force_refetch, *(desired.extra_blobs - intact)}
     local: set[Digest] = set()
@@ -245,7 +245,7 @@ def _summary(actions: Iterable[Action], desired: Desired, actual: Actual) -> Sum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingWork:
-    """What an observation found to do: the plan, the trees with work, and the sizes of blobs to be fetched for them."""
+    """The work that an observation found: the plan, the trees with work, and the sizes of blobs to be fetched for them."""
 
     plan: Plan
     trees: tuple[DesiredTree, ...] = ()
@@ -253,7 +253,7 @@ class PendingWork:
 
 
 def find_work(desired: Desired, actual: Actual) -> PendingWork:
-    """The trees that need anything: files, the end of a change that broke off, a record, or other labels on it."""
+    """The work for trees that need files, recovery of an interrupted change, a record, or other labels on it."""
     work = plan(desired, actual)
     touched = {tree.key for tree in work.trees()}
     found = []
@@ -267,7 +267,7 @@ def find_work(desired: Desired, actual: Actual) -> PendingWork:
 
 
 def same_choice(recorded: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    """Whether labels say the same but for the lockfile: of several that want one tree, any may have put it there."""
+    """Whether labels are equal but for the lockfile: of several that name one tree, any may have put it there."""
     keys = (recorded.keys() | wanted.keys()) - {"lockfile"}
     return all(recorded.get(key) == wanted.get(key) for key in keys)
 

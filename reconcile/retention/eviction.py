@@ -19,7 +19,7 @@ from .roots import Roots, RootState, TreeRoot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvictionTargets:
-    """How far to evict; None: not at all for this reason."""
+    """The targets of an eviction; None: no such target."""
 
     max_size: int | None = None  # bytes of blobs to keep at most
     free: int | None = None  # bytes that should be free on the disk
