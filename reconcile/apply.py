@@ -50,6 +50,7 @@ class Executor:
     lock_space: Callable[[], AbstractContextManager[object]] = nullcontext
     checks: Sequence[Check] = ()
     _failures: list[ApplyFailure] = field(default_factory=list)
+    _failed_trees: set[TreeKey] = field(default_factory=set)  # with a blob that could not be fetched
 
     def reach(self, desired: Desired, work: PendingWork | None) -> frozenset[TreeKey]:
         """Make actual equal *desired*; the trees that changed. Durable on return.
@@ -60,7 +61,7 @@ class Executor:
         seen_commits = {digest: self.store.commits_seen(digest) for digest in desired.force_refetch}
         trees = desired.trees if work is None else work.trees
         self.store.prepare()
-        self._failures = []
+        self._failures, self._failed_trees = [], set()
         changed: set[TreeKey] = set()
         lease, actual, work = self._begin(replace(desired, trees=trees), work.missing if work else {})
         with_work = replace(desired, trees=work.trees)
@@ -218,13 +219,14 @@ class Executor:
         for tree in desired.trees:
             for digest in sorted(failed.keys() & set(tree.files.values())):
                 reported.add(digest)
+                self._failed_trees.add(tree.key)
                 self._failures.append(ApplyFailure(str(tree.key), failed[digest]))
         self._failures += [ApplyFailure(digest.short, failed[digest]) for digest in sorted(failed.keys() - reported)]
 
     # ---- trees
 
     def _publish(self, desired: Desired, tree: DesiredTree, known: Mapping[Digest, BlobStatus]) -> bool:
-        if any(failure.where == str(tree.key) for failure in self._failures):
+        if tree.key in self._failed_trees:
             return False
         try:
             return self.publisher.publish(desired, tree, known)

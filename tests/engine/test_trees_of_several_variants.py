@@ -118,6 +118,19 @@ def test_a_failed_apply_names_every_variant_of_the_tree(tmp_path: Path):
         models.apply(plan(desired, models.observe(desired)))
 
 
+def test_a_tree_that_cannot_be_published_stops_no_other_tree_of_its_variants(tmp_path: Path):
+    """Failures belong to a folder, not to a name that several folders have."""
+    models = ensurer(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    [good], [bad] = pair(models).trees, pair(models, str(tmp_path / "file/below")).trees
+    desired = replace(pair(models), trees=(bad, good))
+
+    with pytest.raises(ApplyError):
+        models.apply(plan(desired, models.observe(desired)))
+
+    assert tree_of(good.path) == FILES_A | FILES_B
+
+
 def test_damage_is_found_and_repaired(tmp_path: Path):
     """`verify` reads every tree on record."""
     models = ensurer(tmp_path)
