@@ -56,19 +56,19 @@ def _killed(
     argv: Sequence[str | Path], cwd: Path, env: Mapping[str, str], address: str, moments: Sequence[float]
 ) -> tuple[int, int, str]:
     """Bytes that the server sent until a run came to its end, kills until then, and words. Raises CommandFailed."""
-    kills, told, began = 0, b"", time.monotonic()
+    kills, output, began = 0, b"", time.monotonic()
     for moment in (*moments, _PATIENCE_S):
         with subprocess.Popen(
             [*map(str, argv)], cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as run:
             try:
-                _, told = run.communicate(timeout=moment)
+                _, output = run.communicate(timeout=moment)
                 break
             except subprocess.TimeoutExpired:
                 run.kill()
                 kills += 1
     if run.returncode != 0:
         raise CommandFailed(
-            f"{argv[-2]} {argv[-1]} ended with {run.returncode} after {kills} kills: {told.decode()[-300:]}"
+            f"{argv[-2]} {argv[-1]} ended with {run.returncode} after {kills} kills: {output.decode()[-300:]}"
         )
     return bytes_sent(address), kills, f"{kills} kills, complete after {time.monotonic() - began:.0f} s"

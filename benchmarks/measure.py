@@ -93,8 +93,8 @@ def timed(argv: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str]) -> S
     )
     report = json.loads(done.stdout.rstrip().rpartition("\n")[2]) if done.stdout else {"code": done.returncode}
     if report["code"] != 0:
-        told = (done.stderr or done.stdout)[-600:]
-        raise CommandFailed(f"{' '.join(map(str, argv))[:200]} ended with {report['code']}: {told}")
+        output = (done.stderr or done.stdout)[-600:]
+        raise CommandFailed(f"{' '.join(map(str, argv))[:200]} ended with {report['code']}: {output}")
     return Sample(report["seconds"], report["peak_rss"])
 
 

@@ -19,7 +19,7 @@ from .pieces import ForeignStamp, PieceTable, TableState, proven_table
 
 
 class BlobState(enum.Enum):
-    """Whether a blob may be used without reading it."""
+    """The state of a blob by stat: whether it may be used without reading it."""
 
     ABSENT = "absent"
     INTACT = "intact"  # size and integrity stamp are right

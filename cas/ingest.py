@@ -206,7 +206,7 @@ class Ingest:
 
 
 def _most_open() -> int:
-    """Files of a group: each is open until it is synced, and other threads need descriptors too."""
+    """The most files in a group: each is open until it is synced, and other threads need descriptors too."""
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""Inventories: what modelstow put into each tree, one record a tree, replaced by rename as git does with its index.
+"""Inventories: one record for each tree of what was put there, replaced by a rename, as git's index is.
 
 An inventory is also the tree's root for garbage collection. It is durable before the tree appears: while a tree is being
 changed, the *intent* says what it will be (``<id>.next``); once it is done, ``<id>`` says what it is.
@@ -80,7 +80,7 @@ class EntryColumns(Mapping[str, InventoryEntry]):
         return self.digests[64 * row : 64 * row + 64]
 
     def count(self) -> Counter[LinkKind]:
-        """How many files there are of each kind."""
+        """The number of files of each kind."""
         return Counter({_KINDS[letter]: count for letter, count in Counter(self.kinds).items()})
 
     def _entry(self, row: int) -> InventoryEntry:
@@ -121,7 +121,7 @@ class EntryColumns(Mapping[str, InventoryEntry]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """One tree. ``tree`` is relative to the store for trees in it, absolute for others; ``labels`` are the caller's."""
+    """The record of one tree. ``tree`` is relative to the store, absolute for others; ``labels`` are the caller's."""
 
     tree: str
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -141,7 +141,7 @@ class Inventory:
         return frozenset(map(Digest.of_hex, set(map(columns.hex, range(len(columns.paths))))))
 
     def path(self, root: Path) -> Path:
-        """Where the tree is."""
+        """The path of the tree."""
         return root / self.tree  # an absolute second part wins
 
     def encode(self) -> bytes:
@@ -162,7 +162,7 @@ class Inventory:
 
     @classmethod
     def decode(cls, raw: bytes) -> Inventory:
-        """Raises one of ``records.INVALID`` where the record is torn, altered or of a later version."""
+        """The inventory in a record. Raises one of ``records.INVALID`` if it is torn, altered or of a later version."""
         head = decode(raw, _KIND, version=_VERSION)
         files = EntryColumns(head["paths"], head["digests"], head["kinds"], head["inodes"], head["suspect"])
         parent = (head["parent"][0], head["parent"][1])
@@ -193,41 +193,41 @@ class TreeRecords:
         return read_inventory(self.folder / tree_id(tree))
 
     def read_intent(self, tree: str) -> Inventory | None:
-        """What an unfinished change was to make of a tree. Raises as ``read``."""
+        """The intent of an unfinished change of a tree; None where there is none. Raises as ``read``."""
         return read_inventory(self.folder / (tree_id(tree) + INTENT))
 
     def write_intent(self, inventory: Inventory) -> None:
-        """Say what a change will make of a tree: its digests are kept from now on, and recovery knows what to finish."""
+        """Record the intent of a change: its digests are kept from now on, and recovery knows what to finish."""
         write_file(self.folder / (inventory.id + INTENT), inventory.encode(), mode=0o644)
 
     def drop_intent(self, tree: str) -> None:
-        """The change was undone. Not synced: a recovery that finds it again undoes nothing."""
+        """Remove the intent of a change that was undone. Not synced: a recovery that finds it again undoes nothing."""
         (self.folder / (tree_id(tree) + INTENT)).unlink(missing_ok=True)
 
     def commit(self, inventory: Inventory) -> None:
-        """The change is done: *inventory* is the tree's, and the intent goes."""
+        """Record the end of a change: write the tree's inventory and remove the intent."""
         self.rewrite(inventory)
         self.drop_intent(inventory.tree)
 
     def commit_intent(self, tree: str) -> None:
-        """The change is done as its intent says: that becomes the tree's inventory by a rename. Durable on return."""
+        """Make the intent of a complete change the tree's inventory, by a rename. Durable on return."""
         id_ = tree_id(tree)
         os.rename(self.folder / (id_ + INTENT), self.folder / id_)
         fsync_folder(self.folder)
 
     def rewrite(self, inventory: Inventory) -> None:
-        """Change what is recorded of a tree as it is; a change that is under way is left alone."""
+        """Replace the inventory of a tree; the intent of a change under way stays."""
         write_file(self.folder / inventory.id, inventory.encode(), mode=0o644)
 
     def remove(self, tree: str) -> None:
-        """Forget a tree."""
+        """Remove every record of a tree."""
         id_ = tree_id(tree)
         for path in (self.folder / (id_ + INTENT), self.folder / id_, self._mark(id_)):
             path.unlink(missing_ok=True)
         fsync_folder(self.folder)
 
     def forget(self, id_: str) -> bool:
-        """Forget a tree by its id, on a user's request; False where there was none. Not synced."""
+        """Remove a tree's records by its id, at a user's request; False where there were none. Not synced."""
         found = False
         for name in (id_, id_ + INTENT):
             with suppress(FileNotFoundError):

@@ -22,8 +22,9 @@ from threading import Event, Thread
 from . import locks
 from .cancellation import CancellationToken
 from .digest import Digest
-from .durable import UNFINISHED, fsync_folder
+from .durable import UNFINISHED, fsync_folder, write_all
 from .errors import Cause, StoreStateError
+from .records import INVALID, decode, encode, join_hex, split_hex
 from .store import BlobStore
 
 UNFINISHED_S = 7 * 86_400
@@ -31,6 +32,8 @@ UNFINISHED_S = 7 * 86_400
 HEARTBEAT_S = 600.0
 """Time between two renewals of a lease's mtime."""
 _SUFFIX = ".lease"
+_KIND, _VERSION = "lease", 1
+_PLAIN = (b'{"holder"', b'{"digests"')  # how leases of earlier versions begin: JSON that is no record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,30 @@ class LeaseRecord:
     doing: str
     digests: frozenset[Digest]
     reserved: Mapping[Digest, int] = field(default_factory=dict)  # bytes of blobs still to be fetched
+
+    def encode(self) -> bytes:
+        """The lease as stored; this process is its holder."""
+        fields = {
+            "holder": locks.Holder.me(self.doing).to_json(),
+            "digests": join_hex(sorted(self.digests)),
+            "reserved": {digest.hex: size for digest, size in self.reserved.items()},
+        }
+        return encode(_KIND, _VERSION, fields)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> LeaseRecord:
+        """The lease in a record, or in the plain JSON of earlier versions. Raises one of ``records.INVALID``."""
+        if raw.startswith(_PLAIN):
+            fields = json.loads(raw)
+            digests = [_digest(hex_) for hex_ in fields["digests"]]
+        else:
+            fields = decode(raw, _KIND, version=_VERSION)
+            digests = split_hex(fields["digests"])
+        return cls(
+            doing=str(fields.get("holder", {}).get("doing", "")),
+            digests=frozenset(digests),
+            reserved={_digest(hex_): int(size) for hex_, size in fields["reserved"].items()},
+        )
 
 
 class Lease:
@@ -53,7 +80,7 @@ class Lease:
         Thread(target=self._beat, name="lease-heartbeat", daemon=True).start()
 
     def reserve(self, sizes: Mapping[Digest, int]) -> None:
-        """Say which blobs the holder is going to fetch, and their sizes in bytes; durable on return.
+        """Record which blobs the holder is going to fetch, with their sizes in bytes; durable on return.
 
         Raises OSError, LockTimeoutError.
         """
@@ -105,10 +132,8 @@ class Lease:
         temp = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
         held = locks.acquire(temp, doing=self._record.doing, mode=self._store.lock_mode)
         try:
-            held.write_note(
-                digests=[digest.hex for digest in sorted(self._record.digests)],
-                reserved={digest.hex: size for digest, size in self._record.reserved.items()},
-            )
+            os.ftruncate(held.fd, 0)  # the lock wrote its note
+            write_all(held.fd, self._record.encode(), 0)
             os.fsync(held.fd)
             os.rename(temp, path)
             fsync_folder(folder)
@@ -194,6 +219,10 @@ def drop_superseded(store: BlobStore, digests: frozenset[Digest]) -> None:
                 path.unlink(missing_ok=True)
 
 
+def _digest(hex_: str) -> Digest:
+    return Digest.parse("sha256:" + hex_)
+
+
 def _age(path: Path) -> float:
     try:
         return max(0.0, time.time() - path.stat().st_mtime)  # after a clock was set back, files are young, never old
@@ -203,15 +232,10 @@ def _age(path: Path) -> float:
 
 def _read(path: Path) -> LeaseRecord | None:
     try:
-        note = json.loads(path.read_bytes())
-        return LeaseRecord(
-            doing=str(note.get("holder", {}).get("doing", "")),
-            digests=frozenset(Digest.parse("sha256:" + hex_) for hex_ in note["digests"]),
-            reserved={Digest.parse("sha256:" + hex_): int(size) for hex_, size in note["reserved"].items()},
-        )
+        return LeaseRecord.decode(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except INVALID as error:
         raise StoreStateError(
             f"lease {path} cannot be read ({error}), so nothing may be deleted",
             cause=Cause.LEASE_UNREADABLE,

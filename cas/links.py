@@ -1,4 +1,4 @@
-"""Placing a blob in a tree: hardlink, reflink, symlink or copy, with a fall-back that is reported, never silent."""
+"""Links: a blob placed in a tree as hardlink, reflink, symlink or copy; a fall-back is reported, never silent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COPY_STEP = 64 << 20  # bytes handed to copy_file_range at once
 
 
 class LinkKind(enum.StrEnum):
-    """How a file of a tree holds its bytes. ``EMPTY``: created, since nothing can be shared."""
+    """The way a file of a tree holds its bytes. ``EMPTY``: created, since nothing can be shared."""
 
     HARDLINK = "hardlink"
     REFLINK = "reflink"
@@ -26,7 +26,7 @@ class LinkKind(enum.StrEnum):
 
 
 class LinkMode(enum.StrEnum):
-    """What the user asks for; ``AUTO`` is hardlink, reflink, copy."""
+    """The user's choice of link kinds; ``AUTO`` is hardlink, reflink, copy."""
 
     HARDLINK = "hardlink"
     REFLINK = "reflink"
@@ -64,7 +64,7 @@ _PERMANENT = UNAVAILABLE - {errno.EMLINK}
 
 
 class Linker:
-    """Places blobs by the first kind that works, and remembers which kinds do not work here at all.
+    """A linker: it places blobs by the first kind that works, and remembers which do not work here at all.
 
     Safe for threads: what is remembered only saves attempts.
     """

@@ -70,7 +70,7 @@ class Holder:
 
     @classmethod
     def me(cls, doing: str) -> Holder:
-        """This process, from now on."""
+        """This process as a holder, from now on."""
         pid = os.getpid()
         host = os.uname().nodename
         return cls(

@@ -1,4 +1,4 @@
-"""Filling folders with blobs: a new tree by hardlinks alone where it can be, anything else path by path.
+"""Materialising: a folder filled with blobs, by hardlinks alone where possible, else path by path.
 
 No step follows a symlink inside a tree: folders are opened one by one from the tree's top, and files are named relative
 to them.
@@ -26,7 +26,7 @@ _MANY = 2_000  # from so many files on a second thread pays: link(2) releases th
 
 @dataclass(frozen=True, slots=True)
 class TreeEntry:
-    """What a path of a tree should hold."""
+    """The desired content of one path of a tree."""
 
     digest: Digest
     size: int  # bytes
@@ -80,7 +80,7 @@ def link_all(root: Path, entries: EntryColumns, blobs: Path, *, folder_mode: int
 
 
 def _for_each(groups: Iterable[G], place: Callable[[G], R], *, files: int) -> list[R]:
-    """*place* called with each group, by two threads where there are many files."""
+    """Call *place* with each group, in two threads where there are many files."""
     if files < _MANY:
         return list(map(place, groups))
     from concurrent.futures import ThreadPoolExecutor

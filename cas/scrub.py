@@ -197,7 +197,7 @@ def _check_pieces(target: ScrubTarget, table: PieceTable, run: range, buffer: Bu
 
 
 def _check_whole(target: ScrubTarget, table: PieceTable | None, buffer: Buffer, on_bytes: OnBytes) -> ScrubResult:
-    """By sha256. Only if that fails, a second pass finds the bad pieces."""
+    """Check a file by its sha256; only if that fails, find the bad pieces in a second pass."""
     try:
         fd = _open(target)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Folders of linked blobs: publish a staged one in one step, drain what was there; tell by the inventory who owns a file.
+"""Trees: folders of linked blobs, published in one step and drained; the inventory says which files are managed.
 
 No step follows a symlink inside a tree: folders are opened one by one from the tree's top with ``O_NOFOLLOW`` and files
 are named relative to them. A file is removed only if the inventory lists it with the inode that is there; whatever
@@ -29,7 +29,7 @@ _STAGING = ".modelstow"
 
 @dataclass(slots=True)
 class Scan:
-    """What is in a folder: every non-folder with its inode, and every folder. Paths are POSIX and relative."""
+    """The content of a folder: every non-folder with its inode, and every folder. Paths are POSIX and relative."""
 
     files: dict[str, int] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
@@ -100,7 +100,7 @@ def unlink(root: Path | str, path: str) -> None:
 
 
 def new_staging(live: Path) -> Path:
-    """A free name beside a tree for the folder that will replace it; never a legal variant name.
+    """A free name next to a tree for the folder that will replace it; never a legal variant name.
 
     Hold the tree's lock: empty ones that an earlier run made and was killed before it could announce them are removed.
     """
@@ -111,7 +111,7 @@ def new_staging(live: Path) -> Path:
 
 
 def publish(staging: Path, live: Path) -> bool:
-    """Let the staged folder appear under the tree's name in one step; durable on return.
+    """Publish the staged folder under the tree's name in one step; durable on return.
 
     True: the old folder is now under the staging name and is to be drained. False: there was none.
     Raises OSError: EXDEV, EBUSY, EINVAL or ENOSYS where a folder cannot be exchanged here.
@@ -150,7 +150,7 @@ class Classified:
 
 
 def classify(root: Path, placed: Mapping[str, InventoryEntry]) -> Classified:
-    """Say of each file below *root* whose it is, by the inventory and one stat. Raises OSError."""
+    """The files below *root* by owner, according to the inventory and one stat. Raises OSError."""
     found = scan(root) or Scan()
     result = Classified(folders=found.folders)
     for path in found.files:
@@ -181,7 +181,7 @@ def as_placed(path: str, placed: InventoryEntry) -> bool:
 
 @dataclass(slots=True)
 class Displaced:
-    """What was moved out of the way: path in the tree -> where it is now."""
+    """The files that were moved out of the way: path in the tree -> where it is now."""
 
     quarantined: dict[str, str] = field(default_factory=dict)
     moved: list[str] = field(default_factory=list)  # the user's files that went into the new tree
@@ -254,7 +254,7 @@ def _folders_are_real(root: Path, path: str) -> bool:
 
 
 def remove_managed(root: Path, placed: Mapping[str, InventoryEntry], quarantine: Quarantine | None) -> bool:
-    """Take our files out of a folder; True if the folder itself could go too.
+    """Remove managed files from a folder; True if the folder itself was removed too.
 
     Edited files go to *quarantine*; the user's stay, with the folders that hold them. Without a quarantine (a folder
     whose name is ours alone: staging, trash) edited files stay too. Raises OSError.
@@ -273,7 +273,7 @@ def remove_managed(root: Path, placed: Mapping[str, InventoryEntry], quarantine:
 
 
 def remove_folder(path: str | Path) -> bool:
-    """rmdir; False where the folder is not empty or in use. Raises OSError."""
+    """Remove an empty folder; False where it is not empty or in use. Raises OSError."""
     try:
         os.rmdir(path)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The executor of a plan: lease, observe, plan, make room, fetch, publish, remove. Level-triggered.
+"""The executor: lease, observe, plan, make room, fetch, publish, remove. It is level-triggered.
 
 The plan that is carried out is made here, of what is observed under the lease. So a stale plan is safe, and running
 again after anything continues from what is proven. One variant's failure stops no other; nothing is removed if something
@@ -40,7 +40,7 @@ Check = Callable[[PendingWork], None]
 
 @dataclass(slots=True, kw_only=True)
 class Executor:
-    """Makes one store equal what is desired. The *checks* are called in order under the lease, before the first byte."""
+    """The executor for one store. Its *checks* are called in order under the lease, before the first byte."""
 
     store: BlobStore
     fetcher: Fetcher
@@ -50,6 +50,7 @@ class Executor:
     lock_space: Callable[[], AbstractContextManager[object]] = nullcontext
     checks: Sequence[Check] = ()
     _failures: list[ApplyFailure] = field(default_factory=list)
+    _failed_trees: set[TreeKey] = field(default_factory=set)  # with a blob that could not be fetched
 
     def reach(self, desired: Desired, work: PendingWork | None) -> frozenset[TreeKey]:
         """Make actual equal *desired*; the trees that changed. Durable on return.
@@ -60,7 +61,7 @@ class Executor:
         seen_commits = {digest: self.store.commits_seen(digest) for digest in desired.force_refetch}
         trees = desired.trees if work is None else work.trees
         self.store.prepare()
-        self._failures = []
+        self._failures, self._failed_trees = [], set()
         changed: set[TreeKey] = set()
         lease, actual, work = self._begin(replace(desired, trees=trees), work.missing if work else {})
         with_work = replace(desired, trees=work.trees)
@@ -208,7 +209,7 @@ class Executor:
         return frozenset(replaced)
 
     def _taken(self, queue: deque[BlobRequest], *, smallest: bool) -> Iterator[BlobRequest]:
-        """What one worker gets of a queue that others take from too, from one end of it."""
+        """The blobs for one worker, from one end of a queue that others take from too."""
         with suppress(IndexError):
             while not self.token.cancelled:
                 yield queue.pop() if smallest else queue.popleft()
@@ -218,13 +219,14 @@ class Executor:
         for tree in desired.trees:
             for digest in sorted(failed.keys() & set(tree.files.values())):
                 reported.add(digest)
+                self._failed_trees.add(tree.key)
                 self._failures.append(ApplyFailure(str(tree.key), failed[digest]))
         self._failures += [ApplyFailure(digest.short, failed[digest]) for digest in sorted(failed.keys() - reported)]
 
     # ---- trees
 
     def _publish(self, desired: Desired, tree: DesiredTree, known: Mapping[Digest, BlobStatus]) -> bool:
-        if any(failure.where == str(tree.key) for failure in self._failures):
+        if tree.key in self._failed_trees:
             return False
         try:
             return self.publisher.publish(desired, tree, known)
@@ -259,7 +261,7 @@ class Executor:
     # ---- after
 
     def _end(self, lease: Lease, desired: Desired, *, finished: bool) -> None:
-        """Roots keep everything now; or the lease stays behind as the root of unfinished work."""
+        """Remove the lease, since other roots keep everything now; or leave it as the root of unfinished work."""
         self.fetcher.before_commit = lambda: None
         if not finished:
             lease.close()

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 IN_SYNC = "in sync: nothing to do"
 
 
+def variants_of_tree(variants: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The model and variant of a tree; of a tree of several variants, a list of them."""
+    rows = [{"model": model, "variant": variant} for model, variant in variants]
+    return rows[0] if len(rows) == 1 else {"variants": rows}
+
+
 def status_row(
     *,
     model: str,
@@ -62,7 +68,7 @@ def result(trees: Iterable[dict[str, Any]], removed: Iterable[dict[str, Any]], s
 
 
 def result_summary(*, links: dict[str, int] | None = None, seconds: float = 0.0, **figures: int) -> dict[str, Any]:
-    """What an apply did, in figures; those not given are 0. Bytes are bytes, times seconds."""
+    """The figures of an apply; those not given are 0. Bytes are bytes, times seconds."""
     names = ("fetched_blobs", "fetched_bytes", "resumed_bytes", "repaired_bytes", "reused_blobs", "reused_bytes")
     counts = {name: figures.get(name, 0) for name in (*names, "linked_files")}
     none = {"hardlink": 0, "reflink": 0, "symlink": 0, "copy": 0}

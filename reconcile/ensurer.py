@@ -18,7 +18,7 @@ from modelstow.cas.scrub import Level
 
 from .desired.lockfile import Lockfile
 from .desired.selectors import VariantId, all_variants, select
-from .desired_state import EnsureOptions, Scope
+from .desired_state import EnsureOptions, blob_sizes, build
 from .errors import single
 from .events.report import Report
 from .planning.observer import free_bytes, observe
@@ -26,7 +26,7 @@ from .planning.planner import Plan, find_work, plan, statuses
 from .planning.state import Actual, Desired, ModelState, TreeKey, VariantStatus
 from .project import Project, find_files
 from .results import ApplyResult, IntegrityReport, TreeResult
-from .retention import roots
+from .retention import registered, roots
 from .retention.roots import LockfileRoot
 from .settings import Settings, from_environment
 
@@ -47,7 +47,7 @@ Selectors = Iterable[str | VariantId] | None
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class ModelEnsurer:
-    """Keeps the models of one lockfile in one store.
+    """The interface to the models of one lockfile in one store.
 
     Any number of threads may share one object; any number of processes and hosts may share one ROOT. Nothing is written
     before something has to be done.
@@ -100,16 +100,16 @@ class ModelEnsurer:
         return self.failures.active() if self.failures is not None else {}
 
     def local_path(self, model: str, variant: str | None = None) -> Path:
-        """Where a variant's tree is or will be; depends on nothing but ROOT and the selector. Raises as ``status``."""
+        """The path of a variant's tree, existing or not; depends on ROOT and the selector alone. Raises as ``status``."""
         return self.settings.root / select(self.lock, model, variant).tree
 
     def desired(self, selectors: Selectors = None, *, options: EnsureOptions = EnsureOptions()) -> Desired:
-        """What is wanted of these variants (default: of all). Raises the errors of selectors."""
+        """The desired state of variants (default: all). Raises the errors of selectors."""
         chosen = all_variants(self.lock) if selectors is None else self._chosen(selectors)
-        return self._scope.desired(chosen, options)
+        return build(self.settings, self.lock, chosen, options)
 
     def observe(self, desired: Desired | None = None) -> Actual:
-        """What is on disk of it, by stat. Writes nothing, takes no lock, needs no network."""
+        """The actual state of what *desired* names, by stat. Writes nothing, takes no lock, needs no network."""
         return observe(BlobStore.open_readonly(self.settings.root), desired or self.desired(), free=self._free)
 
     def plan(
@@ -120,10 +120,10 @@ class ModelEnsurer:
         removals: bool = False,
         force: bool = False,
     ) -> Plan:
-        """What ``apply`` would do; *removals*: also of trees that this lockfile no longer names; *force*: fetch all."""
+        """The plan for ``apply``; *removals*: also of trees that this lockfile no longer names; *force*: fetch all."""
         desired = self._wanted(selectors, options, force=force)
         if removals:
-            desired = replace(desired, removals=self._scope.removals(desired)[0])
+            desired = replace(desired, removals=self._removals(desired)[0])
         return plan(desired, self.observe(desired))
 
     def status(self, model: str, variant: str | None = None) -> VariantStatus:
@@ -153,7 +153,7 @@ class ModelEnsurer:
         with_: Iterable[str] = (),
         without: Iterable[str] = (),
     ) -> Path:
-        """The path of a ready, complete folder. Fetches what is missing, heals what is damaged, removes nothing.
+        """Ensure that a tree is complete; its path. Fetches what is missing, repairs what is damaged, removes nothing.
 
         Raises the errors of selectors before anything is touched; ChecksumError, SizeMismatchError,
         SourceUnavailableError and its kin, NoSpaceError, LockTimeoutError, OSError.
@@ -183,7 +183,7 @@ class ModelEnsurer:
         """Make the disk equal the whole lockfile, then remove the trees that it put there and no longer names."""
         began_ns = time.time_ns()
         desired = self.desired(options=EnsureOptions(prune=prune))
-        removals, new_owners = self._scope.removals(desired)
+        removals, new_owners = self._removals(desired)
         actual = self.observe(desired)
         outcome = self._apply(replace(desired, removals=removals), actual, progress=progress)
         if outcome.error is None:
@@ -197,7 +197,7 @@ class ModelEnsurer:
         return outcome
 
     def apply(self, work: Plan) -> Report:
-        """Carry out a plan; everything is looked at again. Raises ApplyError when parts failed."""
+        """Carry out a plan, after another observation. Raises ApplyError when parts failed."""
         outcome = self._apply(work.desired)
         if outcome.error is not None:
             raise outcome.error
@@ -218,7 +218,7 @@ class ModelEnsurer:
     def verify(
         self, selectors: Selectors, level: Level, *, repair: bool = False
     ) -> tuple[VerifyReport, ApplyResult | None]:
-        """Read the content of variants, or of every blob and registered tree; with *repair* mend what is damaged.
+        """Read the content of variants, or of every blob and registered tree; with *repair*, repair what is damaged.
 
         The second result is the repair's; None where none was needed or requested.
         """
@@ -226,14 +226,17 @@ class ModelEnsurer:
         from .planning import verifier
 
         store = BlobStore.open_readonly(self.settings.root)
-        desired = self.desired(selectors) if selectors is not None else self._scope.registered(store)
-        also = {} if selectors is not None else {d: self._scope.size_of(store, d) for d, _ in store.blobs.entries()}
+        if selectors is not None:
+            desired, others = self.desired(selectors), {}
+        else:
+            desired = registered.all_trees(store, self.lock, self.settings.mirrors)
+            others = registered.all_blobs(store, self.lock)
         with Task("verifying", self.events) as task:
-            found = verifier.audit(store, desired, level, also=also, on_total=task.begin, on_bytes=task.advance)
+            found = verifier.audit(store, desired, level, other_blobs=others, on_begin=task.begin, on_bytes=task.advance)
         if not repair or not found.faults:
             return found, None
         orphans = frozenset(f.digest for f in found.faults if f.kind == "corrupt") & self.lock.blobs.keys()
-        return found, self._apply(replace(self._scope.repairable(desired), extra_blobs=orphans))
+        return found, self._apply(replace(registered.repairable(self.lock, desired), extra_blobs=orphans))
 
     def collect_garbage(
         self,
@@ -269,7 +272,7 @@ class ModelEnsurer:
         *done* is filled as blobs are published, so that it is known after an error. Raises the errors of selectors,
         InvalidConfigError, IntegrityError, SourceError, Cancelled, OSError.
         """
-        sizes = self._scope.blobs(all_variants(self.lock) if selectors is None else self._chosen(selectors))
+        sizes = blob_sizes(self.lock, all_variants(self.lock) if selectors is None else self._chosen(selectors))
         return self._runtime().push(url, compress=compress, dry_run=dry_run, done=done).run(sizes)
 
     @contextmanager
@@ -289,9 +292,8 @@ class ModelEnsurer:
 
     # ---- what is wanted
 
-    @property
-    def _scope(self) -> Scope:
-        return Scope(settings=self.settings, lock=self.lock)
+    def _removals(self, desired: Desired) -> tuple[tuple[TreeKey, ...], dict[str, LockfileRoot]]:
+        return registered.removals(BlobStore.open_readonly(self.settings.root), self.settings.lockfile, desired)
 
     def _chosen(self, selectors: Iterable[str | VariantId]) -> list[VariantId]:
         return list(dict.fromkeys(s if isinstance(s, VariantId) else select(self.lock, s) for s in selectors))
@@ -305,8 +307,9 @@ class ModelEnsurer:
             transfer_ownership(self.settings.open_store(), id_, owner)
 
     def _register(self) -> None:
-        """Put the lockfile on record if it is not, as it is."""
-        root, store = self._scope.lock_root(self.lock_text), BlobStore.open_readonly(self.settings.root)
+        """Register the lockfile, unless it is registered with this content."""
+        store = BlobStore.open_readonly(self.settings.root)
+        root = registered.lock_root(self.lock, self.settings.lockfile, self.lock_text)
         if any(store.layout.leases.glob("*")):  # what `lock` had pulled is kept by the lockfile now
             from modelstow.cas import leases
 
@@ -341,10 +344,11 @@ class ModelEnsurer:
 
     def _outcomes(self, desired: Desired, changed: frozenset[TreeKey], *, failed: bool) -> Iterator[TreeResult]:
         found = statuses(desired, self.observe(desired)) if failed else []
-        for number, tree in enumerate(desired.trees):
-            state = found[number].state if failed else ModelState.COMPLETE
-            model, variant = tree.key.model, tree.key.variant
-            yield TreeResult(model=model, variant=variant, path=tree.path, state=state, changed=tree.key in changed)
+        states = {status.local_path: status.state for status in found}
+        for tree in desired.trees:
+            state, is_changed = states.get(tree.path, ModelState.COMPLETE), tree.key in changed
+            for id_ in tree.key.variants:
+                yield TreeResult(model=id_.model, variant=id_.variant, path=tree.path, state=state, changed=is_changed)
 
     def _runtime(self) -> Runtime:
         from .runtime import Runtime, targets_of
@@ -363,7 +367,7 @@ class ModelEnsurer:
         )
 
     def remove_tree(self, record: Inventory, key: TreeKey) -> bool:
-        """Take one tree away, as ``evict`` does. Raises LockTimeoutError, OSError."""
+        """Remove one tree, as ``evict`` does. Raises LockTimeoutError, OSError."""
         return self._runtime().remove_tree(record, key)
 
     def _failure_table(self) -> FailureTable:

@@ -1,4 +1,4 @@
-"""Hints: what a user can do about an error, in one place. The rooms below know no command line and say only what happened.
+"""Hints: what a user can do about an error. The packages below know no command line and say only what happened.
 
 A hint that an error brings is kept; one by its cause, reason or class is added where only this package knows what to do.
 """
@@ -30,7 +30,7 @@ _LIST = "list the variant's `files` with path, size and sha256 in models.toml"
 
 
 def hint_of(error: BaseException) -> str:
-    """The hint for an error of any room; empty where there is none."""
+    """The hint for an error of any package; empty where there is none."""
     own = str(getattr(error, "hint", ""))
     if isinstance(error, NotListable):
         return f"{own}, or {_LIST}" if own else _LIST

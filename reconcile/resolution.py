@@ -31,7 +31,7 @@ from .transfer.source_health import BadSources, FailureTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockResult:
-    """What locking gave. ``files`` counts paths of all variants, ``bytes`` each blob once."""
+    """The result of locking. ``files`` counts paths of all variants, ``bytes`` each blob once."""
 
     path: Path
     lock: Lockfile
@@ -55,7 +55,7 @@ def lock(
     emit: Sink = lambda event: None,
     token: CancellationToken | None = None,
 ) -> LockResult:
-    """Resolve the manifest. *upgrade*: list anew the models of this name, "" for all. Without *write* nothing is kept.
+    """Resolve the manifest. *upgrade*: list the models of this name again, "" for all. Without *write* nothing is kept.
 
     The lockfile is replaced in one step and only if its text changes. Raises ManifestValidationError,
     LockfileInvalidError, SourceUnavailableError, AuthError, NoSpaceError, OSError.
@@ -112,7 +112,7 @@ def is_stale(settings: Settings) -> bool:
 
 
 def read_lockfile(settings: Settings) -> LockResult:
-    """The lockfile that is there, for figures. Raises LockfileInvalidError, OSError."""
+    """The existing lockfile, for its figures. Raises LockfileInvalidError, OSError."""
     path = settings.lockfile or find_manifest(settings).with_suffix(".lock")
     previous, _ = _previous(path)
     empty = Lockfile(manifest="", models={}, blobs={})

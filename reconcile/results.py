@@ -16,7 +16,7 @@ from .planning.state import DesiredTree, ModelState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeResult:
-    """The state of one tree after an apply."""
+    """The state of the tree of one variant after an apply."""
 
     model: str
     variant: str
@@ -27,7 +27,7 @@ class TreeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyResult:
-    """What an apply achieved, and in ``error`` what failed."""
+    """The result of an apply; ``error`` holds what failed."""
 
     trees: tuple[TreeResult, ...]
     report: Report

@@ -1,4 +1,4 @@
-"""Everything that writes, put together for one store and one lockfile. Loaded only when there is something to do."""
+"""The runtime: everything that writes, wired for one store and one lockfile. Loaded only when there is something to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from .apply import Executor
 from .checkout.publisher import Publisher
 from .desired import selectors
 from .desired.lockfile import Lockfile, absolute
-from .desired_state import other_locks
 from .errors import ApplyError, InvalidConfigError
 from .events.events import Sink, Warning
 from .events.progress import Meter, Progress
@@ -29,6 +28,7 @@ from .planning.planner import PendingWork
 from .planning.state import Desired, DesiredTree, TreeKey
 from .retention.collector import Collector
 from .retention.preflight import Preflight
+from .retention.registered import other_locks
 from .retention.roots import LockfileRoot
 from .settings import Settings
 from .state_dirs import BAD_SOURCES
@@ -75,7 +75,7 @@ class Runtime:
         return changed, recorder.report(), error
 
     def _warn_of_lost_mirrors(self) -> None:
-        """A mistyped folder would only ever be a mirror that holds nothing."""
+        """Warn of mirrors whose folder does not exist: a mistyped one would only ever hold nothing."""
         for mirror in self.settings.mirrors:
             place = absolute(mirror, self._base)
             if scheme_of(place) in ("", "file") and not os.path.isdir(path_of(place)):
@@ -83,7 +83,7 @@ class Runtime:
 
     @property
     def _base(self) -> Path:
-        """What relative locators are relative to."""
+        """The folder that relative locators are relative to."""
         return (self.settings.manifest or self.settings.lockfile or Path.cwd()).parent
 
     def collector(self, *, exclusive: bool = False) -> Collector:
@@ -108,7 +108,7 @@ class Runtime:
         )
 
     def remove_tree(self, record: Inventory, key: TreeKey) -> bool:
-        """Take one tree away. Raises LockTimeoutError, OSError."""
+        """Remove one tree. Raises LockTimeoutError, OSError."""
         store = self.settings.open_store()
         store.prepare()
         return self._publisher(store, self.emit).remove(record, key)
@@ -177,20 +177,19 @@ class Runtime:
     def _refuse_conflicts(self, store: BlobStore, trees: Iterable[DesiredTree]) -> None:
         """Refuse to change a tree that another registered lockfile wants with other content."""
         others = other_locks(store, self.settings.lockfile)
-        for tree in trees:
-            if os.path.isabs(tree.key.tree) or tree.key.model not in self.lock.models:
-                continue
-            mine = selectors.fingerprint(self.lock.models[tree.key.model].variants[tree.key.variant])
+        inside = [id_ for tree in trees if not os.path.isabs(tree.key.tree) for id_ in tree.key.variants]
+        for id_ in (id_ for id_ in inside if id_.model in self.lock.models):
+            mine = selectors.fingerprint(self.lock.models[id_.model].variants[id_.variant])
             for other in others:
-                if other.trees.get(str(tree.key), mine) != mine:
+                if other.trees.get(id_, mine) != mine:
                     raise InvalidConfigError(
-                        f"{tree.key} is locked with other content by {other.path}, which shares this ROOT",
+                        f"{id_} is locked with other content by {other.path}, which shares this ROOT",
                         hint="give one of the two another version, or use another --root",
                     )
 
 
 def transfer_ownership(store: BlobStore, id_: str, owner: LockfileRoot) -> None:
-    """Another lockfile wants this tree: from now on it is the one that may remove it. Raises LockTimeoutError, OSError."""
+    """Make another lockfile that names this tree the one that may remove it. Raises LockTimeoutError, OSError."""
     with store.lock(f"tree-{id_}", doing="handing a tree over"):
         record = read_inventory(store.layout.inventories / id_)
         if record is not None:
@@ -202,7 +201,7 @@ def transfer_ownership(store: BlobStore, id_: str, owner: LockfileRoot) -> None:
 
 
 def registry_of(settings: Settings, factories: Mapping[str, Callable[[], Source]] = FACTORIES) -> Registry:
-    """The sources as the settings want them: without networks, or no faster than so."""
+    """The sources by the settings: offline, or with a rate limit."""
     if settings.limit_rate is None:
         return Registry(factories, offline=settings.offline)
     from modelstow.backends.throttle import RateBudget, ThrottledSource
@@ -212,7 +211,7 @@ def registry_of(settings: Settings, factories: Mapping[str, Callable[[], Source]
 
 
 def targets_of(settings: Settings, factories: Mapping[str, Callable[[], Source]] = FACTORIES) -> Registry:
-    """The same to write to, without a rate limit: a push throttles what it sends itself."""
+    """The upload targets by the settings, without a rate limit: a push throttles what it sends itself."""
     return Registry(factories, offline=settings.offline)
 
 

@@ -52,7 +52,7 @@ class Tree:
 
 
 class Snapshot:
-    """What was seen. Lists of names, and columns of integers of as many rows."""
+    """The observed state: lists of names, and columns of integers of as many rows."""
 
     __slots__ = (
         "blob_names",
@@ -85,7 +85,7 @@ class Snapshot:
 
 
 def path_of(root: str, lockfile: str) -> str:
-    """Where the snapshot of a lockfile in a store is."""
+    """The path of the snapshot of a lockfile in a store."""
     return f"{root}/state/{FOLDER}/{xxhash.xxh3_128_hexdigest(os.fsencode(lockfile))}"
 
 
@@ -116,7 +116,7 @@ def encode(snapshot: Snapshot) -> bytes:
 
 
 def decode(raw: bytes) -> Snapshot:
-    """Raises ValueError, IndexError or UnicodeError for anything but what ``encode`` makes on this machine."""
+    """The snapshot in *raw*. Raises ValueError, IndexError or UnicodeError unless ``encode`` made it on this machine."""
     if raw[:8] != _MAGIC or xxhash.xxh3_64_digest(raw[:-8]) != raw[-8:]:
         raise ValueError("it is no snapshot")
     start = 16 + int.from_bytes(raw[8:16], "little")

@@ -1,4 +1,4 @@
-"""Taking the stat snapshot after an observation that found nothing to do. ``snapshot`` says what it holds, and when."""
+"""The writer of the stat snapshot, after an observation that found nothing to do. ``snapshot`` describes its content."""
 
 from __future__ import annotations
 
@@ -74,11 +74,12 @@ def _is_fresh(manifest: Path, lock: Lockfile) -> bool:
 def _add_tree(
     taken: Snapshot, tree: DesiredTree, lock: Lockfile, actual: Actual, numbers: dict[Digest, int], began_ns: int
 ) -> None:
-    seen, model = actual.trees[tree.key], lock.models[tree.key.model]
-    default = model.default == tree.key.variant or (model.default is None and len(model.variants) == 1)
-    row = snapshot.Tree(
-        tree_id(tree.key.tree), tree.key.model, tree.key.variant, str(tree.path), default=default, extra=seen.extra
-    )
+    if len(tree.key.variants) != 1:
+        raise Unsettled  # a row names one
+    [id_], seen = tree.key.variants, actual.trees[tree.key]
+    model = lock.models[id_.model]
+    default = model.default == id_.variant or (model.default is None and len(model.variants) == 1)
+    row = snapshot.Tree(tree_id(tree.key.tree), id_.model, id_.variant, str(tree.path), default=default, extra=seen.extra)
     found = scan(tree.path)
     if found is None:
         raise Unsettled
@@ -95,7 +96,7 @@ def _add_tree(
 
 
 def _require_local_file_systems(folders: Iterable[str]) -> None:
-    """A server may change what is on a network file system without a trace in its times."""
+    """Refuse network file systems, on which a server may change content without a trace in its times."""
     seen: set[int] = set()
     for folder in folders:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -61,10 +61,10 @@ def test_the_readme_is_short_and_begins_with_two_commands() -> None:
 def test_the_figures_of_the_readme_are_measured_ones() -> None:
     """Each time and ratio of its table is one of the generated tables'."""
     table = README.read_text("utf-8").partition("## Figures")[2].partition("##")[0]
-    told = re.findall(r"\d+\.\d+ ×|\d+ ms|\d+\.\d+ s\b", table)
+    quoted = re.findall(r"\d+\.\d+ ×|\d+ ms|\d+\.\d+ s\b", table)
     measured = (DOCS / "performance.md").read_text("utf-8").partition("<!-- benchmarks -->")[2]
-    assert len(told) > 8
-    assert not [figure for figure in told if figure not in measured]
+    assert len(quoted) > 8
+    assert not [figure for figure in quoted if figure not in measured]
 
 
 # ---- faults

@@ -390,11 +390,11 @@ def test_the_reference_lists_every_variable_that_is_read_and_no_other() -> None:
     """But HOME, and those of AWS, which boto3 reads."""
     modules = [path for package in ("cas", "backends", "reconcile") for path in (REPOSITORY / package).rglob("*.py")]
     code = "\n".join(path.read_text("utf-8") for path in modules)
-    asked = re.findall(r"""(?:environ(?:\.get\(|\[)|env_flag\([\w.]+, )"([A-Z_]+)\"""", code)
-    told = re.findall(r"`([A-Z_]+\*?)`", " ".join(row[0] for row in table_of(REFERENCE / "environment.md")))
-    assert len(told) == len(set(told)) and "AWS_*" in told
-    assert not_of_aws(told) - PROXIES == not_of_aws(asked) - {"HOME"}
-    assert set(told) >= PROXIES
+    read = re.findall(r"""(?:environ(?:\.get\(|\[)|env_flag\([\w.]+, )"([A-Z_]+)\"""", code)
+    documented = re.findall(r"`([A-Z_]+\*?)`", " ".join(row[0] for row in table_of(REFERENCE / "environment.md")))
+    assert len(documented) == len(set(documented)) and "AWS_*" in documented
+    assert not_of_aws(documented) - PROXIES == not_of_aws(read) - {"HOME"}
+    assert set(documented) >= PROXIES
 
 
 def not_of_aws(names: Iterable[str]) -> set[str]:
@@ -405,14 +405,14 @@ def not_of_aws(names: Iterable[str]) -> set[str]:
 
 
 def test_the_reference_lists_every_kind_of_source_and_no_other() -> None:
-    told = set(re.findall(r"`([a-z0-9]+)://", " ".join(row[0] for row in table_of(REFERENCE / "sources.md"))))
-    assert told == set(FACTORIES) - {""}
+    documented = set(re.findall(r"`([a-z0-9]+)://", " ".join(row[0] for row in table_of(REFERENCE / "sources.md"))))
+    assert documented == set(FACTORIES) - {""}
 
 
 def test_the_reference_gives_every_error_code_its_exit_code() -> None:
     rows = table_of(REFERENCE / "exit-codes.md")
-    told = {code: int(row[0]) for row in rows for code in re.findall(r"`([A-Z_]+)`", row[2])}
-    assert {code: exit_ for code, exit_ in told.items() if exit_ != 1} == EXIT_CODES
+    documented = {code: int(row[0]) for row in rows for code in re.findall(r"`([A-Z_]+)`", row[2])}
+    assert {code: exit_ for code, exit_ in documented.items() if exit_ != 1} == EXIT_CODES
 
 
 # What each command is given in the folder of the quick start, and what the words in capitals stand for.
@@ -457,10 +457,10 @@ def test_the_json_documents_have_the_keys_that_are_told(played: Played) -> None:
         assert ran.out.count("\n") == 1 and (ran.code == 0 or command == "doctor"), (name, ran)
         document = ran.json
         assert document["schema"] == 1 and document["ok"] is (ran.code == 0), (name, ran)
-        told = set(re.findall(r"[a-z_]+", shape)) | {"schema", "ok"}
+        documented = set(re.findall(r"[a-z_]+", shape)) | {"schema", "ok"}
         if command == "doctor" and ran.code:  # this machine may lack something
             del document["error"]
-        assert keys_of(document) <= told, name
+        assert keys_of(document) <= documented, name
         assert top_keys(shape) <= document.keys(), name
 
 

@@ -30,7 +30,7 @@ class HubPath:
 
     @classmethod
     def parse(cls, locator: str) -> HubPath:
-        """Raises SourceError for an invalid locator."""
+        """The path in a locator. Raises SourceError for an invalid one."""
         match = _LOCATOR.match(locator)
         kind, name, revision, path = match.groups(default="") if match else ("", "", "", "")
         path = unquote(path).rstrip("/")

@@ -272,7 +272,7 @@ class _DeadlineReader(io.RawIOBase):
 
 
 class _QueryRedactor(logging.Filter):
-    """Removes queries from the library's log messages: in a signed URL, they are credentials."""
+    """A log filter that removes queries from the library's messages: in a signed URL, they are credentials."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args, record.exc_info = re.sub(r"\?[^\s\"']*", "?…", record.getMessage()), (), None

@@ -18,7 +18,7 @@ _MAX_PARTS = 10_000
 
 
 class SendRequest(Protocol):
-    """Sends one S3 request. Raises SourceError."""
+    """A sender of single S3 requests. Raises SourceError."""
 
     def __call__(self, operation: str, *, arguments: Mapping[str, Any]) -> Any: ...
 

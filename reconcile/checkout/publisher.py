@@ -1,4 +1,4 @@
-"""Publishes one tree: in one step where that can be, else file by file; and removes trees.
+"""The publisher: a tree is published in one step where possible, else file by file, and removed.
 
 The tree's lock is held. The change is recorded first as an intent (``<id>.next``, durable), so that gc keeps its blobs
 and recovery after a crash knows what to finish. Files that are not ours are moved, never deleted, and that is reported.
@@ -33,7 +33,7 @@ _TRIES = 100  # to make a folder whose parents others remove
 
 @dataclass(slots=True, kw_only=True)
 class Publisher:
-    """Publishes trees of one store. *linker* is shared, so that what does not work here is tried once."""
+    """The publisher of one store's trees. *linker* is shared, so that a link kind that fails here is tried once."""
 
     store: BlobStore
     linker: Linker
@@ -78,11 +78,11 @@ class Publisher:
         return not os.path.lexists(wanted.path) and self.store.trees.read(wanted.key.tree) is None
 
     def _published(self, wanted: DesiredTree, *, exchanged: bool) -> None:
-        key = wanted.key
-        self.emit(TreePublished(model=key.model, variant=key.variant, path=wanted.path, exchanged=exchanged))
+        for id_ in wanted.key.variants:
+            self.emit(TreePublished(model=id_.model, variant=id_.variant, path=wanted.path, exchanged=exchanged))
 
     def _by_exchange(self, wanted: DesiredTree, seen: ActualTree) -> bool:
-        """A new or changed tree appears in one step; drift against the same content is mended in place."""
+        """Whether to exchange the folder: a new or changed tree appears in one step, drift is repaired in place."""
         if os.path.lexists(wanted.path) and not seen.recorded:
             return False  # a folder of the user's that becomes a tree, or a tree whose record was lost
         if not os.path.lexists(wanted.path):
@@ -91,7 +91,7 @@ class Publisher:
         return record is not None and {p: f.digest for p, f in record.files.items()} != dict(wanted.files)
 
     def _exchange(self, desired: Desired, wanted: DesiredTree, actual: Actual) -> bool:
-        """Stage beside, swap, drain. False where folders cannot be exchanged here; then nothing has changed."""
+        """Stage next to the tree, exchange, drain. False where folders cannot be exchanged here: nothing has changed."""
         records = self.store.trees
         old = records.read(wanted.key.tree)
         staging = tree.new_staging(wanted.path)
@@ -136,7 +136,7 @@ class Publisher:
         return materialise.link_all(root, files, self.store.layout.blobs, folder_mode=self._tree_mode)
 
     def _repair_in_place(self, desired: Desired, wanted: DesiredTree, actual: Actual) -> None:
-        """Bring a standing tree in order file by file; every path switches in one step."""
+        """Repair an existing tree file by file; every path switches in one step."""
         records = self.store.trees
         old = records.read(wanted.key.tree)
         before: Mapping[str, InventoryEntry] = old.files if old else {}
@@ -209,7 +209,7 @@ class Publisher:
     # ---- removing
 
     def remove(self, record: Inventory, key: TreeKey, *, unless: Callable[[], bool] | None = None) -> bool:
-        """Take a tree away; the user's files stay, edited ones go to quarantine.
+        """Remove a tree; the user's files stay, edited ones go to quarantine.
 
         *unless* is called under the store's exclusive lock, when no lease can be taken any more: True forbids the removal,
         and False is returned. Raises LockTimeoutError, OSError.
@@ -226,11 +226,12 @@ class Publisher:
             trash.empty(self.store.layout, tree=record.tree)
             if not os.path.isabs(record.tree):
                 self._remove_empty(self.store.layout.trees, str(path.relative_to(self.store.layout.trees)))
-            self.emit(TreeRemoved(model=key.model, variant=key.variant, path=path))
+            for id_ in key.variants:
+                self.emit(TreeRemoved(model=id_.model, variant=id_.variant, path=path))
         return True
 
     def _remove_files(self, path: Path, record: Inventory) -> None:
-        """By one rename where nothing but ours is in it, else file by file around the user's."""
+        """Remove a tree's files: by one rename where only ours are in it, else file by file around the user's."""
         quarantine = Quarantine(self.store.layout.quarantine, path.name)
         content = tree.classify(path, record.files)
         only_ours = not content.theirs and not content.edited and tree.is_folder(path)
@@ -326,7 +327,7 @@ class Publisher:
         )
 
     def _make_folder(self, path: Path) -> None:
-        """Make a folder for a tree, and those above it; who takes away the last tree of one may remove that meanwhile."""
+        """Make a folder for a tree and its parents, which another process that finds them empty may remove meanwhile."""
         for left in reversed(range(_TRIES)):
             try:
                 self._make_parents(path)
@@ -350,7 +351,7 @@ class Publisher:
             path.parent.mkdir(parents=True, exist_ok=True)
 
     def _displace_root(self, wanted: DesiredTree) -> None:
-        """Move a file or symlink away that is where the tree's folder should be."""
+        """Move a file or symlink at the path of the tree's folder to quarantine."""
         quarantine = Quarantine(self.store.layout.quarantine, wanted.path.name)
         quarantine.take(wanted.path.parent, wanted.path.name)
         report_displaced(self.emit, wanted.path.parent, quarantine)

@@ -1,4 +1,4 @@
-"""Recovery: finishes or undoes a change of a tree that a crash interrupted, by the intent that it left."""
+"""Recovery: a change of a tree that a crash interrupted is finished or undone, by its intent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..planning.state import TreeKey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """Recovers trees of one store. Hold the tree's lock."""
+    """The recovery of one store's trees. Hold the tree's lock."""
 
     store: BlobStore
     emit: Sink
@@ -64,13 +64,13 @@ class Recovery:
 
 
 def report_displaced(emit: Sink, root: Path, quarantine: Quarantine) -> None:
-    """Say where what stood in the way is now."""
+    """Report where displaced files are now."""
     for path, to in quarantine.displaced.quarantined.items():
         emit(Displaced(path=root / path, to=Path(to)))
 
 
 def inode(path: Path) -> int:
-    """The inode of what has this name; 0 where nothing has."""
+    """The inode at *path*; 0 where nothing is."""
     try:
         return os.lstat(path).st_ino
     except (FileNotFoundError, NotADirectoryError):

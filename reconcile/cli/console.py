@@ -1,4 +1,4 @@
-"""What the console script and ``python -m modelstow`` run: the short way first, then the whole command line.
+"""The console script, also of ``python -m modelstow``: the shortcut first, then the whole command line.
 
 Modules are imported where they are needed: half the time of a short command is reading modules.
 """

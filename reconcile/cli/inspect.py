@@ -7,6 +7,8 @@ from typing import Any
 
 from modelstow.cas import BlobStore
 
+from .. import documents
+from ..desired.selectors import VariantId
 from ..inspect.diff import BlobGroup, compare
 from ..inspect.owners import file_owners
 from ..inspect.usage import DiskUsage, Totals, TreeUsage, disk_usage
@@ -21,7 +23,7 @@ from .session import Answer, Session, read_lock
 def run_ls(session: Session) -> Answer:
     ensurer = session.ensurer()
     store = BlobStore.open_existing(ensurer.settings.root)
-    pinned = pins.names(store) if store else frozenset()
+    pinned = pins.variants(store) if store else frozenset()
     variants = list_variants(ensurer.lock, ensurer.statuses(session.args.selectors or None), pinned)
     rows = [(f"{v.model}#{v.variant}", v.state, size(v.bytes), "pinned" * v.pinned, str(v.path)) for v in variants]
     document = {"models": [_variant_document(each) for each in variants]}
@@ -45,9 +47,9 @@ def _variant_document(entry: VariantEntry) -> dict[str, Any]:
 def run_du(session: Session) -> Answer:
     ensurer = session.ensurer_with_or_without_lock()
     store = BlobStore.open_existing(ensurer.settings.root)
-    only: set[str] | None = None
+    only: set[VariantId] | None = None
     if session.args.selectors:
-        only = {str(tree.key) for tree in ensurer.desired(session.args.selectors).trees}
+        only = {id_ for tree in ensurer.desired(session.args.selectors).trees for id_ in tree.key.variants}
     usage = disk_usage(store, only=only) if store else DiskUsage()
     document = {"trees": [_tree_document(tree) for tree in usage.trees], "totals": _totals_document(usage.totals)}
     lines = _usage_lines(usage) if store else ["nothing stored yet"]
@@ -56,8 +58,7 @@ def run_du(session: Session) -> Answer:
 
 def _tree_document(tree: TreeUsage) -> dict[str, Any]:
     return {
-        "model": tree.model,
-        "variant": tree.variant,
+        **documents.variants_of_tree([(id_.model, id_.variant) for id_ in tree.variants]),
         "path": str(tree.path),
         "logical": tree.logical,
         "shared": tree.shared,
@@ -72,7 +73,7 @@ def _totals_document(totals: Totals) -> dict[str, int]:
 
 def _usage_lines(usage: DiskUsage) -> Iterable[str]:
     rows = [("tree", "logical", "shared", "unique")]
-    rows += [(f"{t.model}#{t.variant}", size(t.logical), size(t.shared), size(t.unique)) for t in usage.trees]
+    rows += [(", ".join(map(str, t.variants)), size(t.logical), size(t.shared), size(t.unique)) for t in usage.trees]
     yield from table(rows, right=frozenset({1, 2, 3}))
     totals = usage.totals
     yield f"{size(totals.logical)} of models in {size(totals.physical)} on disk; {size(totals.reclaimable)} reclaimable"

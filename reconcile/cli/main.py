@@ -72,7 +72,7 @@ def _report_signal(what: str, form: _Form) -> None:
 
 
 class _Form:
-    """How to answer; known before the command line is parsed, which may fail.
+    """The form of the answer, known before the command line is parsed, which may fail.
 
     A plain class: the modules behind named tuples and dataclasses double what ``--help`` loads.
     """
@@ -153,7 +153,7 @@ def _print_lines(lines: Sequence[str]) -> None:
 
 
 def _complain(error: BaseException, document: Mapping[str, Any], form: _Form) -> int:
-    """Say what went wrong, where, and what next; the exit code."""
+    """Report an error: what, where, and what to do next; the exit code."""
     from ..errors import exit_code
     from . import output
 

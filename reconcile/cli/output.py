@@ -1,4 +1,4 @@
-"""What commands print: figures for people, tables, and what went wrong."""
+"""Output of commands: figures for people, tables, and errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def seconds(value: float) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], *, right: frozenset[int] = frozenset()) -> list[str]:
-    """Columns of equal width; those in *right* end together."""
+    """Columns of equal width; those in *right* are aligned to the right."""
     every = [list(row) for row in rows]
     if not every:
         return []
@@ -69,7 +69,7 @@ def write_lines(lines: Sequence[str]) -> int:
 
 
 def discard_output() -> None:
-    """The reader of our output went away (`| head`): nothing more can be written to it."""
+    """Discard all further output, whose reader went away (`| head`)."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -80,7 +80,7 @@ def error_document(error: BaseException) -> dict[str, Any]:
 
 
 def report_error(error: BaseException, *, as_event: bool = False) -> str:
-    """Say what went wrong, where, and what next; its code."""
+    """Report an error: what, where, and what to do next; its code."""
     code, message, hint, _ = _facts(error)
     if as_event:
         import json

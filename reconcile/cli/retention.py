@@ -135,17 +135,15 @@ def run_evict(session: Session) -> Answer:
     known = _read_roots(ensurer)
     selected = [_tree_of(ensurer, known, text) for text in session.args.selectors]
     pinned = known.pinned() if known else frozenset()
-    for root in selected:
-        if root.name in pinned:
-            by_user = root.name in pins.names(BlobStore.open_readonly(ensurer.settings.root))
-            hint = f"run `modelstow unpin {root.name}` first" if by_user else _UNPIN_HINT
-            raise InvalidConfigError(f"{root.name} is pinned", hint=hint)
+    for id_ in (id_ for root in selected for id_ in root.key.variants if id_ in pinned):
+        by_user = id_ in pins.variants(BlobStore.open_readonly(ensurer.settings.root))
+        raise InvalidConfigError(f"{id_} is pinned", hint=f"run `modelstow unpin {id_}` first" if by_user else _UNPIN_HINT)
     lines = []
     for root in selected:
         path = root.record.path(ensurer.settings.root)
         if not session.args.dry_run:
             ensurer.remove_tree(root.record, root.key)
-        lines.append(f"{'would evict' if session.args.dry_run else 'evicted'} {root.name}  {path}")
+        lines.append(f"{'would evict' if session.args.dry_run else 'evicted'} {root.key}  {path}")
     named = known.named_by_lockfiles() if known else frozenset()
     if any(root.digests & named for root in selected):
         hint = "`modelstow gc --max-size` or `--free` removes them anyway"
@@ -158,11 +156,9 @@ def _tree_of(ensurer: ModelEnsurer, known: Roots | None, text: str) -> TreeRoot:
 
     Raises InvalidModelIdError, ModelNotFoundError, VariantNotFoundError.
     """
-    trees = {
-        root.name: root
-        for root in (known.trees if known else ())
-        if not root.unfinished and not os.path.isabs(root.record.tree)
-    }
+    inside = [r for r in (known.trees if known else ()) if not r.unfinished and not os.path.isabs(r.record.tree)]
+    inside.sort(key=lambda root: -len(root.key.variants))  # a tree of this variant alone is meant before one of several
+    trees = {str(id_): root for root in inside for id_ in root.key.variants}
     if text not in trees:
         selector = Selector.parse(text)
         matches = [name for name in trees if _matches(selector, name)]
@@ -196,22 +192,20 @@ def run_pin(session: Session) -> Answer:
     changed = False
     for each in selected:
         files = ensurer.lock.models[each.model].variants[each.variant].files
-        changed = pins.pin(store, each.model, each.variant, files.values()) or changed
+        changed = pins.pin(store, each, files.values()) or changed
     return Answer(document={"changed": changed}, lines=tuple(f"pinned {each}" for each in selected))
 
 
 def run_unpin(session: Session) -> Answer:
     ensurer = session.ensurer_with_or_without_lock()
     store = BlobStore.open_readonly(ensurer.settings.root)
-    names = pins.names(store)
+    pinned = {str(id_): id_ for id_ in pins.variants(store)}
     lines, changed = [], False
     for text in session.args.selectors:
-        if text not in names:
-            text = str(selectors.select(ensurer.lock, text))
-        model, _, variant = text.partition("#")
-        removed = pins.unpin(store, model, variant)
+        id_ = pinned.get(text) or selectors.select(ensurer.lock, text)
+        removed = pins.unpin(store, id_)
         changed = changed or removed
-        lines.append(f"unpinned {text}" if removed else f"{text} was not pinned")
-        if model in ensurer.lock.models and ensurer.lock.models[model].pin:
-            session.on_event(Info(text=f"the manifest pins {model}: {_UNPIN_HINT}"))
+        lines.append(f"unpinned {id_}" if removed else f"{id_} was not pinned")
+        if id_.model in ensurer.lock.models and ensurer.lock.models[id_.model].pin:
+            session.on_event(Info(text=f"the manifest pins {id_.model}: {_UNPIN_HINT}"))
     return Answer(document={"changed": changed}, lines=tuple(lines))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a command found: a JSON document, the same for people, and how it ends."""
+    """The answer of a command: a JSON document, the same for people, and the exit code."""
 
     document: Mapping[str, Any] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ class Session:
         return bool(self.args.progress == "json")
 
     def print_message(self, text: str) -> None:
-        """A line on stderr for people; an event for programs."""
+        """Print a line on stderr for people, or an event for programs."""
         if self.json_progress:
             from ..events.events import Info
 
@@ -111,7 +111,7 @@ class Session:
             print(text, file=sys.stderr)
 
     def on_event(self, event: Event) -> None:
-        """Talk about what happens."""
+        """Print what concerns the user of an event."""
         from ..events.events import Info, SourceFailed, Waiting, Warning
 
         if self.json_progress:

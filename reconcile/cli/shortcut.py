@@ -1,4 +1,4 @@
-"""The short way of commands that have nothing to do: `reconcile`, `ensure`, `status`, `plan`, by the stat snapshot alone.
+"""The shortcut of commands that have nothing to do: `reconcile`, `ensure`, `status`, `plan`, by the stat snapshot alone.
 
 ``answer`` recognises plain command lines before the argument parser is loaded. Whatever it does not know (an option, a
 variable, a selector, anything that changed on disk) goes the long way, which prints the same and finds the reason.
@@ -53,7 +53,7 @@ def answer(argv: Sequence[str], environ: Mapping[str, str]) -> int | None:
 
 
 def _in_two_processes(found: Snapshot) -> bool:
-    """Whether every blob is as it was. Half of many is looked at by a child: stats gain nothing from threads."""
+    """Whether every blob is unchanged. A child process stats half of many: stats gain nothing from threads."""
     count = len(found.blob_names)
     if count < _FORK_FROM or (os.cpu_count() or 1) < 2:
         return snapshot.blobs_between(found, 0, count)
@@ -82,7 +82,7 @@ class _Asked:
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> _Asked | None:
-        """None for what is not plain."""
+        """The plain command line in the arguments; None where they are not plain."""
         asked = cls(argv[0])
         known = _FLAGS | _OWN_FLAGS[argv[0]]
         rest = list(argv[1:])

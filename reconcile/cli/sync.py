@@ -59,10 +59,14 @@ def _action(action: Fetch | Link | Replace | Remove) -> dict[str, Any]:
             return {"do": "fetch", "digest": action.digest, "size": action.size, "have": action.have, "url": action.url}
         case Link() | Replace():
             do = "link" if isinstance(action, Link) else "replace"
-            place = {"model": action.tree.model, "variant": action.tree.variant, "path": action.path}
-            return {"do": do, **place, "digest": action.digest}
+            return {"do": do, **_place(action), "digest": action.digest}
         case Remove():
-            return {"do": "remove", "model": action.tree.model, "variant": action.tree.variant, "path": action.path}
+            return {"do": "remove", **_place(action)}
+
+
+def _place(action: Link | Replace | Remove) -> dict[str, Any]:
+    variants = documents.variants_of_tree([(id_.model, id_.variant) for id_ in action.tree.variants])
+    return {**variants, "path": action.path}
 
 
 def _plan_lines(plan: Plan) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""models.lock: every file's digest and size, and where its bytes can be had.
+"""models.lock: the digest, size and locators of every file.
 
 A text is read once, checked whole and believed from then on. Whatever is wrong is reported together, each with its
 place, before anything is touched.
@@ -42,13 +42,13 @@ class LockedBlob(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockedVariant:
-    """One tree's content. ``components`` name parts; those in ``optional`` are there only when asked for."""
+    """The content of one variant. ``components`` name parts; those in ``optional`` are placed only on request."""
 
     files: Mapping[str, Digest]
     components: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
 
-    def chosen(self, with_: Iterable[str] = (), without: Iterable[str] = ()) -> dict[str, Digest]:
+    def select_files(self, with_: Iterable[str] = (), without: Iterable[str] = ()) -> dict[str, Digest]:
         """The files of this variant with some optional components added and some components left out."""
         out = (set(self.optional) - set(with_)) | set(without)
         dropped = {path for name in out for path in self.components.get(name, ())}
@@ -202,7 +202,7 @@ def _load(raw: bytes, name: str) -> dict[str, object]:
 
 
 def _measure(document: object) -> tuple[int, int]:
-    """How many keys the objects of a document have, and how deep it nests, counted as far as is allowed."""
+    """The number of keys in the objects of a document, and its depth, counted as far as is allowed."""
     keys, depth, level = 0, 0, [document]
     while level and depth <= _MOST_NESTING:
         tables = [value for value in level if type(value) is dict]
@@ -215,7 +215,7 @@ def _measure(document: object) -> tuple[int, int]:
 
 
 def _keys_are_distinct(text: str, keys: int) -> bool:
-    """Whether no object of *text* has a key twice, told by counting; False too where counting cannot tell.
+    """Whether no object of *text* has a key twice, by counting; False too where counting does not show it.
 
     Without escaped quotes each quote begins or ends a string, so that `":` ends a key or begins a string with a colon:
     it occurs at least as often as there are keys, and a key that is there twice is one more than the parsed *keys*.
@@ -271,7 +271,7 @@ def _blobs(table: Mapping[str, object], problems: list[Problem]) -> dict[Digest,
 
 
 def _plain_blobs(table: Mapping[str, object]) -> dict[Digest, LockedBlob] | None:
-    """The blobs of a table without a fault, checked column by column; None where entries must be looked at one by one."""
+    """The blobs of a table without a fault, checked column by column; None where entries must be checked one by one."""
     if set(map(len, table)) - {_DIGEST_CHARACTERS} or not _DIGESTS.fullmatch("".join(table)):
         return None
     try:
@@ -289,7 +289,7 @@ def _plain_blobs(table: Mapping[str, object]) -> dict[Digest, LockedBlob] | None
 
 
 def _blob_problems(key: str, value: object) -> Iterator[tuple[str, str]]:
-    """Where below its place a blob's entry is wrong, and how."""
+    """The problems of a blob's entry, each with its place below the entry."""
     try:
         Digest.parse(key)
     except ValueError as error:
@@ -309,7 +309,7 @@ def _blob_problems(key: str, value: object) -> Iterator[tuple[str, str]]:
 
 
 def absolute(locator: str, base: Path) -> str:
-    """Where a locator points when read: relative paths are relative to the manifest's folder."""
+    """A locator made absolute: relative paths are relative to the manifest's folder."""
     return locator if "://" in locator else os.path.normpath(base / locator)
 
 

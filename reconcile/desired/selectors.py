@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,12 @@ class VariantId:
 
     model: str  # name@version
     variant: str
+
+    @classmethod
+    def parse(cls, text: str) -> VariantId:
+        """The identity that a record names, as ``str`` writes it."""
+        model, _, variant = text.partition("#")
+        return cls(model, variant)
 
     def __str__(self) -> str:
         return f"{self.model}#{self.variant}"
@@ -114,12 +121,13 @@ def tree_of_folder(folder: Path, root: Path) -> str:
 
 PINNED = "pinned"
 """The label of trees that a manifest pins."""
+_VARIANTS = "variants"  # the label of trees of several variants: a JSON list of the labels of each
 
 
 def labels(
     id_: VariantId, lockfile: Path | None, with_: Iterable[str], without: Iterable[str], *, pin: bool
 ) -> dict[str, str]:
-    """The labels of a tree's inventory: its origin, and what must be known of it without a lockfile."""
+    """The labels of the inventory of a tree of one variant: its origin, and what must be known of it without a lockfile."""
     labels_ = {"model": id_.model, "variant": id_.variant}
     if pin:
         labels_[PINNED] = "yes"
@@ -132,10 +140,24 @@ def labels(
     return labels_
 
 
-def remembered(labels: Mapping[str, str]) -> tuple[frozenset[str], frozenset[str]]:
-    """The components that a tree was made with and without, by its labels."""
+def merge_labels(trees: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The labels of one tree of several variants, from the labels that a tree of each alone would have."""
+    rows = sorted(trees, key=lambda row: (row["model"], row["variant"]))
+    lockfile = {name: value for row in rows for name, value in row.items() if name == "lockfile"}
+    return {_VARIANTS: json.dumps([{name: row[name] for name in row if name != "lockfile"} for row in rows]), **lockfile}
+
+
+def labels_by_variant(labels: Mapping[str, str]) -> dict[VariantId, Mapping[str, str]]:
+    """The labels of each variant of a tree, apart from the lockfile's. Raises ValueError."""
+    rows = json.loads(labels[_VARIANTS]) if _VARIANTS in labels else [labels]
+    return {VariantId(row.get("model", ""), row.get("variant", "")): row for row in rows}
+
+
+def remembered(labels: Mapping[str, str], id_: VariantId) -> tuple[frozenset[str], frozenset[str]]:
+    """The components with and without which a variant was placed in a tree, by the tree's labels."""
+    mine = labels_by_variant(labels).get(id_, {}) if _VARIANTS in labels else labels
 
     def names(key: str) -> frozenset[str]:
-        return frozenset(filter(None, labels.get(key, "").split(",")))
+        return frozenset(filter(None, mine.get(key, "").split(",")))
 
     return names("with"), names("without")

@@ -78,7 +78,7 @@ def folded(path: str) -> str:
 
 
 def collisions(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Each path that cannot stand beside an earlier one, with the reason: equal after folding, or file and folder."""
+    """Each path that cannot be next to an earlier one, with the reason: equal after folding, or file and folder."""
     paths = list(paths)
     keys = dict(zip(map(folded, paths), paths, strict=True))
     if len(keys) < len(paths):

@@ -95,13 +95,13 @@ class Waiting:
 class FilesLinked:
     """Paths of one tree hold their blobs now: how many, by kind."""
 
-    tree: str  # name@version#variant
+    tree: str  # name@version#variant, of each of its variants
     kinds: Mapping[LinkKind, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreePublished:
-    """A tree is in its desired state."""
+    """The tree of a variant is in its desired state."""
 
     model: str
     variant: str
@@ -111,7 +111,7 @@ class TreePublished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeRemoved:
-    """A tree was removed."""
+    """The tree of a variant was removed."""
 
     model: str
     variant: str

@@ -52,7 +52,7 @@ def file_owners(store: BlobStore | None, path: str | os.PathLike[str]) -> FileOw
         path=absolute,
         size=found.st_size,
         digest=digest,
-        models=tuple(sorted({root.key.model for root in users})),
+        models=tuple(sorted({id_.model for root in users for id_ in root.key.variants})),
         trees=tuple(sorted({str(root.record.path(store.layout.root)) for root in users})),
     )
 
@@ -104,7 +104,7 @@ def list_roots(store: BlobStore) -> list[RootEntry]:
     for root in known.trees:
         path = str(root.record.path(store.layout.root))
         entries.append(RootEntry(id=root.record.id, kind=RootKind.TREE, path=path, state=root.state))
-    names = [(RootKind.PIN, pin.name) for pin in known.pins] + [(RootKind.LEASE, lease.doing) for lease in known.leased]
+    names = [(RootKind.PIN, str(pin.id)) for pin in known.pins] + [(RootKind.LEASE, lease.doing) for lease in known.leased]
     entries += [RootEntry(id=name, kind=kind, path="", state=RootState.ALIVE) for kind, name in names]
     return sorted(entries, key=lambda entry: (entry.kind, entry.path, entry.id))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from modelstow.cas import BlobStore, Digest, tree
 from modelstow.cas.links import LinkKind
 
+from ..desired.selectors import VariantId
 from ..retention import roots
 from ..retention.eviction import blob_sizes
 from ..retention.roots import Roots, RootState, TreeRoot
@@ -25,8 +26,7 @@ class TreeUsage:
     another tree uses too. A blob that several paths of the tree use is in one of the two once.
     """
 
-    model: str  # name@version
-    variant: str
+    variants: tuple[VariantId, ...]  # one, but for a tree of several
     path: Path
     logical: int
     shared: int
@@ -49,14 +49,14 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskUsage:
-    """Disk usage by tree (ordered by model, variant and path) and in total; the default is that of no store."""
+    """Disk usage by tree (ordered by variants and path) and in total; the default is that of no store."""
 
     trees: tuple[TreeUsage, ...] = ()
     totals: Totals = Totals()
 
 
-def disk_usage(store: BlobStore, *, only: Container[str] | None = None) -> DiskUsage:
-    """The usage of a store; *only* limits the trees, but not the totals, to variants (``name@version#variant``).
+def disk_usage(store: BlobStore, *, only: Collection[VariantId] | None = None) -> DiskUsage:
+    """The usage of a store; *only* limits the trees, but not the totals, to those of some variants.
 
     Reads records and stats, no content. Raises StoreStateError where a root cannot be read, OSError.
     """
@@ -64,8 +64,9 @@ def disk_usage(store: BlobStore, *, only: Container[str] | None = None) -> DiskU
     trees = [root for root in known.trees if not root.unfinished and root.state is not RootState.DEAD]
     users = Counter(digest for root in trees for digest in root.digests)
     sizes = blob_sizes(store)
-    rows = [_tree_usage(root, users, sizes, store.layout.root) for root in trees if only is None or root.name in only]
-    rows.sort(key=lambda row: (row.model, row.variant, str(row.path)))
+    shown = [root for root in trees if only is None or not set(only).isdisjoint(root.key.variants)]
+    rows = [_tree_usage(root, users, sizes, store.layout.root) for root in shown]
+    rows.sort(key=lambda row: (row.variants, str(row.path)))
     return DiskUsage(trees=tuple(rows), totals=_totals(store, known, trees, sizes))
 
 
@@ -84,8 +85,7 @@ def _tree_usage(root: TreeRoot, users: Mapping[Digest, int], sizes: Mapping[Dige
             else:
                 unique += bytes_
     return TreeUsage(
-        model=root.key.model,
-        variant=root.key.variant,
+        variants=root.key.variants,
         path=root.record.path(store_root),
         logical=logical,
         shared=shared,

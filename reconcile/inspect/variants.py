@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..desired.lockfile import Lockfile
+from ..desired.selectors import VariantId
 from ..planning.state import ModelState, VariantStatus
 
 
@@ -22,8 +23,8 @@ class VariantEntry:
     pinned: bool  # by the user or the manifest
 
 
-def list_variants(lock: Lockfile, statuses: Iterable[VariantStatus], pinned: Container[str]) -> list[VariantEntry]:
-    """One entry for each status, in order; *pinned* holds the names of the user's pins (``retention.pins.names``)."""
+def list_variants(lock: Lockfile, statuses: Iterable[VariantStatus], pinned: Container[VariantId]) -> list[VariantEntry]:
+    """One entry for each status, in order; *pinned* holds the user's pins."""
     entries = []
     for status in statuses:
         model = lock.models[status.model]
@@ -35,7 +36,7 @@ def list_variants(lock: Lockfile, statuses: Iterable[VariantStatus], pinned: Con
                 state=status.state,
                 path=status.local_path,
                 bytes=sum(lock.blobs[digest].size for digest in digests),
-                pinned=model.pin or f"{status.model}#{status.variant}" in pinned,
+                pinned=model.pin or VariantId(status.model, status.variant) in pinned,
             )
         )
     return entries

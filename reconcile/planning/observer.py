@@ -39,7 +39,7 @@ def observe(
     free: Callable[[], int] = lambda: 0,
     known: Mapping[Digest, BlobStatus] | None = None,
 ) -> Actual:
-    """What is on disk of what *desired* names. *known*: statuses of blobs that are still true, under the same lease.
+    """The actual state of what *desired* names. *known*: statuses of blobs that are still true, under the same lease.
 
     Raises StoreStateError for an unreadable inventory, OSError.
     """
@@ -81,7 +81,7 @@ def _device(path: Path) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Observation:
-    """What all trees of one observation are compared with. Nothing in it is copied or walked for a tree."""
+    """The state that all trees of one observation are compared with. Nothing in it is copied or walked for a tree."""
 
     store: BlobStore
     desired: Desired
@@ -91,7 +91,7 @@ class _Observation:
     verifying: frozenset[str]  # ids of trees that a live process is reading
 
     def at(self, tree: DesiredTree) -> ActualTree:
-        """One tree, by its inventories, one listing of its folders and stats of what is not its blob's inode."""
+        """The state of one tree, by its inventories, a listing of its folders and stats of what is not its blob's inode."""
         store = self.store
         record, unfinished = store.trees.read(tree.key.tree), store.trees.read_intent(tree.key.tree)
         found = scan(tree.path) if not tree.path.is_symlink() else None
@@ -118,7 +118,7 @@ class _Observation:
 
 
 class _Comparison:
-    """Compares one tree's paths with blobs and inventory."""
+    """The comparison of one tree's paths with blobs and inventory."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class _Comparison:
             self.foreign[path] = Foreign(size, modified=recorded is not None and not carries_proof)
 
     def superfluous(self, path: str, recorded: InventoryEntry) -> None:
-        """A path that an older lock named."""
+        """Record a path that an earlier lockfile named."""
         if self._found.files.get(path) == recorded.ino:
             self.placed[path] = recorded.digest
         elif path in self._found.files:
@@ -199,7 +199,7 @@ def _as_recorded(there: os.stat_result, recorded: InventoryEntry) -> bool:
 
 
 def verifying(store: BlobStore) -> frozenset[str]:
-    """The ids of the trees that live processes say they are reading just now."""
+    """The ids of the trees that live processes are verifying."""
     folder = store.layout.state_dir(VERIFYING)
     try:
         names = os.listdir(folder)

@@ -88,7 +88,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What would make actual equal desired. Empty: in sync."""
+    """The actions that make actual equal desired. Empty: in sync."""
 
     desired: Desired
     actions: tuple[Action, ...]
@@ -135,7 +135,7 @@ def _intact(actual: Actual) -> frozenset[Digest]:
 def _tree_actions(
     tree: DesiredTree, seen: ActualTree, actual: Actual, intact: frozenset[Digest], *, prune: bool
 ) -> Iterator[Link | LinkTree | Replace | Remove]:
-    """What one tree needs, in the order of its files."""
+    """The actions for one tree, in the order of its files."""
     if tree.files and not seen.placed and not seen.foreign:
         yield LinkTree(tree=tree.key, files=tree.files)
         yield from (Remove(tree=tree.key, path=path) for path in _superfluous(tree, seen, prune=prune))
@@ -247,7 +247,7 @@ def _summary(actions: Iterable[Action], desired: Desired, actual: Actual) -> Sum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingWork:
-    """What an observation found to do: the plan, the trees with work, and the sizes of blobs to be fetched for them."""
+    """The work that an observation found: the plan, the trees with work, and the sizes of blobs to be fetched for them."""
 
     plan: Plan
     trees: tuple[DesiredTree, ...] = ()
@@ -255,7 +255,7 @@ class PendingWork:
 
 
 def find_work(desired: Desired, actual: Actual) -> PendingWork:
-    """The trees that need anything: files, the end of a change that broke off, a record, or other labels on it."""
+    """The work for trees that need files, recovery of an interrupted change, a record, or other labels on it."""
     work = plan(desired, actual)
     touched = {tree.key for tree in work.trees()}
     found = []
@@ -269,19 +269,19 @@ def find_work(desired: Desired, actual: Actual) -> PendingWork:
 
 
 def same_choice(recorded: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    """Whether labels say the same but for the lockfile: of several that want one tree, any may have put it there."""
+    """Whether labels are equal but for the lockfile: of several that name one tree, any may have put it there."""
     keys = (recorded.keys() | wanted.keys()) - {"lockfile"}
     return all(recorded.get(key) == wanted.get(key) for key in keys)
 
 
 def statuses(desired: Desired, actual: Actual) -> list[VariantStatus]:
-    """The status of each tree: the first state that fits, in the order of the enum by the contract (NOT_PRESENT, VERIFYING,
-    CORRUPT, PARTIAL, COMPLETE)."""
+    """The status of each variant of each tree: the first state that fits, in the order of the enum by the contract
+    (NOT_PRESENT, VERIFYING, CORRUPT, PARTIAL, COMPLETE)."""
     intact = _intact(actual)
-    return [_status(tree, desired, actual, intact) for tree in desired.trees]
+    return [status for tree in desired.trees for status in _statuses(tree, desired, actual, intact)]
 
 
-def _status(tree: DesiredTree, desired: Desired, actual: Actual, intact: frozenset[Digest]) -> VariantStatus:
+def _statuses(tree: DesiredTree, desired: Desired, actual: Actual, intact: frozenset[Digest]) -> Iterator[VariantStatus]:
     seen = actual.trees.get(tree.key, NO_TREE)
     fetches, _ = _fetches(Desired(trees=(tree,), blobs=desired.blobs), actual, intact)
     missing = [path for path in tree.files if path not in seen.placed and path not in seen.foreign]
@@ -296,16 +296,17 @@ def _status(tree: DesiredTree, desired: Desired, actual: Actual, intact: frozens
         state = ModelState.PARTIAL
     else:
         state = ModelState.COMPLETE
-    return VariantStatus(
-        model=tree.key.model,
-        variant=tree.key.variant,
-        state=state,
-        local_path=tree.path,
-        missing_files=tuple(sorted(missing)),
-        corrupt_files=tuple(sorted(corrupt)),
-        extra_files=tuple(sorted(seen.extra)),
-        bytes_needed=sum(fetch.size - fetch.have for fetch in fetches),
-    )
+    for id_ in tree.key.variants:
+        yield VariantStatus(
+            model=id_.model,
+            variant=id_.variant,
+            state=state,
+            local_path=tree.path,
+            missing_files=tuple(sorted(missing)),
+            corrupt_files=tuple(sorted(corrupt)),
+            extra_files=tuple(sorted(seen.extra)),
+            bytes_needed=sum(fetch.size - fetch.have for fetch in fetches),
+        )
 
 
 def _is_corrupt(path: str, digest: Digest, seen: ActualTree, desired: Desired, actual: Actual) -> bool:

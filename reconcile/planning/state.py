@@ -11,6 +11,7 @@ from modelstow.cas import ABSENT, EMPTY, BlobState, BlobStatus, Digest
 from modelstow.cas.inventory import Inventory
 
 from ..desired.lockfile import LockedBlob
+from ..desired.selectors import VariantId, labels_by_variant
 
 
 class ModelState(enum.StrEnum):
@@ -29,19 +30,21 @@ class ModelState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class TreeKey:
-    """The identity of a tree: a variant of a model, and its path (relative to the store, absolute for outside trees)."""
+    """The identity of a tree: the variants whose files it holds (nearly always one), and its path.
 
-    model: str  # name@version
-    variant: str
-    tree: str
+    Each of its variants keeps it: a tree is unwanted when none of them is wanted, and pinned when one is.
+    """
+
+    variants: tuple[VariantId, ...]  # at least one, sorted
+    tree: str  # path, relative to the store, absolute for outside trees
 
     @classmethod
     def of(cls, record: Inventory) -> TreeKey:
         """The key of a tree on record."""
-        return cls(record.labels.get("model", ""), record.labels.get("variant", ""), record.tree)
+        return cls(tuple(sorted(labels_by_variant(record.labels))), record.tree)
 
     def __str__(self) -> str:
-        return f"{self.model}#{self.variant}"
+        return ", ".join(map(str, self.variants))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +127,7 @@ class Actual:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantStatus:
-    """The status of one variant. Lists are paths within the tree and disjoint."""
+    """The status of one variant, which is that of its tree. Lists are paths within the tree and disjoint."""
 
     model: str
     variant: str

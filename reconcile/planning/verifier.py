@@ -64,14 +64,14 @@ def audit(
     desired: Desired,
     level: Level,
     *,
-    also: Mapping[Digest, int] | None = None,
-    on_total: Callable[[int], None] = lambda total: None,
+    other_blobs: Mapping[Digest, int] | None = None,
+    on_begin: Callable[[int], None] = lambda total: None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> VerifyReport:
-    """Verify every blob and file of *desired*, and the blobs in *also* (digest -> size in bytes).
+    """Verify every blob and file of *desired*, and *other_blobs* (digest -> size in bytes).
 
-    *on_total* is called with the number of bytes to read, if any, and *on_bytes*, from any thread, with each number of
-    bytes that were read.
+    *on_begin* is called once, with the number of bytes to read, if any are; *on_bytes* with each number of bytes that were
+    read, from any thread.
 
     The trees are VERIFYING meanwhile. A blob whose mtime changed and whose content is right gets its digest mtime back.
     Raises StoreStateError, OSError; content that cannot be read is a finding, not an error.
@@ -79,7 +79,7 @@ def audit(
     began = time.monotonic()
     with _marked(store, desired.trees):
         actual = observe(store, desired)
-        sizes = {d: desired.size(d) for tree in desired.trees for d in tree.files.values()} | dict(also or {})
+        sizes = {d: desired.size(d) for tree in desired.trees for d in tree.files.values()} | dict(other_blobs or {})
         sizes.pop(EMPTY, None)
         paths = _paths(desired)
         faults = list(_tree_faults(desired, actual))
@@ -92,7 +92,7 @@ def audit(
             for d in sorted(sizes.keys() - set(present))
         ]
         if level is not Level.QUICK:
-            on_total(sum(sizes[d] for d in present) + sum(desired.size(tree.files[path]) for tree, path in copies))
+            on_begin(sum(sizes[d] for d in present) + sum(desired.size(tree.files[path]) for tree, path in copies))
         # Only these: one that becomes suspect while it is read was written to.
         suspect = {d: os.lstat(store.layout.blob(d)) for d in present if states[d].state is BlobState.SUSPECT}
         read = 0

@@ -43,7 +43,7 @@ _BATCH = 256  # blobs unlinked under one hold of the exclusive lock
 
 @dataclass(slots=True, kw_only=True)
 class GcResult:
-    """What a collection removed and kept; in a dry run, what it would. Sizes are bytes."""
+    """The result of a collection, or in a dry run its forecast. Sizes are bytes."""
 
     dry_run: bool
     blobs: list[Digest] = field(default_factory=list)
@@ -127,7 +127,7 @@ class Collector:
             result.lacking_bytes = max(0, goals.free - free)
 
     def _refuse_unreliable_locks(self) -> None:
-        """Where locks exclude no one, a sweep could delete what another process is about to link."""
+        """Refuse to sweep where locks exclude no one: it could delete what another process is about to link."""
         if self.exclusive:
             return
         with self.store.lock("lock-probe", doing="checking the locks", token=self.token):
@@ -270,7 +270,7 @@ def _content(folder: Path) -> list[Path]:
 
 
 def _links_below(folder: Path) -> Counter[int]:
-    """How many names each inode has below a folder."""
+    """The number of names of each inode below a folder."""
     found = tree.scan(folder)
     return Counter(found.files.values()) if found else Counter()
 

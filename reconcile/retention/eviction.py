@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 from modelstow.cas import BlobStore, Digest
 
+from ..desired.selectors import VariantId
 from .roots import Roots, RootState, TreeRoot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvictionTargets:
-    """How far to evict; None: not at all for this reason."""
+    """The targets of an eviction; None: no such target."""
 
     max_size: int | None = None  # bytes of blobs to keep at most
     free: int | None = None  # bytes that should be free on the disk
@@ -122,5 +123,5 @@ def _age_order(root: TreeRoot) -> tuple[float, str]:
     return root.used_at, root.record.tree
 
 
-def _is_evictable(root: TreeRoot, pinned: frozenset[str]) -> bool:
-    return root.state is RootState.ALIVE and not root.unfinished and root.name not in pinned
+def _is_evictable(root: TreeRoot, pinned: frozenset[VariantId]) -> bool:
+    return root.state is RootState.ALIVE and not root.unfinished and pinned.isdisjoint(root.key.variants)

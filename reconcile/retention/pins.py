@@ -12,6 +12,8 @@ from modelstow.cas import EMPTY, BlobStore, Digest
 from modelstow.cas.durable import UNFINISHED, write_file
 from modelstow.cas.records import INVALID, decode, encode, files_in, join_hex, split_hex, unreadable
 
+from ..desired.selectors import VariantId
+
 _KIND = "pin"
 
 
@@ -19,14 +21,8 @@ _KIND = "pin"
 class Pin:
     """A pin: one variant, and the digests that it had when it was pinned."""
 
-    model: str  # name@version
-    variant: str
+    id: VariantId
     digests: frozenset[Digest]
-
-    @property
-    def name(self) -> str:
-        """The variant: name@version#variant."""
-        return f"{self.model}#{self.variant}"
 
 
 def read(folder: Path) -> Iterator[Pin]:
@@ -34,36 +30,37 @@ def read(folder: Path) -> Iterator[Pin]:
     for path, raw in files_in(folder):
         try:
             head = decode(raw, _KIND, version=1)
-            yield Pin(model=head["model"], variant=head["variant"], digests=frozenset(split_hex(head["digests"])))
+            yield Pin(id=VariantId(head["model"], head["variant"]), digests=frozenset(split_hex(head["digests"])))
         except INVALID as error:
             raise unreadable(path, error) from error
 
 
-def pin(store: BlobStore, model: str, variant: str, digests: Iterable[Digest]) -> bool:
+def pin(store: BlobStore, id_: VariantId, digests: Iterable[Digest]) -> bool:
     """Pin a variant; False if it was pinned already. Durable on return."""
-    path = _pin_path(store, model, variant)
+    path = _pin_path(store, id_)
     existed = path.exists()
     kept = join_hex(sorted(set(digests) - {EMPTY}))
-    write_file(path, encode(_KIND, 1, {"model": model, "variant": variant, "digests": kept}))
+    write_file(path, encode(_KIND, 1, {"model": id_.model, "variant": id_.variant, "digests": kept}))
     return not existed
 
 
-def unpin(store: BlobStore, model: str, variant: str) -> bool:
+def unpin(store: BlobStore, id_: VariantId) -> bool:
     """Remove a pin; False if there was none."""
     try:
-        _pin_path(store, model, variant).unlink()
+        _pin_path(store, id_).unlink()
     except FileNotFoundError:
         return False
     return True
 
 
-def names(store: BlobStore) -> frozenset[str]:
-    """The names of the pinned variants, without reading the pins."""
+def variants(store: BlobStore) -> frozenset[VariantId]:
+    """The pinned variants by the names of the pins, without reading them."""
     try:
-        return frozenset(unquote(name) for name in os.listdir(store.layout.pins) if not name.startswith(UNFINISHED))
+        names = os.listdir(store.layout.pins)
     except FileNotFoundError:
         return frozenset()
+    return frozenset(VariantId.parse(unquote(name)) for name in names if not name.startswith(UNFINISHED))
 
 
-def _pin_path(store: BlobStore, model: str, variant: str) -> Path:
-    return store.layout.pins / quote(f"{model}#{variant}", safe="@")
+def _pin_path(store: BlobStore, id_: VariantId) -> Path:
+    return store.layout.pins / quote(str(id_), safe="@")

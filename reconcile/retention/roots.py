@@ -21,7 +21,7 @@ from modelstow.cas.durable import write_file
 from modelstow.cas.inventory import Inventory, is_intent, read_inventory, tree_id
 from modelstow.cas.records import INVALID, decode, encode, files_in, join_hex, split_hex, unreadable
 
-from ..desired.selectors import PINNED
+from ..desired.selectors import PINNED, VariantId, labels_by_variant
 from ..planning.state import TreeKey
 from ..state_dirs import ROOTS
 from . import pins
@@ -40,13 +40,13 @@ class RootState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockfileRoot:
-    """The root of a lockfile that was reconciled. ``trees`` maps name@version#variant to a fingerprint of its content."""
+    """The root of a lockfile that was reconciled. ``trees`` maps each variant to a fingerprint of its content."""
 
     path: str  # absolute
     text: str  # sha256 of the lockfile's text, hex
     parent: tuple[int, int]  # device and inode of its parent folder
-    trees: Mapping[str, str] = field(default_factory=dict)
-    pinned: tuple[str, ...] = ()
+    trees: Mapping[VariantId, str] = field(default_factory=dict)
+    pinned: tuple[VariantId, ...] = ()
     digests: frozenset[Digest] = frozenset()
 
     @property
@@ -60,8 +60,8 @@ class LockfileRoot:
             "path": self.path,
             "text": self.text,
             "parent": list(self.parent),
-            "trees": dict(sorted(self.trees.items())),
-            "pinned": list(self.pinned),
+            "trees": {str(id_): content for id_, content in sorted(self.trees.items())},
+            "pinned": list(map(str, self.pinned)),
             "digests": join_hex(sorted(self.digests)),
         }
         return encode(_KIND, _VERSION, head)
@@ -74,8 +74,8 @@ class LockfileRoot:
             path=head["path"],
             text=head["text"],
             parent=(head["parent"][0], head["parent"][1]),
-            trees=head["trees"],
-            pinned=tuple(head["pinned"]),
+            trees={VariantId.parse(name): content for name, content in head["trees"].items()},
+            pinned=tuple(map(VariantId.parse, head["pinned"])),
             digests=frozenset(split_hex(head["digests"])),
         )
 
@@ -120,11 +120,6 @@ class TreeRoot:
     def key(self) -> TreeKey:
         """The identity of the tree."""
         return TreeKey.of(self.record)
-
-    @property
-    def name(self) -> str:
-        """The variant: name@version#variant."""
-        return str(self.key)
 
     @property
     def digests(self) -> frozenset[Digest]:
@@ -176,11 +171,12 @@ class Roots:
         """The blobs that registered lockfiles name."""
         return frozenset(digest for root in self.lockfiles if root.state is not RootState.DEAD for digest in root.digests)
 
-    def pinned(self) -> frozenset[str]:
-        """The variants that the user or the manifest pins: name@version#variant."""
-        by_manifest = {root.name for root in self.trees if PINNED in root.record.labels}
-        by_manifest |= {name for root in self.lockfiles for name in root.pinned}
-        return frozenset(pin.name for pin in self.pins) | by_manifest
+    def pinned(self) -> frozenset[VariantId]:
+        """The variants that the user or the manifest pins."""
+        by_label = (labels_by_variant(root.record.labels).items() for root in self.trees)
+        by_manifest = {id_ for rows in by_label for id_, labels in rows if PINNED in labels}
+        by_manifest |= {id_ for root in self.lockfiles for id_ in root.pinned}
+        return frozenset(pin.id for pin in self.pins) | by_manifest
 
     def _roots(self, *, lockfiles: bool, without: frozenset[str] = frozenset()) -> Iterator[tuple[str, frozenset[Digest]]]:
         """Each root that counts, described in a phrase, with the digests that it keeps."""
@@ -189,7 +185,7 @@ class Roots:
                 continue
             yield f"tree {tree_root.record.tree}{_state_suffix(tree_root.state)}", tree_root.digests
         for pin in self.pins:
-            yield f"pin {pin.name}", pin.digests
+            yield f"pin {pin.id}", pin.digests
         for record in self.leased:
             yield f"lease ({record.doing})", record.digests
         for root in self.lockfiles:

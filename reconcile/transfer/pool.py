@@ -26,11 +26,11 @@ class WorkerPool:
 
     @property
     def busy(self) -> bool:
-        """Whether anything is left to be done, or to be waited for."""
+        """Whether any task is left to run, or to wait for."""
         return self._pending > 0
 
     def start(self, work: Callable[..., None], *args: object) -> None:
-        """Let a thread do this, as soon as one is free."""
+        """Run a task in a thread, as soon as one is free."""
         self._pending += 1
         self._pool.submit(work, *args).add_done_callback(self._done.put)
 

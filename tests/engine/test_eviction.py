@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from modelstow.cas import Digest
 from modelstow.cas.inventory import Inventory, InventoryEntry
 from modelstow.cas.links import LinkKind
+from modelstow.reconcile.desired.selectors import VariantId
 from modelstow.reconcile.retention import eviction
 from modelstow.reconcile.retention.eviction import EvictionSimulation, EvictionTargets
 from modelstow.reconcile.retention.pins import Pin
@@ -33,13 +34,18 @@ def roots_of(*trees: TreeRoot, pins: tuple[Pin, ...] = ()) -> Roots:
     return Roots(lockfiles=(), trees=trees, pins=pins, leased=(), inodes={}, stamps=frozenset())
 
 
+def names(root: TreeRoot) -> str:
+    """The models whose variants a tree holds."""
+    return " ".join(id_.model for id_ in root.key.variants)
+
+
 def chosen(known: Roots, targets: EvictionTargets, *, free: int = 0, used: str = "") -> list[str]:
     """The models that are evicted; *used* names those in use."""
     simulation = EvictionSimulation(SIZES, (), known.trees)
     found = eviction.choose(
-        known, targets, simulation, free=free, now=NOW, is_used=lambda root: root.key.model in used.split()
+        known, targets, simulation, free=free, now=NOW, is_used=lambda root: names(root) in used.split()
     )
-    return [root.key.model for root in found]
+    return [names(root) for root in found]
 
 
 def three() -> Roots:
@@ -61,7 +67,7 @@ def test_the_least_recently_used_go_until_the_targets_are_met():
 def test_what_is_used_pinned_or_gone_is_passed_over():
     """The next in age goes instead; an unreachable target leaves no other choice."""
     known = three()
-    pinned = roots_of(*known.trees, pins=(Pin(model="m1@1", variant="v", digests=frozenset()),))
+    pinned = roots_of(*known.trees, pins=(Pin(id=VariantId("m1@1", "v"), digests=frozenset()),))
     unverifiable = tree_root("m0", "d", used_at=0, state=RootState.UNVERIFIABLE)
 
     assert chosen(known, EvictionTargets(max_size=20), used="m1@1") == ["m2@1"]

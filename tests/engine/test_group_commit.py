@@ -34,7 +34,7 @@ def locator_of(data: bytes) -> str:
     return f"mem://origin/{Digest.of(data).hex}"
 
 
-def wanted(data: bytes) -> BlobRequest:
+def request_of(data: bytes) -> BlobRequest:
     return BlobRequest(digest=Digest.of(data), size=len(data), urls=(locator_of(data),))
 
 
@@ -91,7 +91,7 @@ def world(tmp_path: Path) -> World:
 
 def test_small_blobs_are_committed_together(world: World):
     """All are there on return, each with its event."""
-    outcomes = world.fetcher.obtain_all(map(wanted, FILES))
+    outcomes = world.fetcher.obtain_all(map(request_of, FILES))
 
     assert outcomes == dict.fromkeys(map(Digest.of, FILES), False)
     assert world.there() == FILES and world.commits == [len(FILES)]
@@ -108,7 +108,7 @@ def test_what_waited_for_a_moment_is_committed_before_more_is_asked_for(world: W
         world.time += 0.1
 
     world.source.on_open = slow
-    world.fetcher.obtain_all(map(wanted, FILES[:7]))
+    world.fetcher.obtain_all(map(request_of, FILES[:7]))
 
     assert seen == [0, 0, 0, 0, 4, 4, 4] and world.commits == [4, 3]
 
@@ -118,7 +118,7 @@ def test_no_more_than_a_mebibyte_waits_for_its_commit(world: World):
     large = [some_bytes(size, seed=99) for size in (600_000, 500_000, 3 << 20)]
     world.source.objects.update({locator_of(data): data for data in large})
 
-    world.fetcher.obtain_all(map(wanted, [FILES[0], *large, FILES[1]]))
+    world.fetcher.obtain_all(map(request_of, [FILES[0], *large, FILES[1]]))
 
     assert world.commits == [3, 1, 1]
 
@@ -134,7 +134,7 @@ def test_what_waits_is_committed_while_its_worker_is_at_something_that_takes_lon
 
     world.source.on_open = slow
     done: dict[Digest, bool | Exception] = {}
-    thread = threading.Thread(target=lambda: done.update(world.fetcher.obtain_all(map(wanted, FILES[:3]))))
+    thread = threading.Thread(target=lambda: done.update(world.fetcher.obtain_all(map(request_of, FILES[:3]))))
     thread.start()
     assert asked.wait(PATIENCE_S)
 
@@ -154,7 +154,7 @@ def test_no_more_wait_than_a_process_may_have_open(world: World, monkeypatch: py
     """Each has two descriptors; half of them are left to others."""
     monkeypatch.setattr(resource, "getrlimit", lambda which: (40, 4096))
 
-    world.fetcher.obtain_all(map(wanted, FILES))
+    world.fetcher.obtain_all(map(request_of, FILES))
 
     assert world.commits == [10, 10, 10]
 
@@ -163,14 +163,14 @@ def test_where_nothing_bounds_descriptors_nothing_else_is_bounded_by_them(world:
     """Unlimited is reported as minus one."""
     monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-    world.fetcher.obtain_all(map(wanted, FILES))
+    world.fetcher.obtain_all(map(request_of, FILES))
 
     assert world.commits == [len(FILES)]
 
 
 def test_a_small_blob_is_asked_for_once(world: World):
     """Nothing is asked before or after it where all goes well."""
-    world.fetcher.obtain_all(map(wanted, FILES))
+    world.fetcher.obtain_all(map(request_of, FILES))
 
     assert sorted(world.source.asked) == sorted(map(locator_of, FILES))
 
@@ -185,7 +185,7 @@ def test_the_first_question_is_an_attempt_like_the_others(world: World):
             raise ConnectionFailed("down", locator=locator)
 
     world.source.on_open = fail
-    outcomes = fetcher.obtain_all(map(wanted, [FILES[1], FILES[0]]))
+    outcomes = fetcher.obtain_all(map(request_of, [FILES[1], FILES[0]]))
 
     assert isinstance(outcomes[Digest.of(FILES[0])], SourceUnavailableError)
     assert outcomes[Digest.of(FILES[1])] is False
@@ -201,7 +201,7 @@ def test_a_failure_of_a_small_blob_is_reported_like_any_other(world: World, sent
     """The error is that of a large one, and its bytes are counted."""
     world.source.objects[locator_of(FILES[0])] = sent
 
-    outcomes = world.fetcher.obtain_all([wanted(FILES[0])])
+    outcomes = world.fetcher.obtain_all([request_of(FILES[0])])
 
     assert isinstance(outcomes[Digest.of(FILES[0])], kind)
     assert len(world.source.asked) == asked
@@ -231,7 +231,7 @@ def test_a_source_that_breaks_off_small_blobs_delivers_them_all_the_same(world: 
     policy = RetryPolicy(transient=RetrySchedule(attempts=5))
     fetcher = Fetcher(store=world.store, context=replace(world.context, policy=policy))
 
-    assert fetcher.obtain_all([wanted(data)]) == {Digest.of(data): False}
+    assert fetcher.obtain_all([request_of(data)]) == {Digest.of(data): False}
     assert len(world.source.asked) <= 6
 
 
@@ -253,14 +253,14 @@ def test_nothing_is_waited_for_behind_the_last_byte(world: World):
 
     world.source = Endless(world.source.objects)
 
-    assert world.fetcher.obtain_all([wanted(FILES[0])]) == {Digest.of(FILES[0]): False}
+    assert world.fetcher.obtain_all([request_of(FILES[0])]) == {Digest.of(FILES[0]): False}
 
 
 def test_one_that_fails_takes_no_other_with_it(world: World):
     """Its error is its outcome."""
     missing = BlobRequest(digest=Digest.of(b"missing"), size=7, urls=("mem://origin/nowhere",))
 
-    outcomes = world.fetcher.obtain_all([wanted(FILES[0]), missing, wanted(FILES[1])])
+    outcomes = world.fetcher.obtain_all([request_of(FILES[0]), missing, request_of(FILES[1])])
 
     assert isinstance(outcomes.pop(missing.digest), SourceUnavailableError)
     assert set(outcomes.values()) == {False} and world.there() == FILES[:2]
@@ -277,7 +277,7 @@ def test_a_full_disk_at_the_commit_is_reported_with_its_figures(world: World, mo
         real(fd)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    outcomes = world.fetcher.obtain_all(map(wanted, FILES[:3]))
+    outcomes = world.fetcher.obtain_all(map(request_of, FILES[:3]))
 
     error = outcomes.pop(broken)
     assert isinstance(error, NoSpaceError) and error.details["bytes_needed"] == len(FILES[1])
@@ -287,10 +287,10 @@ def test_a_full_disk_at_the_commit_is_reported_with_its_figures(world: World, mo
 
 def test_a_worker_that_holds_locks_waits_for_none(world: World):
     """A blob that another process fetches is left to the end, when the others are committed and their locks free."""
-    busy = wanted(FILES[1])
+    busy = request_of(FILES[1])
     held = world.store.lock_blob(busy.digest, doing=f"fetching {busy.digest.short}")
     done: dict[Digest, bool | Exception] = {}
-    thread = threading.Thread(target=lambda: done.update(world.fetcher.obtain_all(map(wanted, FILES[:4]))))
+    thread = threading.Thread(target=lambda: done.update(world.fetcher.obtain_all(map(request_of, FILES[:4]))))
     reported = threading.Event()
     sink = world.events.append
 
@@ -332,7 +332,7 @@ def test_a_neighbour_of_the_same_lock_is_not_reported(world: World):
 
     world.store.lock_blob = watched  # type: ignore[method-assign,assignment]
     done: dict[Digest, bool | Exception] = {}
-    thread = threading.Thread(target=lambda: done.update(world.fetcher.obtain_all(map(wanted, [*others.values()]))))
+    thread = threading.Thread(target=lambda: done.update(world.fetcher.obtain_all(map(request_of, [*others.values()]))))
     thread.start()
     assert looked.wait(PATIENCE_S)
     held.close()
@@ -351,7 +351,7 @@ def test_a_stop_leaves_nothing_half_done(world: World):
 
     world.source.on_open = stop
     with pytest.raises(Cancelled):
-        world.fetcher.obtain_all(map(wanted, FILES))
+        world.fetcher.obtain_all(map(request_of, FILES))
 
     assert world.there() == [] and list(world.store.layout.partials.iterdir()) == []
     for data in FILES:
@@ -366,7 +366,7 @@ def test_a_lease_that_was_lost_forbids_every_commit(world: World):
         raise RuntimeError("the lease is gone")
 
     world.fetcher.before_commit = lost
-    outcomes = world.fetcher.obtain_all(map(wanted, FILES[:3]))
+    outcomes = world.fetcher.obtain_all(map(request_of, FILES[:3]))
 
     assert {str(outcome) for outcome in outcomes.values()} == {"the lease is gone"} and world.there() == []
     assert list(world.store.layout.partials.iterdir()) == []
@@ -387,7 +387,7 @@ def test_a_wait_is_reported_with_its_reason_and_ended_by_a_stop(world: World):
     world.source.on_open = busy
     object.__setattr__(world.context, "emit", emit)
     with pytest.raises(Cancelled):
-        world.fetcher.obtain_all([wanted(FILES[0])])
+        world.fetcher.obtain_all([request_of(FILES[0])])
 
     short = Digest.of(FILES[0]).short
     assert reported == [f"{short}: every source failed (HTTP 503 Service Unavailable); retrying in 7 s"]
@@ -403,7 +403,7 @@ def test_a_blob_whose_lock_cannot_be_written_to_stops_no_other(world: World, mon
         real(lock, digest)
 
     monkeypatch.setattr(world.store, "note_commit", note)
-    outcomes = world.fetcher.obtain_all(map(wanted, FILES[:3]))
+    outcomes = world.fetcher.obtain_all(map(request_of, FILES[:3]))
 
     assert isinstance(outcomes.pop(Digest.of(FILES[1])), OSError)
     assert set(outcomes.values()) == {False} and world.there() == FILES[:3]
@@ -422,7 +422,7 @@ def test_a_full_disk_during_a_transfer_is_reported_with_what_is_still_needed(wor
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
-        outcome = world.fetcher.obtain_all([wanted(data)])[Digest.of(data)]
+        outcome = world.fetcher.obtain_all([request_of(data)])[Digest.of(data)]
 
     assert isinstance(outcome, NoSpaceError) and outcome.details["bytes_needed"] == PIECE
     assert world.store.held_in_partial(Digest.of(data), len(data)) == 2 * PIECE
@@ -439,7 +439,7 @@ def test_asking_whether_a_commit_is_due_does_not_wait_for_one(world: World, monk
         return commit_all(*about, **options)
 
     monkeypatch.setattr(world.store.ingest, "commit_all", slow)
-    thread = threading.Thread(target=world.fetcher.obtain_all, args=(map(wanted, FILES[:2]),))
+    thread = threading.Thread(target=world.fetcher.obtain_all, args=(map(request_of, FILES[:2]),))
     thread.start()
     assert begun.wait(PATIENCE_S)
     world.time += 10.0

@@ -86,6 +86,7 @@ def steps(folder: Path, files: int, *, models: int) -> Iterator[tuple[str, int]]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # about half a minute, but of counting alone: a machine with other work takes many times that
 @pytest.mark.parametrize("files_each", [None, 10], ids=["one model", "ten files a model"])
 def test_ten_times_the_files_are_not_more_than_twelve_times_the_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], files_each: int | None

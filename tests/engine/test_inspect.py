@@ -10,6 +10,7 @@ from builders import ensurer_of, lock_of, memory
 
 from modelstow import ModelEnsurer, ModelState
 from modelstow.cas import EMPTY, BlobStore, Digest, LinkMode, leases
+from modelstow.reconcile.desired.selectors import VariantId
 from modelstow.reconcile.errors import InvalidConfigError
 from modelstow.reconcile.inspect import diff, owners, usage, variants
 from modelstow.reconcile.inspect.owners import RootKind
@@ -42,10 +43,10 @@ def test_usage_counts_each_blob_of_a_tree_as_shared_or_unique(tmp_path: Path):
 
     found = usage.disk_usage(store_of(models))
 
-    rows = [(tree.model, tree.variant, tree.path, tree.logical, tree.shared, tree.unique) for tree in found.trees]
+    rows = [(tree.variants, tree.path, tree.logical, tree.shared, tree.unique) for tree in found.trees]
     assert rows == [
-        ("a@1", "v", models.local_path("a"), 1_600, 300, 1_000),
-        ("b@1", "v", models.local_path("b"), 300, 300, 0),
+        ((VariantId("a@1", "v"),), models.local_path("a"), 1_600, 300, 1_000),
+        ((VariantId("b@1", "v"),), models.local_path("b"), 300, 300, 0),
     ]
     assert found.totals == usage.Totals(logical=1_900, physical=1_300)
 
@@ -69,9 +70,9 @@ def test_usage_of_some_variants_limits_the_trees_but_not_the_totals(tmp_path: Pa
     """The totals are the store's."""
     store = store_of(ensured(tmp_path))
 
-    found = usage.disk_usage(store, only={"b@1#v"})
+    found = usage.disk_usage(store, only={VariantId("b@1", "v")})
 
-    assert [tree.model for tree in found.trees] == ["b@1"]
+    assert [tree.variants for tree in found.trees] == [(VariantId("b@1", "v"),)]
     assert found.totals == usage.disk_usage(store).totals
 
 
@@ -159,7 +160,7 @@ def test_roots_are_listed_by_kind_with_their_state(tmp_path: Path):
     """A tree whose folder is gone is dead."""
     models = ensured(tmp_path)
     store = store_of(models)
-    pins.pin(store, "a@1", "v", [Digest.of(OWN)])
+    pins.pin(store, VariantId("a@1", "v"), [Digest.of(OWN)])
     lease = leases.take(store, doing="testing", digests=[Digest.of(OWN)])
     for path in models.local_path("b").iterdir():
         path.unlink()
@@ -207,7 +208,7 @@ def test_variants_are_listed_with_size_state_and_pin(tmp_path: Path):
     """A blob counts once, however many paths have it."""
     models = ensured(tmp_path)
 
-    found = variants.list_variants(models.lock, models.statuses(), {"b@1#v"})
+    found = variants.list_variants(models.lock, models.statuses(), {VariantId("b@1", "v")})
 
     rows = [(entry.model, entry.variant, entry.state, entry.bytes, entry.pinned) for entry in found]
     assert rows == [("a@1", "v", ModelState.COMPLETE, 1_300, False), ("b@1", "v", ModelState.COMPLETE, 300, True)]

@@ -241,10 +241,10 @@ def test_components_choose_files():
         optional=("te",),
     )
 
-    assert set(variant.chosen()) == {"a", "both", "vae/x"}
-    assert set(variant.chosen(with_=["te"])) == {"a", "both", "vae/x", "te/y"}
-    assert set(variant.chosen(without=["vae"])) == {"a"}
-    assert set(variant.chosen(with_=["te"], without=["vae"])) == {"a", "both", "te/y"}
+    assert set(variant.select_files()) == {"a", "both", "vae/x"}
+    assert set(variant.select_files(with_=["te"])) == {"a", "both", "vae/x", "te/y"}
+    assert set(variant.select_files(without=["vae"])) == {"a"}
+    assert set(variant.select_files(with_=["te"], without=["vae"])) == {"a", "both", "te/y"}
 
 
 def test_a_lockfile_larger_than_64_mib_is_refused_before_it_is_parsed():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from modelstow.cas import BlobState, BlobStatus, Digest
 from modelstow.reconcile.desired.lockfile import LockedBlob
+from modelstow.reconcile.desired.selectors import VariantId
 from modelstow.reconcile.planning.planner import Fetch, Link, LinkTree, Plan, Remove, Replace, plan, statuses
 from modelstow.reconcile.planning.state import Actual, ActualTree, Desired, DesiredTree, Foreign, ModelState, TreeKey
 
@@ -24,7 +25,7 @@ foreign = st.builds(Foreign, st.sampled_from([None, SIZE, SIZE + 1]), modified=s
 def desireds(draw: st.DrawFn) -> Desired:
     trees = []
     for variant in draw(st.lists(st.sampled_from(["v1", "v2"]), unique=True, min_size=1)):
-        key = TreeKey("m@1", variant, f"models/m@1/{variant}")
+        key = TreeKey((VariantId("m@1", variant),), f"models/m@1/{variant}")
         trees.append(DesiredTree(key=key, path=Path("/store") / key.tree, files=draw(files)))
     blobs = {digest: LockedBlob(size=SIZE, urls=("mem://o/x",)) for digest in DIGESTS}
     return Desired(trees=tuple(trees), blobs=blobs, prune=draw(st.booleans()))

@@ -200,9 +200,9 @@ def talking(*processes: subprocess.Popen[str]) -> Iterator[tuple[Queue[dict[str,
                 process.wait()
 
 
-def hear(heard: Queue[dict[str, Any]], *wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Take events until each of *wanted* was true of one."""
-    missing = list(wanted)
+def hear(heard: Queue[dict[str, Any]], *expected: Callable[[dict[str, Any]], bool]) -> None:
+    """Take events until each of *expected* was true of one."""
+    missing = list(expected)
     while missing:
         row = heard.get(timeout=PATIENCE_S)
         missing = [fits for fits in missing if not fits(row)]

@@ -21,6 +21,7 @@ from modelstow.cas import inventory as inventories
 from modelstow.cas.inventory import Inventory, InventoryEntry
 from modelstow.cas.links import LinkKind
 from modelstow.cas.scrub import Level
+from modelstow.reconcile.desired.selectors import VariantId
 from modelstow.reconcile.retention import pins, roots
 from modelstow.reconcile.retention.collector import EvictionTargets, GcResult
 
@@ -227,14 +228,14 @@ def test_a_pin_keeps_blobs_without_tree_or_lockfile(tmp_path: Path):
     models = world(tmp_path, {"m@1": {"a": b"a"}})
     path = models.ensure("m")
     store = BlobStore.open(tmp_path / "root")
-    pins.pin(store, "m@1", "v", [Digest.of(b"a")])
+    pins.pin(store, VariantId("m@1", "v"), [Digest.of(b"a")])
     shutil.rmtree(path)
 
     assert collect(models).blobs == []
     shutil.rmtree(tmp_path / "root/state")
     models.collect_garbage(state_lost=True)
     assert kept(tmp_path) == names(b"a")
-    assert pins.unpin(BlobStore.open(tmp_path / "root"), "m@1", "v")
+    assert pins.unpin(BlobStore.open(tmp_path / "root"), VariantId("m@1", "v"))
     assert len(collect(models).blobs) == 1
 
 
@@ -368,7 +369,7 @@ def test_a_root_that_cannot_be_read_stops_gc_with_nothing_deleted(
     models.reconcile()
     store = BlobStore.open(tmp_path / "root")
     store.ingest.add_bytes(b"garbage")
-    pins.pin(store, "n@1", "v", [Digest.of(b"b")])
+    pins.pin(store, VariantId("n@1", "v"), [Digest.of(b"b")])
     damage(sorted((tmp_path / "root" / folder).iterdir())[0])
     before = {p for p in (tmp_path / "root").rglob("*") if "locks" not in str(p)}
 
@@ -653,7 +654,7 @@ def test_pinned_trees_are_not_evicted(tmp_path: Path):
     from dataclasses import replace
 
     models = three(tmp_path)
-    pins.pin(BlobStore.open(tmp_path / "root"), "m1@1", "v", [Digest.of(b"a" * KB)])
+    pins.pin(BlobStore.open(tmp_path / "root"), VariantId("m1@1", "v"), [Digest.of(b"a" * KB)])
     models.lock = replace(models.lock, models={**models.lock.models, "m2@1": replace(models.lock.models["m2@1"], pin=True)})
     models.reconcile()
     for number, key in enumerate(("m1", "m2", "m3")):
@@ -724,7 +725,7 @@ def test_goals_that_cannot_be_reached_are_reported_with_what_is_missing(tmp_path
     """Pinned trees stay, and the disk is full of what is not ours; a goal that is reached lacks nothing."""
     models = three(tmp_path)
     models.free_bytes = lambda: 10_000 - sum(path.stat().st_size for path in blobs_of(tmp_path / "root").values())
-    pins.pin(BlobStore.open(tmp_path / "root"), "m1@1", "v", [Digest.of(b"a" * KB)])
+    pins.pin(BlobStore.open(tmp_path / "root"), VariantId("m1@1", "v"), [Digest.of(b"a" * KB)])
 
     reached = collect(models, goals=EvictionTargets(max_size=2 * KB, free=8_000))
     missed = collect(models, goals=EvictionTargets(max_size=100, free=9_500))

@@ -11,7 +11,7 @@ from threading import Event, Thread
 import pytest
 from store_fixtures import age, store_at
 
-from modelstow.cas import BlobStore, Digest, LockTimeoutError, StoreStateError, leases, locks
+from modelstow.cas import BlobStore, Digest, LockTimeoutError, StoreStateError, leases, locks, records
 
 ONE, TWO = Digest.of(b"one"), Digest.of(b"two")
 DAY = 86_400
@@ -96,6 +96,46 @@ def test_the_lease_of_a_killed_process_is_dead_but_counts(tmp_path: Path):
 
     assert alive == [({ONE}, True)]
     assert active_of(store) == [({ONE}, False)]
+
+
+def test_a_lease_is_a_record_that_names_its_holder(tmp_path: Path):
+    """With version and checksum, as every root; also where there are so many digests that it is compressed."""
+    store = store_at(tmp_path)
+    many = {Digest.of(b"%d" % number) for number in range(20_000)}
+    small, large = (leases.take(store, doing="a test", digests=digests) for digests in ([ONE], many))
+
+    records_ = [records.decode(path.read_bytes(), "lease", version=1) for path in files(store)]
+
+    assert [record["holder"]["pid"] for record in records_] == [os.getpid()] * 2
+    assert sorted(len(digests) for digests, _ in active_of(store)) == [1, 20_000]
+    small.finish()
+    large.finish()
+
+
+def test_a_lease_of_an_earlier_version_counts(tmp_path: Path):
+    """A process that still runs it may hold one."""
+    store = store_at(tmp_path)
+    path = store.layout.leases / "0123.lease"
+    path.write_text(
+        f'{{"holder": {{"doing": "fetching"}}, "digests": ["{ONE.hex}", "{TWO.hex}"], "reserved": {{"{TWO.hex}": 3}}}}   '
+    )
+
+    [(_, record, held)] = leases.active(store)
+
+    assert (record.doing, record.digests, dict(record.reserved), held) == ("fetching", {ONE, TWO}, {TWO: 3}, False)
+
+
+def test_a_torn_or_altered_lease_stops_those_who_delete(tmp_path: Path):
+    """Its checksum shows it, wherever the bytes end or differ."""
+    store = store_at(tmp_path)
+    leases.take(store, doing="a test", digests=[ONE, TWO]).close()
+    [path] = files(store)
+    whole = path.read_bytes()
+
+    for text in (whole[:-40], whole[:-20], whole.replace(ONE.hex.encode(), TWO.hex.encode())):
+        path.write_bytes(text)
+        with pytest.raises(StoreStateError, match="cannot be read"):
+            leases.active(store)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"digests": ["zz"], "reserved": {}}', b'{"digests": 5}', b"\xff"])
