@@ -20,6 +20,7 @@ from .desired.lockfile import Lockfile
 from .desired.selectors import VariantId, all_variants, select
 from .desired_state import EnsureOptions, Scope
 from .errors import single
+from .events.bus import EventBus
 from .events.report import Report
 from .planning.observer import free_bytes, observe
 from .planning.planner import Plan, find_work, plan, statuses
@@ -59,7 +60,7 @@ class ModelEnsurer:
     factories: Mapping[str, Callable[[], Source]] = field(default_factory=lambda: FACTORIES)
     retry: RetryPolicy | None = None
     free_bytes: Callable[[], int] | None = None
-    events: Sink = lambda event: None
+    events: EventBus = field(default_factory=EventBus)  # of all its runs
     token: CancellationToken = field(default_factory=CancellationToken)
     failures: FailureTable | None = None  # made at the first request
     _registry: Registry | None = None
@@ -71,12 +72,13 @@ class ModelEnsurer:
         lockfile: str | os.PathLike[str] | None = None,
         *,
         settings: Settings | None = None,
+        events: Sink | None = None,
         **more: object,
     ) -> ModelEnsurer:
         """Open with a root and a lockfile, or with whole *settings*.
 
         What is not given comes from the environment; files that are not named are looked for in the current folder and
-        those above. The mirrors that the manifest next to the lockfile names are used.
+        those above. The mirrors that the manifest next to the lockfile names are used. *events* is a first listener.
 
         Raises LockfileMissingError, LockfileInvalidError, SchemaVersionError, InvalidConfigError, OSError.
         """
@@ -87,11 +89,13 @@ class ModelEnsurer:
         project = Project(settings)
         settings = replace(settings, lockfile=project.path, mirrors=project.mirrors)
         ensurer = cls(settings=settings, lock=project.lock, lock_text=project.lock_text, **more)  # type: ignore[arg-type]
+        if events is not None:
+            ensurer.events.subscribe(events)
         if project.warnings:
             from .events.events import Warning
 
             for text in project.warnings:
-                ensurer.events(Warning(text=text))
+                ensurer.events.emit(Warning(text=text))
         return ensurer
 
     @property
@@ -228,7 +232,7 @@ class ModelEnsurer:
         store = BlobStore.open_readonly(self.settings.root)
         desired = self.desired(selectors) if selectors is not None else self._scope.registered(store)
         also = {} if selectors is not None else {d: self._scope.size_of(store, d) for d, _ in store.blobs.entries()}
-        with Task("verifying", self.events) as task:
+        with Task("verifying", self.events.emit) as task:
             found = verifier.audit(store, desired, level, also=also, on_total=task.begin, on_bytes=task.advance)
         if not repair or not found.faults:
             return found, None
@@ -359,7 +363,7 @@ class ModelEnsurer:
             retry=self.retry or RetryPolicy(),
             token=self.token,
             free=self._free,
-            emit=self.events,
+            events=self.events,
         )
 
     def remove_tree(self, record: Inventory, key: TreeKey) -> bool:
