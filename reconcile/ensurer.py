@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from .retention.roots import LockfileRoot
 from .settings import Settings, from_environment
 
 if TYPE_CHECKING:  # what writes and reads content is loaded when there is something to do: start-up is performance
+    from .desired.mirrors import MirrorProvider
     from .events.events import Sink
     from .events.progress import Progress
     from .interop.push import Pushed
@@ -57,6 +58,7 @@ class ModelEnsurer:
     settings: Settings
     lock: Lockfile
     lock_text: bytes = b""
+    mirrors: Sequence[MirrorProvider] = ()  # asked for each blob before those of the settings
     factories: Mapping[str, Callable[[], Source]] = field(default_factory=lambda: FACTORIES)
     retry: RetryPolicy | None = None
     free_bytes: Callable[[], int] | None = None
@@ -137,8 +139,7 @@ class ModelEnsurer:
     def statuses(self, selectors: Selectors = None) -> list[VariantStatus]:
         """The states of variants (default: all)."""
         desired = self.desired(selectors)
-        actual = self.observe(desired)
-        return statuses(desired, actual)
+        return statuses(desired, self.observe(desired))
 
     def estimate_download_size(self, model: str, variant: str | None = None) -> int:
         """Bytes that are not on disk yet; 0 when in sync."""
@@ -338,8 +339,7 @@ class ModelEnsurer:
             if progress is not None:
                 progress(0, 0)
             return ApplyResult(trees=tuple(self._outcomes(desired, frozenset(), failed=False)), report=Report())
-        runtime = self._runtime()
-        changed, report, error = runtime.reach(desired, work, progress=progress)
+        changed, report, error = self._runtime().reach(desired, work, progress=progress)
         trees = tuple(self._outcomes(desired, changed, failed=error is not None))
         return ApplyResult(trees=trees, report=report, error=error)
 
@@ -364,6 +364,7 @@ class ModelEnsurer:
             token=self.token,
             free=self._free,
             events=self.events,
+            mirrors=self.mirrors,
         )
 
     def remove_tree(self, record: Inventory, key: TreeKey) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from .apply import Executor
 from .checkout.publisher import Publisher
 from .desired import selectors
 from .desired.lockfile import Lockfile, absolute
+from .desired.mirrors import MirrorProvider, PrefixMirrors
 from .desired_state import other_locks
 from .errors import ApplyError, InvalidConfigError
 from .events.bus import EventBus
@@ -53,6 +54,7 @@ class Runtime:
     token: CancellationToken
     free: Callable[[], int]
     events: EventBus
+    mirrors: Sequence[MirrorProvider] = ()  # before those of the settings
 
     def reach(
         self,
@@ -124,6 +126,7 @@ class Runtime:
             failures=self.failures,
             bad_sources=BadSources(store.layout.state_dir(BAD_SOURCES)),
             emit=emit,
+            mirrors=(*self.mirrors, PrefixMirrors(self.settings.mirrors)),
             connections=Connections(self.settings.useful_connections),
             limit_rate=self.settings.limit_rate,
             policy=self.retry,

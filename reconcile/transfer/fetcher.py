@@ -72,7 +72,7 @@ class Fetcher:
         """
         group, busy = GroupCommit(self.store, self.context, lambda: self.before_commit()), []
         self._groups.add(group)
-        blobs = iter(blobs)
+        blobs = map(self.context.with_mirrors, blobs)  # as each is taken
         try:
             for first in blobs:
                 batch = self._batches.fetch(first, blobs, lambda: self.before_commit())
