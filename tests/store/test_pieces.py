@@ -142,6 +142,17 @@ def test_a_proven_table_with_a_gap_or_of_another_size_is_not_believed(tmp_path: 
     assert proven_table(str(path), ONE, SIZE) is None
 
 
+def test_a_file_that_is_longer_than_any_table_is_none(tmp_path: Path):
+    """A right table with a hole of a terabyte behind it; it is not read to its end."""
+    path = tmp_path / "t"
+    path.write_bytes(full_table().encode())
+    assert read_table(str(path), ONE) == full_table()
+
+    os.truncate(path, 1 << 40)
+
+    assert read_table(str(path), ONE) is None
+
+
 def test_no_readable_table_is_none_whatever_is_there(tmp_path: Path):
     """Absence, a symlink, text and a folder are all no table, and no error (F10)."""
     (tmp_path / "real").write_bytes(full_table().encode())
