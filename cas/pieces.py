@@ -26,10 +26,6 @@ from .chunking import DEFAULT, Chunking
 from .digest import Digest
 from .durable import write_all
 
-# For callers that do not take the chunking from a table yet.
-PIECE = DEFAULT.piece_bytes
-piece_count, piece_range = DEFAULT.count, DEFAULT.range
-
 _MAGIC = b"MSTOWPT1"
 _MAX_PIECES = 1 << 22  # a table of 128 MiB
 # Magic, bytes in a piece, state, bytes in the blob, sha256; inode, mtime in ns and size of a foreign stamp, or zeros.

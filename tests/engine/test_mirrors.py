@@ -14,7 +14,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from builders import PATIENCE_S, Cli, assert_sound, ensurer_of, leftovers, lock_of, some_bytes, tree_of, wait_until
+from builders import PATIENCE_S, PIECE, Cli, assert_sound, ensurer_of, leftovers, lock_of, some_bytes, tree_of, wait_until
 from mirror import CONFIG, FILES, NOISE, filled, name_of, packed, weights
 from origin import Fault, Origin, RawServer, gate_of
 from s3servers import settings
@@ -24,7 +24,6 @@ from modelstow.backends import Body, TimedOut
 from modelstow.backends.memory import MemorySource
 from modelstow.cas import BlobStore, Cancelled, ChecksumError, Digest
 from modelstow.cas.compressed import index_bytes
-from modelstow.cas.pieces import PIECE
 from modelstow.cas.scrub import Level
 from modelstow.reconcile.errors import SourceUnavailableError
 from modelstow.reconcile.events.events import BlobFetched, Event, FetchStarted, SourceFailed, Warning

@@ -6,23 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from builders import some_bytes
+from builders import PIECE, piece_count, piece_range, some_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from modelstow.cas import Digest
-from modelstow.cas.pieces import (
-    PIECE,
-    PieceTable,
-    Slot,
-    TableState,
-    piece_count,
-    piece_hash,
-    piece_range,
-    proven_table,
-    read_table,
-    source_key,
-)
+from modelstow.cas.pieces import PieceTable, Slot, TableState, piece_hash, proven_table, read_table, source_key
 
 HEADER, SLOT = 136, 32
 ONE, OTHER = Digest.of(b"one"), Digest.of(b"other")
