@@ -36,5 +36,11 @@ class Chunking:
         return offset // self.piece_bytes
 
 
+MAX_FETCHED_PIECE_BYTES = 64 << 20
+"""The largest pieces by which a fetch works, but for those of its own journal: a table of larger ones is ignored.
+
+A piece is what each connection loses at a kill, what one wrong bit costs, and what comes before a wrong one is noticed.
+"""
+
 DEFAULT = Chunking(8 << 20)
 """The chunking of new tables: a bit flip costs one request of 8 MiB, and 40 GB have a table of 160 KB."""

@@ -15,7 +15,7 @@ from .chunking import DEFAULT, Chunking
 from .digest import Digest
 from .durable import write_all
 from .layout import TABLE_FROM, Layout
-from .pieces import PieceTable, Slot, TableState, hash_piece_of, open_regular, read_table
+from .pieces import PieceHasher, PieceTable, Slot, TableState, hash_piece_of, open_regular, read_table
 
 
 class Partial:
@@ -85,6 +85,34 @@ class Partial:
                 self.table.write_slot(self._table_fd, index)
         start, stop = self.table.range(index)
         syscalls.start_writeback(self.fd, start, stop - start)
+
+    def salvage(self, path: str, index: int, hash_: bytes, source: int = 0) -> bool:
+        """Copy a piece from another file that may hold it, and record it if it has this hash; False if it has not.
+
+        What was written of a wrong one is no part of the record. Raises OSError of this partial only.
+        """
+        hasher, (at, stop), buffer = PieceHasher(), self.table.range(index), aligned_buffer(min(STEP, self.size))
+        try:
+            fd = open_regular(path)
+        except OSError:
+            return False
+        try:
+            while at < stop:
+                view = buffer[: stop - at]
+                try:
+                    if not read_fully(fd, view, at):
+                        return False
+                except OSError:  # a bad sector
+                    return False
+                self.write(at, view)
+                hasher.update(view)
+                at += len(view)
+        finally:
+            os.close(fd)
+        if hasher.digest() != hash_:
+            return False
+        self.finish(index, hash_, source)
+        return True
 
     def invalidate(self, indexes: list[int]) -> None:
         """Remove pieces from the record, to be fetched again; the sha256 restarts at 0. Raises OSError."""

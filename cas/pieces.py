@@ -26,10 +26,6 @@ from .chunking import DEFAULT, Chunking
 from .digest import Digest
 from .durable import write_all
 
-# For callers that do not take the chunking from a table yet.
-PIECE = DEFAULT.piece_bytes
-piece_count, piece_range = DEFAULT.count, DEFAULT.range
-
 _MAGIC = b"MSTOWPT1"
 _MAX_PIECES = 1 << 22  # a table of 128 MiB
 # Magic, bytes in a piece, state, bytes in the blob, sha256; inode, mtime in ns and size of a foreign stamp, or zeros.
@@ -37,6 +33,7 @@ _HEADER = struct.Struct("<8sIIQ32sQqQ48x")
 _HEADER_BYTES = 128 + 8  # header and its check
 _SLOT = struct.Struct("<16sII")
 _SLOT_BYTES = 32
+_MAX_BYTES = _HEADER_BYTES + _SLOT_BYTES * _MAX_PIECES
 _RACY_NS = 2_000_000_000  # the coarsest mtime of a file system that is in use: FAT's
 
 
@@ -246,10 +243,10 @@ def read_table(path: str, digest: Digest) -> PieceTable | None:
     """The table of *digest* at *path*; None if there is none, or none that can be read."""
     try:
         with os.fdopen(open_regular(path), "rb") as file:
-            raw = file.read()
+            raw = file.read(_MAX_BYTES + 1)  # whatever is at its name does not fill the memory
     except OSError:
         return None
-    return PieceTable.decode(raw, digest)
+    return PieceTable.decode(raw, digest) if len(raw) <= _MAX_BYTES else None
 
 
 def open_regular(path: str, flags: int = os.O_RDONLY) -> int:

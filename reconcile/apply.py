@@ -19,7 +19,6 @@ from modelstow.cas.layout import TABLE_FROM
 from modelstow.cas.leases import Lease
 
 from .checkout.publisher import Publisher
-from .desired import mirrors
 from .errors import ApplyError, ApplyFailure, ModelstowError, as_ours
 from .events.events import BlobsReused, FetchesPlanned, Sink
 from .planning.observer import observe
@@ -142,12 +141,10 @@ class Executor:
         local_candidates = self._local_candidates(desired, actual)
         requests = []
         for digest in requested:
-            from_mirrors, compressed = mirrors.addresses(desired.mirrors, digest, desired.size(digest))
             blob = BlobRequest(
                 digest=digest,
                 size=desired.size(digest),
-                urls=(*from_mirrors, *desired.blobs[digest].urls),
-                compressed=compressed,
+                urls=desired.blobs[digest].urls,
                 paths=tuple(dict.fromkeys(paths.get(digest, ()))),
                 name=names.get(digest, digest.short),
                 local_candidates=tuple(local_candidates.get(digest, ())),

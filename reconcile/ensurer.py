@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from .desired.lockfile import Lockfile
 from .desired.selectors import VariantId, all_variants, select
 from .desired_state import EnsureOptions, blob_sizes, build
 from .errors import single
+from .events.bus import EventBus
 from .events.report import Report
 from .planning.observer import free_bytes, observe
 from .planning.planner import Plan, find_work, plan, statuses
@@ -31,6 +32,7 @@ from .retention.roots import LockfileRoot
 from .settings import Settings, from_environment
 
 if TYPE_CHECKING:  # what writes and reads content is loaded when there is something to do: start-up is performance
+    from .desired.mirrors import MirrorProvider
     from .events.events import Sink
     from .events.progress import Progress
     from .interop.push import Pushed
@@ -56,10 +58,11 @@ class ModelEnsurer:
     settings: Settings
     lock: Lockfile
     lock_text: bytes = b""
+    mirrors: Sequence[MirrorProvider] = ()  # asked for each blob before those of the settings
     factories: Mapping[str, Callable[[], Source]] = field(default_factory=lambda: FACTORIES)
     retry: RetryPolicy | None = None
     free_bytes: Callable[[], int] | None = None
-    events: Sink = lambda event: None
+    events: EventBus = field(default_factory=EventBus)  # of all its runs
     token: CancellationToken = field(default_factory=CancellationToken)
     failures: FailureTable | None = None  # made at the first request
     _registry: Registry | None = None
@@ -71,12 +74,13 @@ class ModelEnsurer:
         lockfile: str | os.PathLike[str] | None = None,
         *,
         settings: Settings | None = None,
+        events: Sink | None = None,
         **more: object,
     ) -> ModelEnsurer:
         """Open with a root and a lockfile, or with whole *settings*.
 
         What is not given comes from the environment; files that are not named are looked for in the current folder and
-        those above. The mirrors that the manifest next to the lockfile names are used.
+        those above. The mirrors that the manifest next to the lockfile names are used. *events* is a first listener.
 
         Raises LockfileMissingError, LockfileInvalidError, SchemaVersionError, InvalidConfigError, OSError.
         """
@@ -87,11 +91,13 @@ class ModelEnsurer:
         project = Project(settings)
         settings = replace(settings, lockfile=project.path, mirrors=project.mirrors)
         ensurer = cls(settings=settings, lock=project.lock, lock_text=project.lock_text, **more)  # type: ignore[arg-type]
+        if events is not None:
+            ensurer.events.subscribe(events)
         if project.warnings:
             from .events.events import Warning
 
             for text in project.warnings:
-                ensurer.events(Warning(text=text))
+                ensurer.events.emit(Warning(text=text))
         return ensurer
 
     @property
@@ -133,8 +139,7 @@ class ModelEnsurer:
     def statuses(self, selectors: Selectors = None) -> list[VariantStatus]:
         """The states of variants (default: all)."""
         desired = self.desired(selectors)
-        actual = self.observe(desired)
-        return statuses(desired, actual)
+        return statuses(desired, self.observe(desired))
 
     def estimate_download_size(self, model: str, variant: str | None = None) -> int:
         """Bytes that are not on disk yet; 0 when in sync."""
@@ -231,7 +236,7 @@ class ModelEnsurer:
         else:
             desired = registered.all_trees(store, self.lock, self.settings.mirrors)
             others = registered.all_blobs(store, self.lock)
-        with Task("verifying", self.events) as task:
+        with Task("verifying", self.events.emit) as task:
             found = verifier.audit(store, desired, level, other_blobs=others, on_begin=task.begin, on_bytes=task.advance)
         if not repair or not found.faults:
             return found, None
@@ -337,8 +342,7 @@ class ModelEnsurer:
             if progress is not None:
                 progress(0, 0)
             return ApplyResult(trees=tuple(self._outcomes(desired, frozenset(), failed=False)), report=Report())
-        runtime = self._runtime()
-        changed, report, error = runtime.reach(desired, work, progress=progress)
+        changed, report, error = self._runtime().reach(desired, work, progress=progress)
         trees = tuple(self._outcomes(desired, changed, failed=error is not None))
         return ApplyResult(trees=trees, report=report, error=error)
 
@@ -363,7 +367,8 @@ class ModelEnsurer:
             retry=self.retry or RetryPolicy(),
             token=self.token,
             free=self._free,
-            emit=self.events,
+            events=self.events,
+            mirrors=self.mirrors,
         )
 
     def remove_tree(self, record: Inventory, key: TreeKey) -> bool:

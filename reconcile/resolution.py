@@ -17,8 +17,7 @@ from .desired.lockfile import Lockfile
 from .desired.resolver import resolve
 from .desired.validation import ModelId
 from .errors import ModelNotFoundError, listing
-from .events.events import Sink
-from .events.recorder import Recorder
+from .events.bus import EventBus
 from .project import find_manifest
 from .runtime import registry_of
 from .settings import Settings
@@ -52,7 +51,7 @@ def lock(
     upgrade: str | None = None,
     write: bool = True,
     retry: RetryPolicy = RetryPolicy(),
-    emit: Sink = lambda event: None,
+    events: EventBus | None = None,
     token: CancellationToken | None = None,
 ) -> LockResult:
     """Resolve the manifest. *upgrade*: list the models of this name again, "" for all. Without *write* nothing is kept.
@@ -69,7 +68,7 @@ def lock(
         base=path.parent,
         failures=FailureTable(),
         bad_sources=BadSources(Layout(settings.root).state_dir(BAD_SOURCES)),
-        emit=Recorder(emit),
+        emit=(events or EventBus()).emit,
         policy=retry,
         token=run,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from .apply import Executor
 from .checkout.publisher import Publisher
 from .desired import selectors
 from .desired.lockfile import Lockfile, absolute
+from .desired.mirrors import MirrorProvider, PrefixMirrors
 from .errors import ApplyError, InvalidConfigError
+from .events.bus import EventBus
 from .events.events import Sink, Warning
 from .events.progress import Meter, Progress
 from .events.recorder import Recorder
@@ -51,7 +53,8 @@ class Runtime:
     retry: RetryPolicy
     token: CancellationToken
     free: Callable[[], int]
-    emit: Sink
+    events: EventBus
+    mirrors: Sequence[MirrorProvider] = ()  # before those of the settings
 
     def reach(
         self,
@@ -64,14 +67,15 @@ class Runtime:
 
         Raises NoSpaceError, InvalidConfigError, Cancelled, OSError: what concerns all of it.
         """
-        meter = Meter(progress, self.emit)
-        recorder = Recorder(meter)
+        events, recorder, meter = EventBus(self.events), Recorder(), Meter(progress or (lambda done, total: None))
+        events.subscribe(recorder)
+        events.subscribe(meter)
         error: ApplyError | None = None
         try:
-            changed = self._executor(recorder, meter).reach(desired, work)
+            changed = self._executor(events.emit).reach(desired, work)
         except ApplyError as failed:
             error, changed = failed, failed.changed
-        meter.finish()
+        events.call(meter, meter.finish)
         return changed, recorder.report(), error
 
     def _warn_of_lost_mirrors(self) -> None:
@@ -79,7 +83,7 @@ class Runtime:
         for mirror in self.settings.mirrors:
             place = absolute(mirror, self._base)
             if scheme_of(place) in ("", "file") and not os.path.isdir(path_of(place)):
-                self.emit(Warning(text=f"there is no mirror at {path_of(place)}"))
+                self.events.emit(Warning(text=f"there is no mirror at {path_of(place)}"))
 
     @property
     def _base(self) -> Path:
@@ -88,7 +92,7 @@ class Runtime:
 
     def collector(self, *, exclusive: bool = False) -> Collector:
         """The garbage collector of this store; *exclusive*: no other process uses it."""
-        return self._collector(self.settings.open_store(), self.emit, exclusive=exclusive)
+        return self._collector(self.settings.open_store(), self.events.emit, exclusive=exclusive)
 
     def push(self, url: str | os.PathLike[str], *, compress: bool, dry_run: bool, done: Pushed | None) -> Push:
         """A push into the mirror at *url*, yet to be run; *done* is filled as it goes."""
@@ -103,7 +107,7 @@ class Runtime:
             policy=self.retry,
             token=token,
             pay=throttle(self.settings, token),
-            emit=self.emit,
+            emit=self.events.emit,
             done=Pushed() if done is None else done,
         )
 
@@ -111,9 +115,9 @@ class Runtime:
         """Remove one tree. Raises LockTimeoutError, OSError."""
         store = self.settings.open_store()
         store.prepare()
-        return self._publisher(store, self.emit).remove(record, key)
+        return self._publisher(store, self.events.emit).remove(record, key)
 
-    def _executor(self, recorder: Recorder, meter: Meter) -> Executor:
+    def _executor(self, emit: Sink) -> Executor:
         store = self.settings.open_store()
         token = CancellationToken(self.token)
         context = TransferContext(
@@ -121,36 +125,32 @@ class Runtime:
             base=self._base,
             failures=self.failures,
             bad_sources=BadSources(store.layout.state_dir(BAD_SOURCES)),
-            emit=recorder,
+            emit=emit,
+            mirrors=(*self.mirrors, PrefixMirrors(self.settings.mirrors)),
             connections=Connections(self.settings.useful_connections),
             limit_rate=self.settings.limit_rate,
             policy=self.retry,
             token=token,
         )
 
-        def announce(work: PendingWork) -> None:
-            if work.missing:
-                self._warn_of_lost_mirrors()
-            meter.expect(work.plan.summary.fetch_bytes)
-
         preflight = Preflight(
             store=store,
-            collector=self._collector(store, recorder),
+            collector=self._collector(store, emit),
             free=self.free,
-            emit=recorder,
+            emit=emit,
             min_free=self.settings.min_free,
             max_size=self.settings.max_size,
         )
         return Executor(
             store=store,
             fetcher=Fetcher(store=store, context=context),
-            publisher=self._publisher(store, recorder),
-            emit=recorder,
+            publisher=self._publisher(store, emit),
+            emit=emit,
             token=token,
             lock_space=lambda: store.lock("space", doing="checking the space", token=self.token),
             checks=(
                 lambda work: self._refuse_conflicts(store, work.trees),
-                announce,
+                lambda work: self._warn_of_lost_mirrors() if work.missing else None,
                 lambda work: preflight.make_room(work.plan),
             ),
         )

@@ -20,12 +20,15 @@ from modelstow import ModelEnsurer
 from modelstow.backends import Source
 from modelstow.backends.memory import MemorySource
 from modelstow.cas import Digest
+from modelstow.cas.chunking import DEFAULT
 from modelstow.reconcile.cli.main import main
 from modelstow.reconcile.desired.lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile
 from modelstow.reconcile.transfer.retry import RetryPolicy, RetrySchedule
 
 IMPATIENT = RetryPolicy(transient=RetrySchedule(attempts=3), rate_limit=RetrySchedule(attempts=3), retry_after_cap_s=0.0)
 """Retries without a pause, so that no test sleeps."""
+PIECE = DEFAULT.piece_bytes
+piece_count, piece_range = DEFAULT.count, DEFAULT.range
 PATIENCE_S = 120.0
 """How long a test waits for an event that is certain to come: only a hang takes longer, however busy the machine is."""
 _ENDLESS_READS = (

@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from builders import IMPATIENT, Cli, ensurer_of, lock_of, memory, some_bytes, write_lock
+from builders import IMPATIENT, PIECE, Cli, ensurer_of, lock_of, memory, some_bytes, write_lock
 
 from modelstow.backends import Registry
 from modelstow.cas import BlobStore, Digest
+from modelstow.cas.chunking import DEFAULT, Chunking
 from modelstow.cas.compressed import CompressedIndex, compress
-from modelstow.cas.pieces import PIECE, piece_count, piece_range
 from modelstow.reconcile.interop.push import Push
 
 CONFIG = b'{"hidden_size": 384}'
@@ -66,8 +66,8 @@ def names_in(mirror: Path) -> set[str]:
     return {str(path.relative_to(mirror)) for path in mirror.rglob("*") if path.is_file()}
 
 
-def packed(data: bytes, *, as_if: bytes | None = None) -> tuple[CompressedIndex, bytes]:
+def packed(data: bytes, *, as_if: bytes | None = None, chunking: Chunking = DEFAULT) -> tuple[CompressedIndex, bytes]:
     """A ``.pzst`` of *data*, and its index; *as_if*: it claims to be the pack of those bytes, of the same length."""
-    frames = [compress(data[slice(*piece_range(piece, len(data)))]) for piece in range(piece_count(len(data)))]
-    index = CompressedIndex.of(Digest.of(data if as_if is None else as_if), len(data), map(len, frames))
+    frames = [compress(data[slice(*chunking.range(piece, len(data)))]) for piece in range(chunking.count(len(data)))]
+    index = CompressedIndex.of(Digest.of(data if as_if is None else as_if), len(data), map(len, frames), chunking)
     return index, index.encode() + b"".join(frames)

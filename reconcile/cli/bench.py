@@ -14,8 +14,8 @@ from statistics import median
 
 from modelstow.cas import BlobState, BlobStore, Digest, NoSpaceError
 from modelstow.cas.buffers import STEP, aligned_buffer
+from modelstow.cas.chunking import DEFAULT
 from modelstow.cas.partial import read_fully
-from modelstow.cas.pieces import PIECE, piece_count, piece_range
 from modelstow.cas.scrub import Level, ScrubTarget, scrub
 
 from .. import settings
@@ -95,10 +95,10 @@ def _store_with_blob(folder: Path, total: int) -> tuple[BlobStore, ScrubTarget]:
 
 def _write(path: Path, total: int) -> Digest:
     """Write random bytes of which no two pieces are equal; their digest."""
-    noise, hasher = os.urandom(min(PIECE, total)), hashlib.sha256()
+    noise, hasher = os.urandom(min(DEFAULT.piece_bytes, total)), hashlib.sha256()
     with open(path, "wb") as file:
-        for index in range(piece_count(total)):
-            start, stop = piece_range(index, total)
+        for index in range(DEFAULT.count(total)):
+            start, stop = DEFAULT.range(index, total)
             piece = (index.to_bytes(8, "little") + noise[8:])[: stop - start]
             hasher.update(piece)
             file.write(piece)

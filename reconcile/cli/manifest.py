@@ -23,7 +23,7 @@ from ..errors import InvalidConfigError, ManifestValidationError, ModelNotFoundE
 from ..project import find_manifest
 from .output import count, size
 from .parser import VARIANT as _VARIANT
-from .progress import event_sink
+from .progress import progress_shown
 from .session import Answer, Session
 
 _TEMPLATE = """\
@@ -122,8 +122,8 @@ def run_lock(session: Session) -> Answer:
         stale = resolution.is_stale(session.settings)
         found = resolution.read_lockfile(session.settings)
     else:
-        with event_sink(session) as sink:
-            found = resolution.lock(session.settings, upgrade=args.upgrade, write=not args.check, emit=sink)
+        with progress_shown(session):
+            found = resolution.lock(session.settings, upgrade=args.upgrade, write=not args.check, events=session.events)
         stale = args.check and found.changed
     document = {
         "lock": str(found.path),

@@ -8,7 +8,7 @@ from modelstow.cas import CasError
 from ..errors import InvalidConfigError, ModelstowError
 from ..interop.push import Pushed
 from .output import count, size
-from .progress import event_sink
+from .progress import progress_shown
 from .session import Answer, Session
 
 
@@ -18,8 +18,8 @@ def run_push(session: Session) -> Answer:
     if bool(args.selectors) == args.all:
         what = "name the variants to push, or --all, and the mirror"
         raise InvalidConfigError(what, hint="e.g. `modelstow push minilm#fp16 s3://bucket/mirror`")
-    with event_sink(session) as sink:
-        ensurer = session.ensurer(events=sink)
+    with progress_shown(session):
+        ensurer = session.ensurer()
         try:
             ensurer.push(
                 None if args.all else args.selectors, args.url, compress=args.compress, dry_run=args.dry_run, done=done

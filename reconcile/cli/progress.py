@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from .output import size
@@ -19,33 +19,19 @@ _SMALL = 1 << 20  # bytes up to which a blob has no bar of its own, where there 
 
 
 @contextmanager
-def event_sink(session: Session) -> Iterator[Sink]:
-    """A sink for the events of a command: to the terminal or standard error, and to the file that MODELSTOW_LOG names."""
-    with _log_sink(session) as log, _terminal_sink(session) as draw:
-
-        def both(event: Event) -> None:
-            log(event)
-            draw(event)
-
-        yield both
-
-
-@contextmanager
-def _terminal_sink(session: Session) -> Iterator[Sink]:
-    if session.progress_enabled:
-        with _bars(session) as bars:
-            yield bars
-    else:
-        yield session.on_event
+def progress_shown(session: Session) -> Iterator[None]:
+    """While it lasts the events of the session are drawn as bars on a terminal, and logged to the file of MODELSTOW_LOG."""
+    with ExitStack() as listeners:
+        if path := session.environ.get("MODELSTOW_LOG"):
+            listeners.enter_context(session.events.subscribe(listeners.enter_context(_log(path))))
+        if session.progress_enabled:
+            listeners.enter_context(session.events.subscribe(listeners.enter_context(_bars(session))))
+        yield
 
 
 @contextmanager
-def _log_sink(session: Session) -> Iterator[Sink]:
-    """A sink that appends each event, except those that only count bytes, as a JSON line to the file of MODELSTOW_LOG."""
-    path = session.environ.get("MODELSTOW_LOG")
-    if not path:
-        yield lambda event: None
-        return
+def _log(path: str) -> Iterator[Sink]:
+    """A listener that appends each event, except those that only count bytes, as a JSON line to a file."""
     from ..events.events import BytesArrived, TaskAdvanced
 
     with open(path, "a", encoding="utf-8") as file:
@@ -72,14 +58,14 @@ def _bars(session: Session) -> Iterator[Sink]:
     )
     console = Console(stderr=True, no_color=bool(session.environ.get("NO_COLOR")) or None)
     with Progress(*columns, console=console, transient=False) as progress:
-        yield _Bars(progress, session.on_event)
+        yield _Bars(progress)
 
 
 class _Bars:
     """Progress bars: one for all bytes to fetch, above those of the blobs in flight. Resumed bytes count as done."""
 
-    def __init__(self, progress: Progress, print_event: Sink) -> None:
-        self._progress, self._print_event = progress, print_event
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
         self._tasks: dict[str, TaskID] = {}
         self._remaining: dict[str, int] = {}  # bytes of each blob that are still to be fetched
         self._all: TaskID | None = None
@@ -122,7 +108,7 @@ class _Bars:
             case TaskEnded(what=what):
                 self._end_task(what)
             case _:
-                self._print_event(event)
+                pass
 
     def _end_task(self, what: str) -> None:
         if what in self._tasks:

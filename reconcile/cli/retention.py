@@ -54,10 +54,10 @@ def _report_missed_targets(session: Session, result: GcResult) -> None:
     verb = "would be" if result.dry_run else "is"
     if result.over_bytes:
         missed = f"--max-size {verb} missed by {size(result.over_bytes)}"
-        session.on_event(Info(text=f"{missed}: pinned trees and trees in use are kept"))
+        session.events.emit(Info(text=f"{missed}: pinned trees and trees in use are kept"))
     if result.lacking_bytes:
         missed = f"--free {verb} missed by {size(result.lacking_bytes)}"
-        session.on_event(Info(text=f"{missed}: pinned trees, trees in use and the files of other programs are kept"))
+        session.events.emit(Info(text=f"{missed}: pinned trees, trees in use and the files of other programs are kept"))
 
 
 def _gc_document(result: GcResult) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def run_evict(session: Session) -> Answer:
     named = known.named_by_lockfiles() if known else frozenset()
     if any(root.digests & named for root in selected):
         hint = "`modelstow gc --max-size` or `--free` removes them anyway"
-        session.on_event(Info(text=f"a reconciled lockfile keeps the blobs; {hint}"))
+        session.events.emit(Info(text=f"a reconciled lockfile keeps the blobs; {hint}"))
     return Answer(document={"changed": bool(selected) and not session.args.dry_run}, lines=tuple(lines))
 
 
@@ -207,5 +207,5 @@ def run_unpin(session: Session) -> Answer:
         changed = changed or removed
         lines.append(f"unpinned {id_}" if removed else f"{id_} was not pinned")
         if id_.model in ensurer.lock.models and ensurer.lock.models[id_.model].pin:
-            session.on_event(Info(text=f"the manifest pins {id_.model}: {_UNPIN_HINT}"))
+            session.events.emit(Info(text=f"the manifest pins {id_.model}: {_UNPIN_HINT}"))
     return Answer(document={"changed": changed}, lines=tuple(lines))

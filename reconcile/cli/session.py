@@ -18,11 +18,12 @@ from ..desired import lockfile as lockfiles
 from ..desired.lockfile import Lockfile
 from ..ensurer import ModelEnsurer
 from ..errors import InvalidConfigError, LockfileMissingError
+from ..events.bus import EventBus
 from ..project import find_files
 from ..settings import Settings
 
 if TYPE_CHECKING:
-    from ..events.events import Event, Sink
+    from ..events.events import Event
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,8 @@ class Session:
         """Raises InvalidConfigError for values that make no sense."""
         self.args, self.environ = args, environ
         self.settings = self._settings()
+        self.events = EventBus()
+        self.events.subscribe(self.on_event)
 
     # ---- settings
 
@@ -67,14 +70,14 @@ class Session:
 
     # ---- the lockfile
 
-    def ensurer(self, *, events: Sink | None = None) -> ModelEnsurer:
+    def ensurer(self) -> ModelEnsurer:
         """The lockfile and the store. Raises LockfileMissingError, the errors of reading."""
         settings = self.settings
         if settings.lockfile is None:
             raise LockfileMissingError(
                 "there is no models.lock here or in a folder above", hint="make one with `modelstow lock`"
             )
-        return ModelEnsurer.open(settings=settings, events=events or self.on_event)
+        return ModelEnsurer.open(settings=settings, events=self.events.emit)
 
     def ensurer_with_or_without_lock(self) -> ModelEnsurer:
         """For commands about the store as it is: a lockfile is used where there is one."""
@@ -82,7 +85,7 @@ class Session:
             return self.ensurer()
         if self.args.lock:
             return self.ensurer()  # what was named must be there
-        return ModelEnsurer(settings=self.settings, lock=Lockfile(manifest="", models={}, blobs={}), events=self.on_event)
+        return ModelEnsurer(settings=self.settings, lock=Lockfile(manifest="", models={}, blobs={}), events=self.events)
 
     # ---- talk
 

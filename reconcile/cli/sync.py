@@ -19,7 +19,7 @@ from ..planning.state import ModelState, VariantStatus
 from ..results import ApplyResult, TreeResult
 from . import output
 from .output import count, dump, seconds, size, table
-from .progress import event_sink
+from .progress import progress_shown
 from .session import Answer, Session
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ def run_reconcile(session: Session) -> Answer:
 
 
 def _reconcile_once(session: Session) -> Answer:
-    with event_sink(session) as sink:
-        outcome = session.ensurer(events=sink).reconcile(prune=session.args.prune)
+    with progress_shown(session):
+        outcome = session.ensurer().reconcile(prune=session.args.prune)
     return _outcome_answer(outcome, lines=tuple(_reconcile_lines(outcome)))
 
 
@@ -147,8 +147,8 @@ def run_ensure(session: Session) -> Answer:
     into = Path(args.into) if args.into else None
     options = EnsureOptions(into=into, with_=frozenset(args.with_), without=frozenset(args.without), prune=args.prune)
     selectors = None if args.all else args.selectors
-    with event_sink(session) as sink:
-        ensurer = session.ensurer(events=sink)
+    with progress_shown(session):
+        ensurer = session.ensurer()
         if args.dry_run:
             return plan_answer(ensurer.plan(selectors, options=options, force=args.force))
         outcome = ensurer.ensure_all(selectors, force=args.force, options=options)
@@ -251,12 +251,8 @@ def _status_row(each: VariantStatus) -> dict[str, Any]:
 def run_verify(session: Session) -> Answer:
     args = session.args
     level = Level.FULL if args.full else Level.QUICK if args.quick else Level.FAST
-    with event_sink(session) as sink:
-        if args.selectors:
-            ensurer = session.ensurer(events=sink)
-        else:
-            ensurer = session.ensurer_with_or_without_lock()
-            ensurer.events = sink
+    with progress_shown(session):
+        ensurer = session.ensurer() if args.selectors else session.ensurer_with_or_without_lock()
         audit, outcome = ensurer.verify(args.selectors or None, level, repair=args.repair)
     left: tuple[Finding, ...] = audit.faults
     if outcome is not None:

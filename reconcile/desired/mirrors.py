@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 from modelstow.backends import join_locator
 from modelstow.cas import Digest
@@ -17,11 +19,27 @@ def mirrored(mirror: str, digest: Digest) -> str:
     return join_locator(mirror, f"sha256/{digest.hex[:2]}/{digest.hex}")
 
 
-def addresses(mirrors: Iterable[str], digest: Digest, size: int) -> tuple[list[str], dict[str, str]]:
-    """The locators of a blob of *size* bytes in mirrors, in the order to try them: the compressed one of each first.
+class MirrorProvider(Protocol):
+    """What knows mirrors. It is asked for each blob when its fetch begins, so its answers may change during a run.
 
-    The second value maps each mirror's plain locator to its compressed one; small blobs have none.
+    Contract: ``locators`` may be called from any thread, several at once; the fetch waits for it, so it should answer
+    soon. What it raises (any Exception) is reported, and the blob is fetched from its other mirrors and sources.
     """
-    plain = [mirrored(mirror, digest) for mirror in mirrors]
-    compressed = {url: url + COMPRESSED_SUFFIX for url in plain} if size > TABLE_FROM else {}
-    return [each for url in plain for each in (compressed.get(url), url) if each], compressed
+
+    def locators(self, digest: Digest, size: int) -> Iterable[str]:
+        """Locators of a blob of *size* bytes in the order to try them. Compressed blobs' end in ``COMPRESSED_SUFFIX``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixMirrors:
+    """The mirrors at *places*, each laid out like ``blobs/``: the compressed form of a blob first, if it may have one."""
+
+    places: tuple[str, ...]
+
+    def locators(self, digest: Digest, size: int) -> Iterator[str]:
+        for place in self.places:
+            plain = mirrored(place, digest)
+            if size > TABLE_FROM:
+                yield plain + COMPRESSED_SUFFIX
+            yield plain

@@ -192,4 +192,4 @@ Event = (
     | Warning
 )
 Sink = Callable[[Event], None]
-"""A consumer of events. It is called from any thread, one call at a time."""
+"""A consumer of events. A listener of a bus is one; it is called from any thread, one call at a time."""

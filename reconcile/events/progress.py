@@ -6,7 +6,7 @@ from collections.abc import Callable
 from threading import Lock
 from types import TracebackType
 
-from .events import BytesArrived, Event, Sink, TaskAdvanced, TaskBegan, TaskEnded
+from .events import BlobsReused, BytesArrived, Event, FetchesPlanned, Sink, TaskAdvanced, TaskBegan, TaskEnded
 
 Progress = Callable[[int, int], None]
 """A progress callback: takes (bytes done, bytes in all). The first never falls, and the two are equal at the end."""
@@ -39,25 +39,25 @@ class Task:
 
 
 class Meter:
-    """A fold of events into calls of a progress callback; every event is passed on."""
+    """A listener that folds the events of one run into calls of a progress callback."""
 
-    def __init__(self, progress: Progress | None, onward: Sink) -> None:
-        self._progress, self._onward = progress, onward
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
         self._done = self._total = 0
 
-    def expect(self, total: int) -> None:
-        """Set the number of bytes to fetch."""
-        self._total = total
-        if self._progress is not None:
-            self._progress(0, self._total)
-
     def __call__(self, event: Event) -> None:
-        if isinstance(event, BytesArrived) and self._progress is not None and self._done < self._total:
-            self._done = min(self._total, self._done + event.count)
-            self._progress(self._done, self._total)
-        self._onward(event)
+        match event:
+            case FetchesPlanned(bytes=size, held=held):
+                self._total = size - held
+            case BlobsReused():  # fetching begins
+                self._progress(0, self._total)
+            case BytesArrived(count=count) if self._done < self._total:
+                self._done = min(self._total, self._done + count)
+                self._progress(self._done, self._total)
+            case _:
+                pass
 
     def finish(self) -> None:
         """Report all bytes as done."""
-        if self._progress is not None and self._done < self._total:
+        if self._done < self._total:
             self._progress(self._total, self._total)

@@ -18,7 +18,6 @@ from .events import (
     Event,
     FilesLinked,
     Pruned,
-    Sink,
     TreePublished,
     TreeRemoved,
 )
@@ -26,10 +25,10 @@ from .report import Repair, Report
 
 
 class Recorder:
-    """A sink that folds events into a report and passes each on. It may be called from many threads at once."""
+    """A listener that folds events into a report. It may be called from many threads at once."""
 
-    def __init__(self, onward: Sink = lambda event: None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._onward, self._clock, self._began = onward, clock, clock()
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._began = clock, clock()
         self._mutex = Lock()
         self._sums: Counter[str] = Counter()
         self._links: Counter[LinkKind] = Counter()
@@ -42,7 +41,6 @@ class Recorder:
     def __call__(self, event: Event) -> None:
         with self._mutex:
             self._fold(event)
-            self._onward(event)
 
     def _fold(self, event: Event) -> None:
         match event:

@@ -9,8 +9,8 @@ from threading import Lock
 from modelstow.backends import Body, EndedEarly, ProtocolError, Source
 from modelstow.cas import Digest
 from modelstow.cas.buffers import aligned_buffer
-from modelstow.cas.compressed import CompressedIndex, decompress, index_bytes
-from modelstow.cas.pieces import PIECE, piece_count, piece_range
+from modelstow.cas.chunking import DEFAULT
+from modelstow.cas.compressed import HEAD_BYTES, CompressedIndex, chunking_of, decompress, index_bytes
 
 from .retry import CorruptResponse, Failure, Reason, RetryPolicy
 from .worker import BodyReader
@@ -29,13 +29,14 @@ class CompressedBlob:
     _mutex: Lock = field(default_factory=Lock)
 
     def open(self, source: Source, start: int, stop: int, on_received: Callable[[int], object]) -> Body:
-        """The plain bytes ``[start, stop)``, which are whole pieces; all of the blob where the source ignores ranges.
+        """The plain bytes from *start* to *stop* or the end of its frame; the whole blob where the source ignores ranges.
 
         A frame is decompressed when all of it is there, which takes time: as it arrives, *on_received* is called with the
         plain bytes that it stands for. The caller closes the body. Raises SourceError, also while reading.
         """
         index = self._read_index(source)
-        piece, last = start // PIECE, piece_count(stop) - 1
+        piece, last = index.chunking.index_at(start), index.chunking.index_at(stop - 1)
+        skip = start - index.chunking.range(piece, self.size)[0]  # frames may be of other pieces than the partial
         begin, end = index.frame(piece)[0], index.frame(last)[1]
         inner = source.open(self.locator, start=begin, stop=end)
         reader = self._reader(inner)
@@ -43,7 +44,7 @@ class CompressedBlob:
             if inner.total not in (None, index.total) or inner.start != (begin if inner.ranged else 0):
                 raise ProtocolError("its length or range does not match its index", locator=self.locator)
             if not inner.ranged:
-                piece, last = 0, piece_count(self.size) - 1
+                piece, last, skip = 0, len(index.ends) - 1, 0
                 _fill(reader, aligned_buffer(index.frame(0)[0]), self.locator)
         except BaseException:
             inner.close()
@@ -51,17 +52,17 @@ class CompressedBlob:
         plain = memoryview(b"")
 
         def read_into(view: memoryview) -> int:
-            nonlocal piece, plain
+            nonlocal piece, plain, skip
             if not plain and piece <= last:
                 frame_start, frame_stop = index.frame(piece)
                 frame = aligned_buffer(frame_stop - frame_start)
-                start, stop = piece_range(piece, self.size)
+                start, stop = index.chunking.range(piece, self.size)
                 _fill(reader, frame, self.locator, on_received, stop - start)
                 try:
-                    plain = memoryview(decompress(frame, piece, self.size))
+                    plain = memoryview(decompress(frame, piece, self.size, index.chunking))[skip:]
                 except ValueError as error:
                     raise CorruptResponse(f"sent corrupt data ({error})", locator=self.locator) from error
-                piece += 1
+                piece, skip = piece + 1, 0
             count = min(len(view), len(plain))
             view[:count], plain = plain[:count], plain[count:]
             return count
@@ -73,18 +74,33 @@ class CompressedBlob:
         return BodyReader(body, self.locator, self.policy, self.clock)
 
     def _read_index(self, source: Source) -> CompressedIndex:
+        """The index, by one request for as much as the default chunking needs, and another where it is longer."""
         with self._mutex:
             if self._index is None:
-                raw = aligned_buffer(index_bytes(self.size))
-                body = source.open(self.locator, start=0, stop=len(raw))
                 try:
-                    _fill(self._reader(body), raw, self.locator)
-                    self._index = CompressedIndex.decode(bytes(raw), self.digest, self.size)
+                    raw, length = self._read_start(source, index_bytes(self.size))
+                    if length > len(raw):
+                        raw, length = self._read_start(source, length)
+                    self._index = CompressedIndex.decode(bytes(raw[:length]), self.digest, self.size)
                 except ValueError as error:
                     raise CorruptResponse(f"sent corrupt data ({error})", locator=self.locator) from error
-                finally:
-                    body.close()
             return self._index
+
+    def _read_start(self, source: Source, stop: int) -> tuple[memoryview, int]:
+        """The file up to *stop* or the end of the index, whichever comes first, and the length of the index."""
+        raw = aligned_buffer(stop)
+        body = source.open(self.locator, start=0, stop=stop)
+        try:
+            reader = self._reader(body)
+            _fill(reader, raw[:HEAD_BYTES], self.locator)
+            chunking = chunking_of(bytes(raw[:HEAD_BYTES]))
+            if chunking.piece_bytes > DEFAULT.piece_bytes:  # each connection takes the memory of a piece
+                raise ValueError(f"its pieces have {chunking.piece_bytes:,} bytes")
+            length = index_bytes(self.size, chunking)
+            _fill(reader, raw[HEAD_BYTES : min(stop, length)], self.locator)
+        finally:
+            body.close()
+        return raw, length
 
 
 class CompressedForms:

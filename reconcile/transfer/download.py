@@ -8,11 +8,11 @@ from threading import Condition, Thread
 
 from modelstow.backends import Body, SourceError
 from modelstow.cas import locks, syscalls
-from modelstow.cas.buffers import aligned_buffer
+from modelstow.cas.buffers import STEP, aligned_buffer
 from modelstow.cas.hasher import BackgroundHasher
 from modelstow.cas.layout import TABLE_FROM
-from modelstow.cas.partial import Partial, read_fully
-from modelstow.cas.pieces import PIECE, PieceTable, piece_count, piece_hash, piece_range, source_key
+from modelstow.cas.partial import Partial
+from modelstow.cas.pieces import PieceTable, hash_piece_of, source_key
 
 from ..desired.lockfile import absolute
 from ..events.events import BytesArrived, Info
@@ -50,11 +50,11 @@ class Download(TransferSink):
         lock: locks.Lock,
         refused: SourceError | WrongSize | None = None,
     ) -> None:
-        """*table*: the verified hash of each piece, where it is known. *refused*: how the first request, which the caller
-        made already, failed."""
+        """*table*: the verified hash of each piece of *partial*, where it is known. *refused*: how the first request, which
+        the caller made already, failed."""
         self._refused = refused
         self._context, self._request, self._partial, self._table, self._lock = context, request, partial, table, lock
-        self.size = request.size
+        self.size, self.chunking, self._pieces = request.size, partial.chunking, len(partial.table.slots)
         self.fetched = 0  # bytes received, corrupt ones too
         self._locators = {absolute(url, context.base): url for url in request.urls}
         compressed = {absolute(p, context.base): absolute(c, context.base) for p, c in request.compressed.items()}
@@ -72,9 +72,11 @@ class Download(TransferSink):
         )
         recent = self._attribution.recently_failed()
         exhausted = self._attribution.exhausted(recent)
-        self._scheduler = Scheduler(request.size, tuple(self._locators), context.policy, recent, exhausted)
+        self._scheduler = Scheduler(
+            request.size, tuple(self._locators), context.policy, recent, exhausted, chunking=self.chunking
+        )
         # Each connection has a piece in flight, which a kill loses: that should not be the whole blob.
-        self._concurrency = ConcurrencyController(min(context.connections.most, max(1, piece_count(request.size) // 2)))
+        self._concurrency = ConcurrencyController(min(context.connections.most, max(1, self._pieces // 2)))
         self._hasher: BackgroundHasher | None = None
         self._mutex = Condition()  # guards everything below, the scheduler and the attribution
         self._bodies: dict[int, Body] = {}  # by claim, while they are read
@@ -150,7 +152,7 @@ class Download(TransferSink):
                         return Idle()
                     permit.callback(connections.give)
                 action = self._scheduler.next(now, allowed)
-                if not isinstance(action, Request) or (self.size <= PIECE and len(self._locators) == 1):
+                if not isinstance(action, Request) or (self._pieces <= 1 and len(self._locators) == 1):
                     return action
                 self._start(action, permit.pop_all())
         return Idle()
@@ -168,7 +170,7 @@ class Download(TransferSink):
 
     def _start(self, request: Request, permit: ExitStack) -> None:
         """Start a worker; it holds *permit*, which is empty for the blob's own connection, until it ends."""
-        if self._hasher is None and self.size > PIECE:
+        if self._hasher is None and self._pieces > 1:
             self._hasher = BackgroundHasher(self._partial)
 
         def work() -> None:
@@ -236,7 +238,9 @@ class Download(TransferSink):
         worker = Worker(self, self._context.policy, self._context.clock)
         while request is not None:
             with self._mutex:  # a range starts inside a piece only where its prefix is the last that was left of it
-                prefix = self._prefixes.pop(request.start // PIECE, None) if request.start % PIECE else None
+                piece = self.chunking.index_at(request.start)
+                inside = request.start > self.chunking.range(piece, self.size)[0]
+                prefix = self._prefixes.pop(piece, None) if inside else None
             failure = worker.run(request, prefix)
             request = self._next(request, failure, worker.prefix, alone=alone)
             self._attribution.flush()
@@ -368,15 +372,14 @@ class Download(TransferSink):
         except OSError:
             return False
         os.ftruncate(self._partial.fd, self.size)
-        buffer = aligned_buffer(min(PIECE, self.size))
-        for index in range(piece_count(self.size)):
-            start, stop = piece_range(index, self.size)
-            view = buffer[: stop - start]
-            if not read_fully(self._partial.fd, view, start):
+        buffer = aligned_buffer(STEP)
+        for index in range(self._pieces):
+            hash_ = hash_piece_of(self._partial.fd, *self.chunking.range(index, self.size), buffer)
+            if hash_ is None:
                 return False
             with self._mutex:
                 if self._ended or not self._scheduler.may_write(claim, index):
                     return False
-            self._record(claim, index, piece_hash(view), locator)
+            self._record(claim, index, hash_, locator)
         self._received(claim, self.size)
         return True

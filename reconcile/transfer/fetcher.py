@@ -24,16 +24,14 @@ from modelstow.cas import (
     scrub,
     sweep,
 )
-from modelstow.cas.buffers import aligned_buffer
+from modelstow.cas.chunking import MAX_FETCHED_PIECE_BYTES
 from modelstow.cas.layout import TABLE_FROM
-from modelstow.cas.partial import Partial, read_fully
+from modelstow.cas.partial import Partial
 from modelstow.cas.pieces import (
-    PIECE,
     ForeignStamp,
     PieceTable,
     open_regular,
     piece_hash,
-    piece_range,
     proven_table,
     source_key,
 )
@@ -72,7 +70,7 @@ class Fetcher:
         """
         group, busy = GroupCommit(self.store, self.context, lambda: self.before_commit()), []
         self._groups.add(group)
-        blobs = iter(blobs)
+        blobs = map(self.context.with_mirrors, blobs)  # as each is taken
         try:
             for first in blobs:
                 batch = self._batches.fetch(first, blobs, lambda: self.before_commit())
@@ -214,16 +212,11 @@ class Fetcher:
 
     def _save_pieces(self, request: BlobRequest, partial: Partial, table: PieceTable) -> tuple[int, ...]:
         """Copy the intact pieces of a damaged blob and of copies into *partial*; those that were damaged in the blob."""
-        buffer = aligned_buffer(min(PIECE, request.size))
         damaged = []
         for index in list(partial.table.missing()):
             slot = table.slots[index]
             for path in (self.store.layout.blob(request.digest), *request.local_candidates):
-                start, stop = piece_range(index, request.size)
-                view = buffer[: stop - start]
-                if slot is not None and _read_piece(path, view, start) and piece_hash(view) == slot.hash:
-                    partial.write(start, view)
-                    partial.finish(index, slot.hash, source_key(THIS_STORE))
+                if slot is not None and partial.salvage(path, index, slot.hash, source_key(THIS_STORE)):
                     break
                 if path == self.store.layout.blob(request.digest):
                     damaged.append(index)
@@ -237,16 +230,14 @@ class Fetcher:
         digest, size = request.digest, request.size
         if request.force_refetch:
             sweep.drop_partial(self.store, digest)
-        partial = self.store.ingest.open(digest, size)
         repairing = status.state is BlobState.SUSPECT and not request.force_refetch
         table = proven_table(self.store.layout.table(digest), digest, size) if repairing else None
+        if table is not None and table.chunking.piece_bytes > MAX_FETCHED_PIECE_BYTES:
+            table = None
+        partial = self.store.ingest.open(digest, size, chunking=table.chunking if table is not None else None)
         pending = PendingCommit(request, lock, status, partial, resumed=partial.held_bytes, fetched=received)
         try:
-            pending.damaged = (
-                self._save_pieces(request, partial, table)
-                if table is not None and table.chunking == partial.chunking
-                else ()
-            )
+            pending.damaged = self._save_pieces(request, partial, table) if table is not None else ()
             self.context.emit(FetchStarted(digest=digest, size=size, held=partial.held_bytes, name=request.name))
             refused = self._fetch_at_once(pending) if is_simple(self.context, request) else None
             if partial.contiguous_end() < size or partial.actual_digest() != digest:
@@ -273,19 +264,6 @@ class Fetcher:
             run.fill()
         finally:
             pending.fetched += run.fetched
-
-
-def _read_piece(path: str, view: memoryview, start: int) -> bool:
-    try:
-        fd = open_regular(path)
-    except OSError:
-        return False
-    try:
-        return read_fully(fd, view, start)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
 
 
 def _fetch_simple(context: TransferContext, request: BlobRequest, partial: Partial) -> int:

@@ -71,7 +71,7 @@ class RetryPolicy:
     stall_s: float = 5.0  # without data, after which a range goes to another connection if there is one
     floor_bytes_s: int = 1024  # the minimum rate of a source, ...
     floor_window_s: float = 60.0  # ... measured over this time
-    piece_s: float = 1800.0  # the longest time for one piece, at any rate
+    piece_s: float = 1800.0  # the longest time for one piece of up to 8 MiB, at any rate; larger ones in proportion
     range_s: float = 4.0  # the length of one request, in seconds at the source's rate
     worth_s: float = 0.5  # the least time that dividing or taking over a range must save
     takeovers: int = 3  # how often one piece may be taken over in flight

@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from modelstow.cas.pieces import PIECE, piece_range
+from modelstow.cas.chunking import DEFAULT, Chunking
 
 from .corruption import Isolation
 from .retry import Failure, RetryPolicy
@@ -38,14 +38,15 @@ class Scheduler:
         recently_failed: frozenset[str] = frozenset(),
         exhausted: frozenset[str] = frozenset(),
         jitter: Callable[[], float] = random.random,
+        chunking: Chunking = DEFAULT,
     ) -> None:
-        """A transfer of *size* bytes from *locators*, best first.
+        """A transfer of *size* bytes from *locators*, best first, in the pieces of *chunking*.
 
         *recently_failed* ones come last. Of them *exhausted* ones, which had no attempts left in another transfer, have one
         attempt until they send a piece.
         """
-        self.size, self.policy = size, policy
-        self._pieces = PieceMap(size)
+        self.size, self.policy, self.chunking = size, policy, chunking
+        self._pieces = PieceMap(chunking.count(size))
         self._sources = SourceSet(locators, policy, recently_failed=recently_failed, exhausted=exhausted, jitter=jitter)
         self._ranges: dict[int, Range] = {}  # in flight, by claim
         self._last_claim = 0
@@ -89,7 +90,7 @@ class Scheduler:
         """A piece is written and recorded: progress, which restores its source's attempts."""
         range_ = self._ranges[claim]
         source = range_.source
-        start, stop = piece_range(piece, self.size)
+        start, stop = self.chunking.range(piece, self.size)
         rate = (stop - start - range_.resumed_bytes) / max(now - range_.piece_began_at, 1e-6)
         # The harmonic mean: one slow piece counts for more than many quick ones before it.
         source.rate, source.rated_at = rate if source.rate is None else 2 / (1 / source.rate + 1 / rate), now
@@ -123,7 +124,7 @@ class Scheduler:
 
     def _keep_prefix(self, piece: int, source: SourceState, reached: int) -> None:
         """Record what a failed range leaves of a piece. One that got farther than any before it is progress."""
-        start, stop = piece_range(max(piece, 0), self.size)
+        start, stop = self.chunking.range(max(piece, 0), self.size)
         if piece >= 0 and start < reached < stop:
             self._pieces.keep_prefix(piece, source.locator, reached)
             if reached - self._farthest.get(piece, start) >= self.policy.progress:
@@ -244,7 +245,7 @@ class Scheduler:
 
     def _missing(self) -> list[int]:
         """The missing pieces within the window, in order."""
-        return list(self._pieces.missing(max(1, self.policy.window // PIECE)))
+        return list(self._pieces.missing(max(1, self.policy.window // self.chunking.piece_bytes)))
 
     def _first_for(self, source: SourceState) -> int | None:
         """The next piece for a source: one with another source's prefix is left to that, if there is any other piece."""
@@ -262,17 +263,19 @@ class Scheduler:
         if source.rate is None:  # everything for the first source, one piece for one that is measured next to others
             most = 1 if self._ranges else len(missing)
         else:
-            most = max(1, int(source.rate * self.policy.range_s / PIECE))
+            most = max(1, int(source.rate * self.policy.range_s / self.chunking.piece_bytes))
         if allowed > 1:
             most = min(most, max(1, len(missing) // (2 * allowed)))
         stop = first + 1
-        while stop - first < most and stop in missing[:most] and self._fits(stop, source):
+        for piece in missing[1:most]:
+            if piece != stop or not self._fits(piece, source):
+                break
             stop += 1
         return stop
 
     def _request(self, source: SourceState, first: int, stop: int, now: float) -> Request:
         self._last_claim += 1
-        start, end = piece_range(first, self.size)[0], piece_range(stop - 1, self.size)[1]
+        start, end = self.chunking.range(first, self.size)[0], self.chunking.range(stop - 1, self.size)[1]
         state, at = self._pieces[first], start
         if isinstance(state, Missing) and state.sender == source.locator and not source.ignores_ranges:
             at = state.prefix_stop
@@ -290,7 +293,8 @@ class Scheduler:
         for claim, range_ in self._ranges.items():
             if pieces := sorted(piece for piece in range_.pieces if piece != range_.writing):
                 divisible = len(pieces) > 1 or range_.writing is not None
-                candidates.append((divisible, range_.seconds_left(len(pieces), now), claim, pieces))
+                left_s = range_.seconds_left(len(pieces) * self.chunking.piece_bytes, now)
+                candidates.append((divisible, left_s, claim, pieces))
         divisible, left_s, claim, pieces = max(candidates, default=(False, 0.0, 0, []))
         if left_s < self.policy.worth_s:
             return None
@@ -308,7 +312,7 @@ class Scheduler:
 
     def _take_last(self, source: SourceState, range_: Range, piece: int, left_s: float, now: float) -> Request | None:
         """Request the last piece of a range, which ends, if the source would be faster by far."""
-        own_s = PIECE / source.rate if source.rate else 0.0
+        own_s = self.chunking.piece_bytes / source.rate if source.rate else 0.0
         unknown = source.rate is None and source is range_.source
         takeovers = self._takeovers.get(piece, 0)
         if left_s < 2 * own_s + self.policy.worth_s or unknown or takeovers >= self.policy.takeovers:

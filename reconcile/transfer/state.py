@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from modelstow.cas import Digest
-from modelstow.cas.pieces import PIECE, piece_count
 
 from .retry import Failure, RetryState
 
@@ -61,12 +60,12 @@ class Range:
     writing: int | None = None  # the piece with a write in progress: it must not be taken over
     whole_blob: bool = False  # the source ignores ranges and sends everything
 
-    def seconds_left(self, pieces: int, now: float) -> float:
-        """The estimated time until this number of pieces has arrived, at the rate observed."""
+    def seconds_left(self, count: int, now: float) -> float:
+        """The estimated time until this number of bytes has arrived, at the rate observed."""
         rate, took = self.source.rate or _ASSUMED_RATE, now - self.piece_began_at
         if took > 1.0 or (self.piece_bytes and took > 0):
             rate = self.piece_bytes / took
-        return max(0.0, pieces * PIECE - self.piece_bytes) / rate if rate else float("inf")
+        return max(0.0, count - self.piece_bytes) / rate if rate else float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +90,10 @@ _MISSING = Missing()
 
 
 class PieceMap:
-    """The state of every piece of one blob of *size* bytes. Exactly the range that claims a piece has it in ``pieces``."""
+    """The state of every piece of one blob. Exactly the range that claims a piece has it in ``pieces``."""
 
-    def __init__(self, size: int) -> None:
-        self._pieces: list[Piece] = [_MISSING] * piece_count(size)
+    def __init__(self, count: int) -> None:
+        self._pieces: list[Piece] = [_MISSING] * count
         self._held = 0  # pieces
         self._first_gap = 0  # every piece before it is held
 

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from modelstow.backends import Body, EndedEarly, ProtocolError, SourceError, TimedOut
 from modelstow.cas.buffers import aligned_buffer
-from modelstow.cas.pieces import PIECE, PieceHasher, piece_count, piece_range
+from modelstow.cas.chunking import DEFAULT, Chunking
+from modelstow.cas.pieces import PieceHasher
 
 from .retry import Failure, Reason, RetryPolicy, failure_of
 from .state import Request
@@ -66,6 +67,7 @@ class TransferSink(Protocol):
     """
 
     size: int  # bytes of the blob
+    chunking: Chunking  # of its pieces
 
     def open(self, request: Request) -> Body:
         """Request a range from its source. The caller closes the body. Raises SourceError."""
@@ -157,7 +159,7 @@ class Worker:
         return None
 
     def _receive(self, request: Request, body: Body) -> None:
-        sink, size = self._sink, self._sink.size
+        sink, size, chunking = self._sink, self._sink.size, self._sink.chunking
         reader = BodyReader(body, request.locator, self._policy, self._clock)
         if body.total is not None and body.total != size:
             raise WrongSize(size, body.total)
@@ -170,8 +172,8 @@ class Worker:
         if not body.ranged:
             sink.ignores_ranges(request.claim)
         at, stop = body.start, request.stop if body.ranged else size
-        for index in range(body.start // PIECE, piece_count(stop)):
-            start, end = piece_range(index, size)
+        for index in range(chunking.index_at(body.start), chunking.count(stop)):
+            start, end = chunking.range(index, size)
             if (at > start and self.prefix is None) or not sink.owns(request.claim, index):
                 if body.ranged and start >= request.start:
                     return
@@ -193,6 +195,7 @@ class Worker:
     def _receive_piece(self, reader: BodyReader, index: int, at: int, end: int, request: Request) -> bool:
         """Read, write and record one piece; False if this range should end."""
         began_at, piece = self._clock(), self.prefix or PiecePrefix(PieceHasher(), at)
+        limit_s = self._policy.piece_s * max(1.0, self._sink.chunking.piece_bytes / DEFAULT.piece_bytes)
         self.prefix = piece
         while at < end:
             count = self._read(reader, self._buffer[: end - at], request)
@@ -201,8 +204,8 @@ class Worker:
                 return False
             piece.hasher.update(part)
             piece.reached = at = at + count
-            if self._clock() - began_at > self._policy.piece_s:
-                raise TimedOut(f"a piece took longer than {self._policy.piece_s:.0f} s", locator=request.locator)
+            if self._clock() - began_at > limit_s:
+                raise TimedOut(f"a piece took longer than {limit_s:.0f} s", locator=request.locator)
         self.prefix = None
         return self._sink.complete(request.claim, index, piece.hasher.digest())
 

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import PATIENCE_S, some_bytes
+from builders import PATIENCE_S, PIECE, some_bytes
 
 from modelstow.backends import Body, ConnectionFailed, Registry, Throttled
 from modelstow.backends.memory import MemorySource
 from modelstow.backends.source import replaced
 from modelstow.cas import BlobStore, Cancelled, ChecksumError, Digest, NoSpaceError, locks
 from modelstow.cas.locks import Lock
-from modelstow.cas.pieces import PIECE
 from modelstow.reconcile.errors import SizeMismatchError, SourceUnavailableError
 from modelstow.reconcile.events.events import BlobFailed, BlobFetched, Event, Info, Waiting
 from modelstow.reconcile.transfer.concurrency import Connections

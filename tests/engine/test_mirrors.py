@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import boto3
 import pytest
-from builders import PATIENCE_S, Cli, assert_sound, ensurer_of, leftovers, lock_of, some_bytes, tree_of, wait_until
+from builders import PATIENCE_S, PIECE, Cli, assert_sound, ensurer_of, leftovers, lock_of, some_bytes, tree_of, wait_until
 from mirror import CONFIG, FILES, NOISE, filled, name_of, packed, weights
 from origin import Fault, Origin, RawServer, gate_of
 from s3servers import settings
@@ -21,11 +22,11 @@ from s3servers import settings
 from modelstow import ModelEnsurer
 from modelstow.backends import Body, TimedOut
 from modelstow.backends.memory import MemorySource
-from modelstow.cas import Cancelled, ChecksumError, Digest
+from modelstow.cas import BlobStore, Cancelled, ChecksumError, Digest
 from modelstow.cas.compressed import index_bytes
-from modelstow.cas.pieces import PIECE
+from modelstow.cas.scrub import Level
 from modelstow.reconcile.errors import SourceUnavailableError
-from modelstow.reconcile.events.events import BlobFetched, Event, SourceFailed
+from modelstow.reconcile.events.events import BlobFetched, Event, FetchStarted, SourceFailed, Warning
 from modelstow.reconcile.transfer.compressed import CompressedBlob
 from modelstow.reconcile.transfer.retry import RetryPolicy, RetrySchedule
 
@@ -188,8 +189,10 @@ def test_a_server_that_ignores_ranges_serves_compressed_pieces_too(tmp_path: Pat
     """Python's own http.server is one: everything comes, and everything is used."""
     with World(tmp_path, {PACK: packed(LARGE)[1]}) as world:
         world.mirror.fail("*", Fault(ignore_range=True, times=-1))
+        models = world.ensurer({"model.bin": LARGE})
+        models.settings = replace(models.settings, connections=1)  # another would try the source, which has nothing
 
-        path = world.ensurer({"model.bin": LARGE}).ensure("m")
+        path = models.ensure("m")
 
         assert (path / "model.bin").read_bytes() == LARGE
     assert world.failed == [] and world.fetched.fetched_bytes == len(LARGE)
@@ -371,6 +374,86 @@ def test_stopping_ends_a_fetch_from_a_mirror_that_hangs_in_its_index(tmp_path: P
             stopping.set()
             with pytest.raises(Cancelled):
                 running.result(PATIENCE_S)
+
+
+# ---- mirrors that are asked for each blob
+
+
+class Peers:
+    """Knows where each blob is, by digest, and notes for which it was asked."""
+
+    def __init__(self, known: Mapping[Digest, str]) -> None:
+        self.known, self.asked = dict(known), list[Digest]()
+
+    def locators(self, digest: Digest, size: int) -> Iterator[str]:
+        self.asked.append(digest)
+        if digest in self.known:
+            yield self.known[digest]
+
+
+BLOB_A, BLOB_B, BLOB_C = (some_bytes((3 - number) << 20, number) for number in range(3))
+THREE = {"first.bin": BLOB_A, "second.bin": BLOB_B, "third.bin": BLOB_C}
+
+
+def test_a_provider_answers_for_each_blob_when_its_fetch_begins(tmp_path: Path):
+    """What it learns during the run counts for the blobs after that; a blob that it does not know comes from elsewhere."""
+    with World(tmp_path, {"peer/a": BLOB_A, "peer/b": BLOB_B}, THREE) as world:
+        peers = Peers({Digest.of(BLOB_A): f"{world.mirror.url}/peer/a"})
+        models = world.ensurer(THREE)
+        models.settings = replace(models.settings, connections=1, mirrors=())
+        models.mirrors = (peers,)
+
+        def learn(event: Event) -> None:
+            if isinstance(event, FetchStarted) and event.digest == Digest.of(BLOB_A):
+                peers.known[Digest.of(BLOB_B)] = f"{world.mirror.url}/peer/b"
+
+        with models.events.subscribe(learn):
+            path = models.ensure("m")
+        models.ensure("m")
+
+        assert tree_of(path) == THREE and world.failed == []
+        assert [world.mirror.sent(name) for name in ("peer/a", "peer/b")] == [len(BLOB_A), len(BLOB_B)]
+        assert [world.source.sent(name) for name in THREE] == [0, 0, len(BLOB_C)]
+        assert peers.asked == [Digest.of(BLOB_A), Digest.of(BLOB_B), Digest.of(BLOB_C)], "once, and not for what is there"
+
+
+def test_a_provider_that_raises_is_warned_of_once_and_the_rest_serves(tmp_path: Path):
+    """The mirrors of the settings and the blob's own sources are not affected."""
+
+    class Broken:
+        def locators(self, digest: Digest, size: int) -> tuple[str, ...]:
+            raise ConnectionError("no route to the registry")
+
+    with World(tmp_path, {name_of(BLOB_A): BLOB_A}, THREE) as world:
+        models = world.ensurer(THREE)
+        models.mirrors = (Broken(),)
+
+        path = models.ensure("m")
+
+        assert tree_of(path) == THREE
+        assert world.mirror.sent(name_of(BLOB_A)) == len(BLOB_A)
+    warnings = [event.text for event in world.events if isinstance(event, Warning)]
+    assert warnings == ["mirrors could not be asked and are not used: ConnectionError: no route to the registry"]
+
+
+def test_a_repair_asks_the_provider_too(tmp_path: Path):
+    """The piece that is damaged comes from the peer; the sources of the lockfile have nothing."""
+    with World(tmp_path, {"peer": LARGE}, {"model.bin": LARGE}) as world:
+        models = world.ensurer({"model.bin": LARGE})
+        models.ensure("m")
+        blob = BlobStore.open(tmp_path / "root").layout.blob(Digest.of(LARGE))
+        before = os.stat(blob)
+        os.chmod(blob, 0o644)
+        Path(blob).write_bytes(flipped(LARGE, PIECE + 5))
+        os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
+        world.source.objects.clear()
+        models.mirrors = (Peers({Digest.of(LARGE): f"{world.mirror.url}/peer"}),)
+
+        found, outcome = models.verify(None, Level.FAST, repair=True)
+
+        assert found.faults and outcome is not None and outcome.error is None
+        assert world.mirror.sent("peer") == PIECE
+        assert models.verify_integrity("m").success
 
 
 # ---- what a plan says

@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from modelstow.cas import Digest
 from modelstow.reconcile.cli import parser
-from modelstow.reconcile.cli.progress import event_sink
+from modelstow.reconcile.cli.progress import progress_shown
 from modelstow.reconcile.cli.session import Session
 from modelstow.reconcile.events.events import (
     BlobFetched,
@@ -75,9 +75,9 @@ def opened() -> Iterator[Screen]:
     session = Session(parser.build_parser("").parse_args(["reconcile", "--root", "nowhere"]), environ={})
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(Terminal()) as terminal:
         patch.setattr("rich.progress.Progress", Kept)
-        with event_sink(session) as tell:
+        with progress_shown(session):
             [progress] = made
-            yield Screen(terminal, progress, tell)
+            yield Screen(terminal, progress, session.events.emit)
 
 
 def test_the_total_is_first_and_complete_from_the_start():

@@ -14,7 +14,7 @@ from typing import Any
 
 import boto3
 import pytest
-from builders import PATIENCE_S, Cli, ensurer_of, lock_of, memory, some_bytes, wait_until
+from builders import PATIENCE_S, PIECE, Cli, ensurer_of, lock_of, memory, some_bytes, wait_until
 from mirror import CONFIG, FILES, NOISE, WEIGHTS, filled, name_of, names_in, packed, push_of, store_of, weights
 from origin import Origin
 from s3servers import SECRET, rclone, settings, use
@@ -24,7 +24,7 @@ from modelstow.backends import AccessDenied, ConnectionFailed, Registry, SourceE
 from modelstow.backends.file import FileSource
 from modelstow.backends.source import OnSend, ReadRange
 from modelstow.cas import BlobStore, CancellationToken, Cancelled, Digest
-from modelstow.cas.pieces import PIECE, TableState, read_table
+from modelstow.cas.pieces import TableState, read_table
 from modelstow.reconcile.errors import IntegrityError, ModelNotFoundError
 from modelstow.reconcile.interop.push import Pushed, _Blob, _Damaged
 from modelstow.reconcile.runtime import throttle

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import ensurer_of, lock_of, some_bytes, tree_of
+from builders import PIECE, ensurer_of, lock_of, some_bytes, tree_of
 from origin import Fault, Origin
 
-from modelstow.cas.pieces import PIECE
 from modelstow.reconcile.desired.lockfile import Lockfile
 
 SIZE = 2 * PIECE + 3_000_000

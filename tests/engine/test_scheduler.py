@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import pytest
+from builders import PIECE, piece_count
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import Reply, Sim, crowds
 
-from modelstow.cas.pieces import PIECE, piece_count
+from modelstow.cas.chunking import DEFAULT, Chunking
 from modelstow.reconcile.transfer.retry import Failure, Reason, RetryPolicy, RetrySchedule
 from modelstow.reconcile.transfer.scheduler import EARLIER, Scheduler
 from modelstow.reconcile.transfer.state import Backoff, Fail, Idle, Request, Verify
@@ -549,6 +550,7 @@ class World:
     earlier: Mapping[int, str] = field(default_factory=dict)  # piece -> who sent it, right unless it corrupts it
     jumps: tuple[float, ...] = (0.0,)
     allowed: int = 1  # connections at once
+    chunking: Chunking = DEFAULT
     now: float = 1_000.0
     steps: int = 0
     waits: list[float] = field(default_factory=list)
@@ -567,13 +569,18 @@ class World:
     fresh: set[str] = field(default_factory=set)  # recently failed ones that have not sent a piece
     flights: list[Flight] = field(default_factory=list)
 
+    @property
+    def piece(self) -> int:
+        return self.chunking.piece_bytes
+
     def run(self) -> Verify | Fail:
         t = Scheduler(
-            self.pieces * PIECE,
+            self.pieces * self.piece,
             tuple(self.sims),
             self.policy,
             frozenset(locator for locator, sim in self.sims.items() if sim.recently_failed),
             jitter=lambda: (self.steps * 0.37) % 1.0,
+            chunking=self.chunking,
         )
         self.fresh = {locator for locator, sim in self.sims.items() if sim.recently_failed}
         for piece, sender in self.earlier.items():
@@ -612,7 +619,7 @@ class World:
         """Each source is corrupt and the reference twice at most; between two pieces all may run out of attempts."""
         rounds = 4 * len(self.sims) + 4
         failures = 2 * len(self.sims) * (self.policy.transient.attempts + self.policy.rate_limit.attempts)
-        prefixes = PIECE // self.policy.progress  # each may count as a piece
+        prefixes = max(1, self.piece // self.policy.progress)  # each may count as a piece
         return 16 * rounds * (self.pieces * prefixes + 1) * (failures + 2)
 
     def _sent(self, piece: int, sender: str) -> bytes:
@@ -625,9 +632,9 @@ class World:
         return hash_
 
     def _take_off(self, t: Scheduler, request: Request) -> None:
-        assert request.start < request.stop <= self.pieces * PIECE and request.stop % PIECE == 0
-        indices = list(range(request.start // PIECE, piece_count(request.stop)))
-        if request.start % PIECE:
+        assert request.start < request.stop <= self.pieces * self.piece and request.stop % self.piece == 0
+        indices = list(range(request.start // self.piece, self.chunking.count(request.stop)))
+        if request.start % self.piece:
             begun = self.prefixes[indices[0]]
             assert begun == (request.locator, request.start), "two sources would share a piece"
         for piece in indices:
@@ -647,7 +654,7 @@ class World:
             self.now += 1.0
             for slow in self.flights:
                 if slow.left and (piece_s := self.sims[slow.request.locator].piece_s) < 60:
-                    t.received(slow.request.claim, int(PIECE / piece_s), self.now)
+                    t.received(slow.request.claim, int(self.piece / piece_s), self.now)
             for claim in t.stalled(self.now):
                 self._end(t, next(f for f in self.flights if f.request.claim == claim), "cut")
             return
@@ -655,7 +662,7 @@ class World:
         claim, locator = flight.request.claim, flight.request.locator
         if flight.left:
             piece = flight.left.pop(0)
-            t.received(claim, PIECE, self.now)
+            t.received(claim, self.piece, self.now)
             assert t.may_write(claim, piece)
             assert piece not in self.held, "written twice"
             hash_ = self._sent(piece, locator)
@@ -687,7 +694,7 @@ class World:
             if t.failed(flight.request.claim, failure, self.now, reached):
                 if reached:
                     self.prefixes[piece] = locator, reached
-                if reached and reached - self.farthest.get(piece, piece * PIECE) >= self.policy.progress:
+                if reached and reached - self.farthest.get(piece, piece * self.piece) >= self.policy.progress:
                     self.farthest[piece] = reached
                     plain = throttled = 0
                     self.fresh.discard(locator)
@@ -696,9 +703,9 @@ class World:
     def _reached(self, t: Scheduler, flight: Flight) -> tuple[int, int]:
         """The piece that was arriving when a flight ended, and where in the blob what had come of it ends; 0: nothing."""
         piece = t.current_piece(flight.request.claim)
-        came = min(flight.reply.part << 20, PIECE - 1) if piece >= 0 else 0
-        reached = max(flight.request.start, piece * PIECE) + came
-        return piece, reached if came and reached < (piece + 1) * PIECE else 0
+        came = min(flight.reply.part << 20, self.piece - 1) if piece >= 0 else 0
+        reached = max(flight.request.start, piece * self.piece) + came
+        return piece, reached if came and reached < (piece + 1) * self.piece else 0
 
     def over(self, locator: str) -> bool:
         """Whether this source has no attempts left."""
@@ -731,7 +738,8 @@ def worlds(draw: st.DrawFn, *, with_steady: bool = False) -> World:
     senders = st.sampled_from([*sims, EARLIER, "mem://corrupt of old"])
     earlier = draw(st.dictionaries(st.integers(0, pieces - 1), senders))
     allowed = draw(st.integers(1, 5))
-    return World(sims, pieces, draw(policies), earlier=earlier, jumps=draw(jumps), allowed=allowed)
+    chunking = draw(st.sampled_from([Chunking(64 << 10), Chunking(1 << 20), DEFAULT, Chunking(64 << 20)]))
+    return World(sims, pieces, draw(policies), earlier=earlier, jumps=draw(jumps), allowed=allowed, chunking=chunking)
 
 
 @given(worlds())

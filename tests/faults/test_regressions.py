@@ -15,6 +15,7 @@ from modelstow import ModelState
 from modelstow.backends import Body
 from modelstow.backends.memory import MemorySource
 from modelstow.cas import Digest, LinkMode, tree
+from modelstow.reconcile.events.events import Event, Warning
 
 pytestmark = pytest.mark.slow
 
@@ -229,18 +230,27 @@ def test_pruning_does_not_reach_through_a_folder_that_became_a_symlink(tmp_path:
     assert (outside / "keys").read_bytes() == b"not the tree's"
 
 
-def test_a_mistake_of_the_caller_is_not_blamed_on_a_source(tmp_path: Path):
-    """A progress callback that raises ValueError says nothing about who sent the bytes."""
+@pytest.mark.parametrize("at", ["the start", "the first bytes", "the end"])
+def test_a_mistake_of_the_caller_is_not_blamed_on_a_source(tmp_path: Path, at: str):
+    """A progress callback that raises ValueError is dropped with a warning: it says nothing about who sent the bytes."""
     files = {"weights": some_bytes(3 << 20)}
     models = ensurer_of(tmp_path, lock_of({"m@1": {"x": files}}), memory(files))
+    raises = {"the start": lambda done, total: not done, "the first bytes": lambda done, total: done > 0}
+    heard: list[Event] = []
+    calls: list[int] = []
 
     def progress(done: int, total: int) -> None:
-        if done:
+        calls.append(done)
+        if raises.get(at, lambda done, total: done == total)(done, total):
             raise ValueError("the caller's own")
 
-    with pytest.raises(ValueError):
-        models.ensure("m", progress_callback=progress)
-    assert models.failed_sources == {}
+    with models.events.subscribe(heard.append):
+        path = models.ensure("m", progress_callback=progress)
+
+    assert tree_of(path) == files and models.failed_sources == {}
+    [warning] = [event.text for event in heard if isinstance(event, Warning)]
+    assert warning == "a listener of events failed and is not called again (ValueError: the caller's own)"
+    assert len(calls) == {"the start": 1, "the first bytes": 2}.get(at, len(calls))
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])

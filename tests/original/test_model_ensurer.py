@@ -355,7 +355,7 @@ def test_a_model_that_is_being_read_is_verifying(tmp_path: Path):
             reading.set()
             assert gate.wait(PATIENCE_S)
 
-    models.events = hold
+    models.events.subscribe(hold)
     with ThreadPoolExecutor(1) as pool:
         verified = pool.submit(models.verify, ["test-model#fp16"], Level.FULL)
         try:

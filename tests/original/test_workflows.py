@@ -431,10 +431,11 @@ def test_a_download_can_be_counted_and_timed(tmp_path: Path):
     """The events of a download fold into what was started and completed, its bytes and its duration (C11)."""
     moments = iter([100.0, 107.5])
     log = EventLog()
-    recorder = Recorder(log, clock=lambda: next(moments))
-    models, _ = world(tmp_path, events=recorder)
+    recorder = Recorder(clock=lambda: next(moments))
+    models, _ = world(tmp_path, events=log)
 
-    path = models.ensure(KEY, "fp16")
+    with models.events.subscribe(recorder):
+        path = models.ensure(KEY, "fp16")
 
     assert tree_of(path) == FP16
     started = [event for event in log.events if isinstance(event, FetchStarted)]

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import Cli, assert_sound, ensurer_of, leftovers, lock_of, manifest_of, some_bytes, tree_of, write_lock
+from builders import PIECE, Cli, assert_sound, ensurer_of, leftovers, lock_of, manifest_of, some_bytes, tree_of, write_lock
 from s3servers import KEY, SECRET, rclone, settings, use
 
 from modelstow.backends import AccessDenied, SourceError
 from modelstow.backends.conformance import TEN, SourceContract
 from modelstow.backends.faulty import FaultySource
 from modelstow.backends.s3.client import S3Source
-from modelstow.cas.pieces import PIECE
 from modelstow.reconcile.transfer.retry import RetryPolicy, RetrySchedule
 
 pytestmark = pytest.mark.slow

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from builders import some_bytes
+from builders import PIECE, some_bytes
 
 from modelstow.cas import BlobStore, Digest
 from modelstow.cas.partial import Partial
-from modelstow.cas.pieces import PIECE, piece_hash
+from modelstow.cas.pieces import piece_hash
 
 SMALL = b"a few bytes"
 MIDDLE = some_bytes((1 << 20) + 1000, 11)

@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 import xxhash
 import zstandard
-from builders import some_bytes
+from builders import PIECE, piece_count, piece_range, some_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelstow.cas import Digest
 from modelstow.cas.compressed import CompressedIndex, compress, decompress, index_bytes
-from modelstow.cas.pieces import PIECE, piece_count, piece_range
 
 SIZE = 2 * PIECE + 5
 DATA = (some_bytes(1 << 16) * (SIZE // (1 << 16) + 1))[:SIZE]

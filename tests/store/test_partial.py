@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
+from builders import PIECE
 from store_fixtures import BIG, MIDDLE, SMALL, flip, partial_with, put, store_at
 
 from modelstow.cas import ChecksumError, Digest
-from modelstow.cas.pieces import PIECE, TableState, read_table
+from modelstow.cas.pieces import TableState, read_table
 
 DIGEST = Digest.of(BIG)
 

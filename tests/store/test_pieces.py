@@ -6,23 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from builders import some_bytes
+from builders import PIECE, piece_count, piece_range, some_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from modelstow.cas import Digest
-from modelstow.cas.pieces import (
-    PIECE,
-    PieceTable,
-    Slot,
-    TableState,
-    piece_count,
-    piece_hash,
-    piece_range,
-    proven_table,
-    read_table,
-    source_key,
-)
+from modelstow.cas.pieces import PieceTable, Slot, TableState, piece_hash, proven_table, read_table, source_key
 
 HEADER, SLOT = 136, 32
 ONE, OTHER = Digest.of(b"one"), Digest.of(b"other")
@@ -140,6 +129,17 @@ def test_a_proven_table_with_a_gap_or_of_another_size_is_not_believed(tmp_path: 
     path.write_bytes(gap.encode())
 
     assert proven_table(str(path), ONE, SIZE) is None
+
+
+def test_a_file_that_is_longer_than_any_table_is_none(tmp_path: Path):
+    """A right table with a hole of a terabyte behind it; it is not read to its end."""
+    path = tmp_path / "t"
+    path.write_bytes(full_table().encode())
+    assert read_table(str(path), ONE) == full_table()
+
+    os.truncate(path, 1 << 40)
+
+    assert read_table(str(path), ONE) is None
 
 
 def test_no_readable_table_is_none_whatever_is_there(tmp_path: Path):

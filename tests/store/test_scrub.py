@@ -6,12 +6,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from builders import PIECE, piece_count, piece_range
 from store_fixtures import BIG, MIDDLE, SMALL, flip, store_at
 
 from modelstow.cas import BlobStore, Digest
 from modelstow.cas import scrub as scrubs
 from modelstow.cas.durable import write_file
-from modelstow.cas.pieces import PIECE, PieceTable, Slot, TableState, piece_count, piece_hash, piece_range, proven_table
+from modelstow.cas.pieces import PieceTable, Slot, TableState, piece_hash, proven_table
 from modelstow.cas.scrub import Level, ScrubResult, ScrubTarget, scrub
 
 DIGEST = Digest.of(BIG)

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from builders import ensurer_of, in_memory, lock_of, some_bytes
+from builders import ensurer_of, in_memory, lock_of, piece_range, some_bytes
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -15,7 +15,7 @@ from store_fixtures import flip
 from modelstow import EnsureOptions, ModelState
 from modelstow.backends.memory import MemorySource
 from modelstow.cas import BlobStore, Digest, leases
-from modelstow.cas.pieces import piece_hash, piece_range
+from modelstow.cas.pieces import piece_hash
 from modelstow.cas.scrub import Level
 from modelstow.reconcile.retention.collector import EvictionTargets
 
