@@ -160,6 +160,11 @@ class Inventory:
         columns = EntryColumns.of(self.files)
         return frozenset(map(Digest.of_hex, set(map(columns.hex, range(len(columns.paths))))))
 
+    @property
+    def others(self) -> Mapping[str, Other]:
+        """Its entries that are no blobs, by path."""
+        return EntryColumns.of(self.files).others
+
     def path(self, root: Path) -> Path:
         """Where the tree is."""
         return root / self.tree  # an absolute second part wins

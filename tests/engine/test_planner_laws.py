@@ -69,9 +69,10 @@ def ideal_apply(desired: Desired, actual: Actual, work: Plan) -> Actual:
         blobs[digest] = BlobStatus(BlobState.INTACT, ino=2)
     for action in (link for a in work.actions for link in (a.links() if isinstance(a, LinkTree) else [a])):
         match action:
-            case Link(tree=key, path=path, digest=digest) | Replace(tree=key, path=path, digest=digest):
-                assert blobs[digest].state is BlobState.INTACT, "a link was planned before its blob"
-                seen[key][0][path] = digest
+            case Link(tree=key, path=path, entry=entry) | Replace(tree=key, path=path, entry=entry):
+                if isinstance(entry, Digest):
+                    assert blobs[entry].state is BlobState.INTACT, "a link was planned before its blob"
+                seen[key][0][path] = entry
                 seen[key][1].pop(path, None)
             case Remove(tree=key, path=path):
                 seen[key][0].pop(path, None)
