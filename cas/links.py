@@ -187,11 +187,15 @@ def _copy(source: int, copy: int, size: int) -> None:
         done += count
 
 
+def is_temp_name(name: str) -> bool:
+    """Whether a name is one that ``replace`` gives a file before its own. Of a killed one, it is left."""
+    return _BESIDE.fullmatch(name) is not None
+
+
 def remove_temp_names(folder_fd: int) -> None:
     """Remove the names that a killed ``replace`` left in an open folder; hold the tree's lock. Raises OSError."""
-    for name in os.listdir(folder_fd):
-        if _BESIDE.fullmatch(name):
-            os.unlink(name, dir_fd=folder_fd)
+    for name in filter(is_temp_name, os.listdir(folder_fd)):
+        os.unlink(name, dir_fd=folder_fd)
 
 
 def replace(place: Callable[[str], LinkKind], folder_fd: int, name: str) -> LinkKind:
