@@ -56,9 +56,9 @@ def digest_of(entry: Entry) -> Digest:
 
 
 def read(path: str) -> Other | None:
-    """The symlink or small file at a path, following no symlink there; None where there is something else or nothing.
+    """The symlink or small file at a path, following no symlink there. Raises OSError.
 
-    Raises OSError.
+    None where there is something else, nothing, or what may not be read, and so was not put there by us.
     """
     try:
         there = os.lstat(path)
@@ -68,7 +68,7 @@ def read(path: str) -> Other | None:
             return None
         # It may be replaced meanwhile, by a pipe too.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return None
     with open(fd, "rb") as file:
         data = file.read(MAX_INLINE + 1)

@@ -21,8 +21,8 @@ COPY_STEP = 64 << 20  # bytes handed to copy_file_range at once
 
 
 class LinkKind(enum.StrEnum):
-    """How a path of a tree holds its entry. What nothing can be shared of is created: ``EMPTY`` files, ``INLINE`` ones, and
-    ``LITERAL`` symlinks, whose target the tree says.
+    """How a path of a tree holds its entry. The last three share nothing with the store, and are created: ``EMPTY`` files,
+    ``INLINE`` files of bytes that the tree gives, and ``LITERAL`` symlinks, whose target it gives.
     """
 
     HARDLINK = "hardlink"

@@ -1,5 +1,6 @@
 """Entries that are no blobs: symlinks and small files that a tree gives in full."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -72,14 +73,24 @@ def test_an_inline_file_is_small():
         Inline(bytes(MAX_INLINE + 1))
 
 
-def test_reading_a_path_gives_what_is_there_and_follows_nothing(tmp_path: Path):
-    """Folders, pipes and large files are nothing that could be an entry of this kind."""
+def test_reading_a_path_gives_what_is_there_and_follows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Folders, pipes, large files and those that may not be read are nothing that could be an entry of this kind."""
     (tmp_path / "file").write_bytes(b"x")
     (tmp_path / "link").symlink_to("file")
     (tmp_path / "large").write_bytes(bytes(MAX_INLINE + 1))
+    (tmp_path / "secret").write_bytes(b"x")
     os.mkfifo(tmp_path / "pipe")
+    real = os.open
 
-    found = {name: entries.read(f"{tmp_path}/{name}") for name in ("file", "link", "large", "pipe", ".", "absent")}
+    def refusing(path, *how, **more):
+        if str(path).endswith("secret"):  # root may read everything
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, *how, **more)
+
+    monkeypatch.setattr(os, "open", refusing)
+
+    names = ("file", "link", "large", "secret", "pipe", ".", "absent")
+    found = {name: entries.read(f"{tmp_path}/{name}") for name in names}
 
     assert found.pop("file") == Inline(b"x") and found.pop("link") == Symlink("file")
     assert set(found.values()) == {None}

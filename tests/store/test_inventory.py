@@ -114,6 +114,7 @@ def test_a_record_of_blobs_alone_is_what_former_versions_wrote():
 @pytest.mark.parametrize(
     "change",
     [
+        {"kinds": "hiz"},
         {"symlinks": {}},
         {"inline": {"a": "y", "refs/main": "x"}},
         {"symlinks": {"refs/main": "x"}, "inline": {"snapshots/1/a": "x"}},
