@@ -6,8 +6,8 @@
   ``commit`` (the steps that make it a blob).
 * Pieces: ``chunking`` (the division of a blob), ``pieces`` (hashes of its pieces), ``compressed`` (its pieces as zstd
   frames), ``scrub`` (reading again what is at rest).
-* Trees: ``links`` (placing a blob in a tree), ``tree`` (files of a tree, managed and others), ``inventory`` (the record
-  of what was placed), ``trash`` (removed trees).
+* Trees: ``entries`` (what a path of a tree holds), ``links`` (placing it there), ``materialise`` (filling folders),
+  ``tree`` (files of a tree, managed and others), ``inventory`` (the record of what was placed), ``trash`` (removed trees).
 * Lifetime: ``locks`` (mutual exclusion between processes), ``leases`` (roots of work in progress), ``sweep`` (deletion of
   dead blobs; marking is the caller's).
 * Below all: ``durable`` (files that survive a power cut), ``records`` (their encoding with a checksum), ``syscalls``,
@@ -17,6 +17,7 @@
 from .blobs import ABSENT, BlobState, BlobStatus
 from .cancellation import CancellationToken
 from .digest import EMPTY, Digest
+from .entries import Entry, Inline, Symlink
 from .errors import (
     Cancelled,
     CasError,
@@ -43,6 +44,8 @@ __all__ = [
     "CasError",
     "ChecksumError",
     "Digest",
+    "Entry",
+    "Inline",
     "Layout",
     "LinkError",
     "LinkKind",
@@ -52,4 +55,5 @@ __all__ = [
     "SizeMismatchError",
     "StoreFormatError",
     "StoreStateError",
+    "Symlink",
 ]

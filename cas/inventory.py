@@ -17,24 +17,33 @@ import xxhash
 
 from .digest import Digest
 from .durable import UNFINISHED, fsync_folder, write_file
+from .entries import Entry, Inline, Other, Symlink
 from .errors import Cause, StoreStateError
-from .links import LinkKind
+from .links import LinkKind, kind_of
 from .records import INVALID, decode, encode, join_hex
 
 INTENT = ".next"
 """What the file of an intent ends in."""
 _KIND, _VERSION = "inventory", 1
-_KINDS = {kind.value[0]: kind for kind in LinkKind}  # one letter a kind: h r s c e
+_KINDS = {kind.value[0]: kind for kind in LinkKind}  # one letter a kind: h r s c e i l
+_CREATED = frozenset("il")  # the letters of what is no blob, and given in full
+_NO_OTHERS: Mapping[str, Other] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class InventoryEntry:
-    """One file of a tree. ``suspect``: a verification found its own bytes damaged (copies only)."""
+    """One path of a tree. ``suspect``: a verification found its own bytes damaged (copies only)."""
 
     digest: Digest
     kind: LinkKind
     ino: int  # 0 where it was recorded before the file was made
     suspect: bool = False
+    other: Other | None = None  # instead of a blob; the digest is then that of zero bytes
+
+    @property
+    def entry(self) -> Entry:
+        """What was put there."""
+        return self.other or self.digest
 
 
 class EntryColumns(Mapping[str, InventoryEntry]):
@@ -43,7 +52,7 @@ class EntryColumns(Mapping[str, InventoryEntry]):
     100,000 entries as objects take 40 MB and a fifth of a second; most readers want one column, or a few paths.
     """
 
-    __slots__ = ("_entries", "_rows", "digests", "inodes", "kinds", "paths", "suspect")
+    __slots__ = ("_entries", "_rows", "digests", "inodes", "kinds", "others", "paths", "suspect")
 
     def __init__(
         self,
@@ -52,12 +61,21 @@ class EntryColumns(Mapping[str, InventoryEntry]):
         kinds: str,
         inodes: Sequence[int],
         suspect: Iterable[str] = (),
+        others: Mapping[str, Other] = _NO_OTHERS,
     ) -> None:
-        """*digests*: 64 hex digits a path; *kinds*: one letter a path. Raises ValueError where the lengths differ."""
-        lengths = {len(paths), len(digests) / 64, len(kinds), len(inodes)}
-        if len(lengths) > 1 or not _KINDS.keys() >= set(kinds):
+        """*digests*: 64 hex digits a path; *kinds*: one letter a path; *others*: by path, what is no blob.
+
+        Raises ValueError where they do not fit together.
+        """
+        lengths, letters = {len(paths), len(digests) / 64, len(kinds), len(inodes)}, set(kinds)
+        if len(lengths) > 1 or not _KINDS.keys() >= letters:
             raise ValueError("its columns do not fit together")
+        if others or letters & _CREATED:
+            created = {path: letter for path, letter in zip(paths, kinds, strict=True) if letter in _CREATED}
+            if created != {path: kind_of(other).value[0] for path, other in others.items()}:
+                raise ValueError("its symlinks and inline files are not those of its columns")
         self.paths, self.digests, self.kinds, self.inodes, self.suspect = paths, digests, kinds, inodes, frozenset(suspect)
+        self.others = others
         self._rows: dict[str, int] | None = None
         self._entries: dict[str, InventoryEntry] | None = None
 
@@ -73,6 +91,7 @@ class EntryColumns(Mapping[str, InventoryEntry]):
             "".join(entry.kind.value[0] for entry in entries),
             [entry.ino for entry in entries],
             [path for path, entry in files.items() if entry.suspect],
+            {path: entry.other for path, entry in files.items() if entry.other},
         )
 
     def hex(self, row: int) -> str:
@@ -85,7 +104,8 @@ class EntryColumns(Mapping[str, InventoryEntry]):
 
     def _entry(self, row: int) -> InventoryEntry:
         path, kind = self.paths[row], _KINDS[self.kinds[row]]
-        return InventoryEntry(Digest.of_hex(self.hex(row)), kind, self.inodes[row], path in self.suspect)
+        other = self.others.get(path)
+        return InventoryEntry(Digest.of_hex(self.hex(row)), kind, self.inodes[row], path in self.suspect, other)
 
     def _by_path(self) -> dict[str, int]:
         if self._rows is None:
@@ -140,6 +160,11 @@ class Inventory:
         columns = EntryColumns.of(self.files)
         return frozenset(map(Digest.of_hex, set(map(columns.hex, range(len(columns.paths))))))
 
+    @property
+    def others(self) -> Mapping[str, Other]:
+        """Its entries that are no blobs, by path."""
+        return EntryColumns.of(self.files).others
+
     def path(self, root: Path) -> Path:
         """The path of the tree."""
         return root / self.tree  # an absolute second part wins
@@ -147,7 +172,7 @@ class Inventory:
     def encode(self) -> bytes:
         """The record's bytes, as ``docs/format.md`` says."""
         columns = EntryColumns.of(self.files)
-        fields = {
+        fields: dict[str, object] = {
             "tree": self.tree,
             "labels": dict(self.labels),
             "staging": [self.staging, self.staging_ino],
@@ -158,13 +183,21 @@ class Inventory:
             "inodes": columns.inodes,
             "suspect": sorted(columns.suspect),
         }
+        if columns.others:
+            others = columns.others.items()
+            fields["symlinks"] = {path: other.target for path, other in others if isinstance(other, Symlink)}
+            inline = {path: other.content for path, other in others if isinstance(other, Inline)}
+            fields["inline"] = {path: content.decode("utf-8", "surrogateescape") for path, content in inline.items()}
         return encode(_KIND, _VERSION, fields)
 
     @classmethod
     def decode(cls, raw: bytes) -> Inventory:
         """The inventory in a record. Raises one of ``records.INVALID`` if it is torn, altered or of a later version."""
         head = decode(raw, _KIND, version=_VERSION)
-        files = EntryColumns(head["paths"], head["digests"], head["kinds"], head["inodes"], head["suspect"])
+        others: dict[str, Other] = {path: Symlink(target) for path, target in head.get("symlinks", {}).items()}
+        for path, text in head.get("inline", {}).items():
+            others[path] = Inline(text.encode("utf-8", "surrogateescape"))
+        files = EntryColumns(head["paths"], head["digests"], head["kinds"], head["inodes"], head["suspect"], others)
         parent = (head["parent"][0], head["parent"][1])
         staging, staging_ino = head["staging"]
         return cls(

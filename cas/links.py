@@ -1,4 +1,7 @@
-"""Links: a blob placed in a tree as hardlink, reflink, symlink or copy; a fall-back is reported, never silent."""
+"""Links: a blob placed in a tree as hardlink, reflink, symlink or copy; a fall-back is reported, never silent.
+
+Other entries are created.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ import errno
 import os
 import re
 import secrets
+from collections.abc import Callable
 
 from .digest import Digest
+from .durable import write_all
+from .entries import Inline, Other, Symlink
 from .errors import Cause, LinkError
 
 _BESIDE = re.compile(r"\.modelstow-[0-9a-f]{12}")
@@ -16,13 +22,17 @@ COPY_STEP = 64 << 20  # bytes handed to copy_file_range at once
 
 
 class LinkKind(enum.StrEnum):
-    """The way a file of a tree holds its bytes. ``EMPTY``: created, since nothing can be shared."""
+    """The way a path of a tree holds its entry. The last three share nothing with the store; they are created: ``EMPTY``
+    files, ``INLINE`` files of bytes that the tree gives, and ``LITERAL`` symlinks, whose target it gives.
+    """
 
     HARDLINK = "hardlink"
     REFLINK = "reflink"
     SYMLINK = "symlink"
     COPY = "copy"
     EMPTY = "empty"
+    INLINE = "inline"
+    LITERAL = "literal"
 
 
 class LinkMode(enum.StrEnum):
@@ -85,7 +95,7 @@ class Linker:
         Raises LinkError when no allowed kind works, FileExistsError, OSError (no space, …).
         """
         if size == 0:
-            create_empty(folder_fd, name)
+            create(Inline(b""), folder_fd, name)
             return LinkKind.EMPTY
         refusal: OSError | None = None
         for kind in self._kinds:
@@ -108,11 +118,25 @@ class Linker:
         )
 
 
-def create_empty(folder_fd: int, name: str) -> None:
-    """Make an empty file in an open folder. Raises FileExistsError, OSError."""
+def kind_of(entry: Other) -> LinkKind:
+    """The kind of link of an entry that is no blob."""
+    return LinkKind.LITERAL if isinstance(entry, Symlink) else LinkKind.INLINE
+
+
+def create(entry: Other, folder_fd: int, name: str) -> LinkKind:
+    """Make a symlink or small file in an open folder. Its bytes are durable on return. Raises FileExistsError, OSError."""
+    if isinstance(entry, Symlink):
+        os.symlink(entry.target, name, dir_fd=folder_fd)
+        return kind_of(entry)
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder_fd)
-    os.fchmod(fd, 0o644)
-    os.close(fd)
+    try:
+        os.fchmod(fd, 0o644)
+        if entry.content:
+            write_all(fd, entry.content)
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    return kind_of(entry)
 
 
 def _place(kind: LinkKind, blob: str, digest: Digest, size: int, folder_fd: int, name: str, target: str) -> None:
@@ -164,20 +188,22 @@ def _copy(source: int, copy: int, size: int) -> None:
         done += count
 
 
+def is_temp_name(name: str) -> bool:
+    """Whether a name is one that ``replace`` gives a file before its own. Of a killed one, it is left."""
+    return _BESIDE.fullmatch(name) is not None
+
+
 def remove_temp_names(folder_fd: int) -> None:
     """Remove the names that a killed ``replace`` left in an open folder; hold the tree's lock. Raises OSError."""
-    for name in os.listdir(folder_fd):
-        if _BESIDE.fullmatch(name):
-            os.unlink(name, dir_fd=folder_fd)
+    for name in filter(is_temp_name, os.listdir(folder_fd)):
+        os.unlink(name, dir_fd=folder_fd)
 
 
-def replace(
-    linker: Linker, blob: str, digest: Digest, size: int, folder_fd: int, name: str, *, target: str = ""
-) -> LinkKind:
-    """Like ``Linker.place`` for a name that may be taken by a file: the old one gives way in one step."""
+def replace(place: Callable[[str], LinkKind], folder_fd: int, name: str) -> LinkKind:
+    """*place* called with a free name, whose file then takes *name* from the one that may have it, in one step."""
     beside = f".modelstow-{secrets.token_hex(6)}"
-    kind = linker.place(blob, digest, size, folder_fd, beside, target=target)
     try:
+        kind = place(beside)
         os.replace(beside, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
     finally:
         # rename(2) on two names of one inode does nothing and keeps both, and after a failure ours is left over.

@@ -1,4 +1,4 @@
-"""Materialising: a folder filled with blobs, by hardlinks alone where possible, else path by path.
+"""Materialising: a folder filled with entries, by hardlinks alone where possible, else path by path.
 
 No step follows a symlink inside a tree: folders are opened one by one from the tree's top, and files are named relative
 to them.
@@ -10,17 +10,20 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from . import links
-from .digest import Digest
+from .digest import EMPTY, Digest
+from .entries import Inline, Other
 from .inventory import EntryColumns, InventoryEntry
 from .links import UNAVAILABLE, Linker, LinkKind
 from .tree import OPEN_FOLDER, open_below
 
 G = TypeVar("G")
 R = TypeVar("R")
+_NOTHING = Inline(b"")
 _MANY = 2_000  # from so many files on a second thread pays: link(2) releases the GIL
 
 
@@ -31,6 +34,12 @@ class TreeEntry:
     digest: Digest
     size: int  # bytes
     ino: int = 0  # the blob's inode as it was last seen; 0: a stat after linking tells
+    other: Other | None = None  # instead of a blob; the digest is then that of zero bytes
+
+    @classmethod
+    def of(cls, other: Other) -> TreeEntry:
+        """An entry that is no blob."""
+        return cls(EMPTY, 0, other=other)
 
 
 @contextmanager
@@ -43,7 +52,7 @@ def _opened(path: Path | str) -> Iterator[int]:
 
 
 def link_all(root: Path, entries: EntryColumns, blobs: Path, *, folder_mode: int = 0o755) -> EntryColumns | None:
-    """Hardlink every file of a new tree into the empty folder *root*, and create its empty ones; names durable on return.
+    """Hardlink every blob of a new tree into the empty folder *root*, and create the others; durable on return.
 
     What was linked, by the inodes that the folders list afterwards: *entries* itself where they are the expected ones.
     None where hardlinks cannot be had here; then *root* holds no file. Raises OSError.
@@ -76,7 +85,7 @@ def link_all(root: Path, entries: EntryColumns, blobs: Path, *, folder_mode: int
         _sync_folders(top, made - groups.keys())
     if inodes == entries.inodes:
         return entries
-    return EntryColumns(entries.paths, entries.digests, entries.kinds, inodes)
+    return EntryColumns(entries.paths, entries.digests, entries.kinds, inodes, others=entries.others)
 
 
 def _for_each(groups: Iterable[G], place: Callable[[G], R], *, files: int) -> list[R]:
@@ -98,11 +107,11 @@ def _with_path(error: OSError, folder: str) -> OSError:
 
 def _link_rows(source: int, folder: int, rows: Iterable[tuple[str, int]], entries: EntryColumns) -> None:
     for name, row in rows:
-        if entries.kinds[row] == "e":
-            links.create_empty(folder, name)
-        else:
+        if entries.kinds[row] == "h":
             blob = entries.hex(row)
             os.link(f"{blob[:2]}/{blob}", name, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
+        else:
+            links.create(entries.others.get(entries.paths[row], _NOTHING), folder, name)
 
 
 def _list_inodes(folder: int, rows: Iterable[tuple[str, int]], entries: EntryColumns, inodes: list[int]) -> None:
@@ -153,6 +162,13 @@ def populate(
     for path, item in items.items():
         folder, _, name = path.rpartition("/")
         groups.setdefault(folder, []).append((name, path, item))
+
+    def placing(path: str, item: TreeEntry, fd: int) -> Callable[[str], LinkKind]:
+        if item.other is not None:
+            return partial(links.create, item.other, fd)
+        say = target(path, item.digest) if target else ""
+        return partial(linker.place, blob(item.digest), item.digest, item.size, fd, target=say)
+
     with _opened(root) as top:
         made = _make_folders(top, groups, folder_mode)
 
@@ -164,12 +180,11 @@ def populate(
                 if replace:
                     links.remove_temp_names(fd)
                 for name, path, item in rows:
-                    say = target(path, item.digest) if target else ""
-                    how = links.replace if replace else Linker.place
-                    kind = how(linker, blob(item.digest), item.digest, item.size, fd, name, target=say)
+                    place = placing(path, item, fd)
+                    kind = links.replace(place, fd, name) if replace else place(name)
                     linked = kind is LinkKind.HARDLINK and item.ino
                     ino = item.ino if linked else os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino
-                    placed.append((path, InventoryEntry(item.digest, kind, ino)))
+                    placed.append((path, InventoryEntry(item.digest, kind, ino, other=item.other)))
                 os.fsync(fd)
                 return placed
             except OSError as error:

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from . import entries
 from .durable import fsync_folder
 from .inventory import InventoryEntry
 from .links import LinkKind
@@ -165,7 +166,9 @@ def classify(root: Path, placed: Mapping[str, InventoryEntry]) -> Classified:
 
 
 def as_placed(path: str, placed: InventoryEntry) -> bool:
-    """Whether a path still holds what the inventory says we put there, as far as a stat can tell."""
+    """Whether a path still holds what the inventory says we put there: of a blob, as far as a stat can tell."""
+    if placed.other is not None:
+        return entries.read(path) == placed.other
     try:
         there = os.lstat(path)
     except FileNotFoundError:

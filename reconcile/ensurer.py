@@ -192,7 +192,10 @@ class ModelEnsurer:
         actual = self.observe(desired)
         outcome = self._apply(replace(desired, removals=removals), actual, progress=progress)
         if outcome.error is None:
-            self._transfer_ownership(new_owners)
+            if new_owners:
+                from .runtime import transfer_ownership
+
+                transfer_ownership(self.settings, new_owners)
             self._register()
             self._record_use(desired)
             if not prune and not removals and not any(tree.changed for tree in outcome.trees):
@@ -302,14 +305,6 @@ class ModelEnsurer:
 
     def _chosen(self, selectors: Iterable[str | VariantId]) -> list[VariantId]:
         return list(dict.fromkeys(s if isinstance(s, VariantId) else select(self.lock, s) for s in selectors))
-
-    def _transfer_ownership(self, owners: Mapping[str, LockfileRoot]) -> None:
-        if not owners:
-            return
-        from .runtime import transfer_ownership
-
-        for id_, owner in owners.items():
-            transfer_ownership(self.settings.open_store(), id_, owner)
 
     def _register(self) -> None:
         """Register the lockfile, unless it is registered with this content."""

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelstow.cas import Digest
+from modelstow.cas import Digest, Entry, entries
 
 from .errors import ModelstowError
 from .events.report import Report
@@ -47,12 +47,13 @@ class IntegrityReport:
     @classmethod
     def absent(cls, tree: DesiredTree) -> IntegrityReport:
         """The report for a tree that does not exist."""
-        return cls(success=False, missing_files=tuple(sorted(tree.files)), error_message=f"{tree.path} does not exist")
+        return cls(success=False, missing_files=tuple(sorted(tree.entries)), error_message=f"{tree.path} does not exist")
 
     @classmethod
     def of(cls, tree: DesiredTree, faulty: set[str]) -> IntegrityReport:
         """The report for a tree that was read; *faulty* holds the absolute paths of findings."""
-        states = {path: _file_state(tree.path / path, digest, faulty) for path, digest in sorted(tree.files.items())}
+        wanted = tree.entries
+        states = {path: _file_state(tree.path / path, wanted[path], faulty) for path in sorted(wanted)}
 
         def paths(state: _FileState) -> tuple[str, ...]:
             return tuple(path for path, found in states.items() if found is state)
@@ -73,13 +74,14 @@ class _FileState(enum.Enum):
     MISSING = enum.auto()
 
 
-def _file_state(path: Path, digest: Digest, faulty: set[str]) -> _FileState:
+def _file_state(path: Path, entry: Entry, faulty: set[str]) -> _FileState:
     """The state of one file; a drifted file is verified if its content is right."""
     if not os.path.lexists(path):
         return _FileState.MISSING
     if str(path) not in faulty:
         return _FileState.VERIFIED
     try:
-        return _FileState.VERIFIED if Digest.of_path(path) == digest else _FileState.FAILED
+        found = Digest.of_path(path) if isinstance(entry, Digest) else entries.read(str(path))
+        return _FileState.VERIFIED if found == entry else _FileState.FAILED
     except OSError:
         return _FileState.FAILED

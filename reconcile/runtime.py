@@ -188,13 +188,14 @@ class Runtime:
                     )
 
 
-def transfer_ownership(store: BlobStore, id_: str, owner: LockfileRoot) -> None:
-    """Make another lockfile that names this tree the one that may remove it. Raises LockTimeoutError, OSError."""
-    with store.lock(f"tree-{id_}", doing="handing a tree over"):
-        record = read_inventory(store.layout.inventories / id_)
-        if record is not None:
-            labels = {**record.labels, "lockfile": owner.path}
-            store.trees.rewrite(replace(record, labels=labels))
+def transfer_ownership(settings: Settings, owners: Mapping[str, LockfileRoot]) -> None:
+    """Make other lockfiles that name trees, by inventory, those that may remove them. Raises LockTimeoutError, OSError."""
+    for id_, owner in owners.items():
+        store = settings.open_store()
+        with store.lock(f"tree-{id_}", doing="transferring a tree"):
+            record = read_inventory(store.layout.inventories / id_)
+            if record is not None:
+                store.trees.rewrite(replace(record, labels={**record.labels, "lockfile": owner.path}))
 
 
 # ---- sources

@@ -13,10 +13,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from modelstow.cas import EMPTY, BlobState, BlobStatus, BlobStore, Digest, LinkKind, leases, materialise, trash, tree
+from modelstow.cas import EMPTY, BlobState, BlobStatus, BlobStore, Digest, Entry, LinkKind, leases, materialise, trash, tree
 from modelstow.cas.durable import fsync_folder
 from modelstow.cas.inventory import EntryColumns, Inventory, InventoryEntry
-from modelstow.cas.links import Linker
+from modelstow.cas.links import Linker, kind_of
 from modelstow.cas.locks import Lock
 from modelstow.cas.materialise import TreeEntry
 from modelstow.cas.records import join_hex
@@ -53,7 +53,7 @@ class Publisher:
             if os.path.lexists(wanted.path) and not tree.is_folder(wanted.path):
                 self._displace_root(wanted)
             one = replace(desired, trees=(wanted,), removals=())
-            if wanted.files and not recovered and self._is_new(wanted):
+            if wanted.entries and not recovered and self._is_new(wanted):
                 statuses = {d: known.get(d) or self.store.blobs.stat(d, desired.size(d)) for d in one.digests}
                 self._exchange(one, wanted, Actual(blobs=statuses))
                 self._published(wanted, exchanged=True)
@@ -88,7 +88,7 @@ class Publisher:
         if not os.path.lexists(wanted.path):
             return True
         record = self.store.trees.read(wanted.key.tree)
-        return record is not None and {p: f.digest for p, f in record.files.items()} != dict(wanted.files)
+        return record is not None and {p: f.entry for p, f in record.files.items()} != dict(wanted.entries)
 
     def _exchange(self, desired: Desired, wanted: DesiredTree, actual: Actual) -> bool:
         """Stage next to the tree, exchange, drain. False where folders cannot be exchanged here: nothing has changed."""
@@ -101,12 +101,12 @@ class Publisher:
             if wanted.path.is_dir():
                 return False  # we may write into an outside tree, not beside it
             raise
-        files = self._expected(wanted.files, actual)
+        files = self._expected(wanted, actual)
         record = self._record(wanted, files, staging=staging)
         try:
             records.write_intent(record)
             placed = self._link_all(staging, wanted, files) or self._populate(
-                staging, desired, wanted.files, wanted, actual
+                staging, desired, wanted.entries, wanted, actual
             )
             if placed is not files:
                 records.write_intent(replace(record, files=placed))
@@ -143,10 +143,10 @@ class Publisher:
         if not wanted.path.is_dir():
             self._make_folder(wanted.path)
             fsync_folder(wanted.path.parent)
-        expected = self._expected(wanted.files, actual)
+        expected = self._expected(wanted, actual)
         records.write_intent(self._record(wanted, expected))
         actions = [link for a in plan(desired, actual).actions for link in (a.links() if isinstance(a, LinkTree) else [a])]
-        place = {a.path: a.digest for a in actions if isinstance(a, Link | Replace)}
+        place = {a.path: a.entry for a in actions if isinstance(a, Link | Replace)}
         gone = [a.path for a in actions if isinstance(a, Remove)]
         quarantine = Quarantine(self.store.layout.quarantine, wanted.path.name)
         try:
@@ -156,7 +156,7 @@ class Publisher:
             if old is None and not any(tree.as_placed(f"{wanted.path}/{p}", file) for p, file in expected.items()):
                 records.remove(wanted.key.tree)  # it never became a tree
             raise
-        files = {path: placed.get(path) or before.get(path) or expected[path] for path in wanted.files}
+        files = {path: placed.get(path) or before.get(path) or expected[path] for path in wanted.entries}
         # A path whose blob was replaced meanwhile, or whose record was lost: what is there counts.
         records.commit(self._record(wanted, files))
         self._report_links(wanted.key, placed)
@@ -165,7 +165,7 @@ class Publisher:
     def _clear_conflicts(
         self,
         wanted: DesiredTree,
-        place: Mapping[str, Digest],
+        place: Iterable[str],
         gone: Iterable[str],
         actual: Actual,
         before: Mapping[str, InventoryEntry],
@@ -275,18 +275,18 @@ class Publisher:
         self,
         root: Path,
         desired: Desired,
-        files: Mapping[str, Digest],
+        files: Mapping[str, Entry],
         wanted: DesiredTree,
         actual: Actual,
         *,
         replacing: bool = False,
     ) -> dict[str, InventoryEntry]:
-        items = {
-            path: TreeEntry(EMPTY, 0)
-            if digest == EMPTY
-            else TreeEntry(digest, desired.size(digest), actual.blobs[digest].ino)
-            for path, digest in files.items()
-        }
+        def item(entry: Entry) -> TreeEntry:
+            if not isinstance(entry, Digest):
+                return TreeEntry.of(entry)
+            return TreeEntry(EMPTY, 0) if entry == EMPTY else TreeEntry(entry, desired.size(entry), actual.blobs[entry].ino)
+
+        items = {path: item(entry) for path, entry in files.items()}
         outside = os.path.isabs(wanted.key.tree)
 
         def target(path: str, digest: Digest) -> str:
@@ -303,14 +303,17 @@ class Publisher:
         """Folders of trees: the group's in a shared store, readable by all who may enter the store otherwise."""
         return 0o2775 if self.store.config.shared else 0o755
 
-    def _expected(self, files: Mapping[str, Digest], actual: Actual) -> EntryColumns:
-        """What hardlinks of these blobs will be; a guess that the record after the work corrects."""
-        blobs, digests = actual.blobs, files.values()
+    def _expected(self, wanted: DesiredTree, actual: Actual) -> EntryColumns:
+        """What hardlinks of its blobs will be; a guess that the record after the work corrects."""
+        blobs, digests, others = actual.blobs, wanted.files.values(), wanted.others
+        kinds = ["e" if digest == EMPTY else "h" for digest in digests]
+        inodes = [0 if digest == EMPTY else blobs[digest].ino for digest in digests]
         return EntryColumns(
-            list(files),
-            join_hex(digests),
-            "".join("e" if digest == EMPTY else "h" for digest in digests),
-            [0 if digest == EMPTY else blobs[digest].ino for digest in digests],
+            [*wanted.files, *others],
+            join_hex(digests) + EMPTY.hex * len(others),
+            "".join(kinds + [kind_of(other).value[0] for other in others.values()]),
+            inodes + [0] * len(others),
+            others=others,
         )
 
     def _record(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modelstow.cas import BlobStore, trash, tree
+from modelstow.cas import BlobStore, links, trash, tree
 from modelstow.cas.inventory import Inventory, InventoryEntry
 from modelstow.cas.tree import Quarantine
 
@@ -35,9 +35,12 @@ class Recovery:
                 self.discard_staging(staging, announced.files)
             elif staging.is_dir():
                 self.drain(staging, live, old or announced)
-        files = dict(old.files) if old else {}
-        files = {path: placed for path, placed in files.items() if os.path.lexists(live / path)}
-        files |= {p: placed for p, placed in announced.files.items() if tree.as_placed(f"{live}/{p}", placed)}
+        there = (tree.scan(live) or tree.Scan()).files  # not what a symlink of the tree leads to
+        for path in there:
+            if links.is_temp_name(path.rpartition("/")[2]):  # or the next exchange would take it for the user's
+                tree.unlink(live, path)
+        files = {path: placed for path, placed in old.files.items() if path in there} if old else {}
+        files |= {p: f for p, f in announced.files.items() if p in there and tree.as_placed(f"{live}/{p}", f)}
         if files:
             merged = replace(announced, files=files, staging="", staging_ino=0, labels=(old or announced).labels)
             records.commit(merged)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelstow.cas import Cancelled
+from modelstow.cas import Cancelled, Entry, entries
 from modelstow.cas.scrub import Level
 
 from .. import documents, settings
@@ -59,7 +59,7 @@ def _action(action: Fetch | Link | Replace | Remove) -> dict[str, Any]:
             return {"do": "fetch", "digest": action.digest, "size": action.size, "have": action.have, "url": action.url}
         case Link() | Replace():
             do = "link" if isinstance(action, Link) else "replace"
-            return {"do": do, **_place(action), "digest": action.digest}
+            return {"do": do, **_place(action), "digest": entries.digest_of(action.entry)}
         case Remove():
             return {"do": "remove", **_place(action)}
 
@@ -73,20 +73,20 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     if not plan.changes:
         yield documents.IN_SYNC
         return
-    names: dict[str, str] = {}
+    names: dict[Entry, str] = {}
     trees: dict[str, dict[str, int]] = {}
     for action in plan.actions:
         if isinstance(action, Fetch):
             continue
         if isinstance(action, Link | Replace):
-            names.setdefault(action.digest, action.path)
+            names.setdefault(action.entry, action.path)
         if isinstance(action, LinkTree):
-            names = {digest: path for path, digest in sorted(action.files.items(), reverse=True)} | names
+            names = {action.entries[path]: path for path in sorted(action.entries, reverse=True)} | names
         verb = {Link: "link", LinkTree: "link", Replace: "replace", Remove: "remove"}[type(action)]
         if isinstance(action, Remove) and action.path == "":
             verb = "remove the tree"
         row = trees.setdefault(str(action.tree), {})
-        row[verb] = row.get(verb, 0) + (len(action.files) if isinstance(action, LinkTree) else 1)
+        row[verb] = row.get(verb, 0) + (len(action.entries) if isinstance(action, LinkTree) else 1)
     for action in plan.actions:
         if isinstance(action, Fetch):
             what = f"{size(action.size - action.have)} of {size(action.size)}" if action.have else size(action.size)

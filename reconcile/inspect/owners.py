@@ -64,7 +64,7 @@ def _digest_of(path: str, found: os.stat_result, store: BlobStore, known: Roots)
         prefix = str(root.record.path(store.layout.root)) + os.sep
         for candidate in (path, real):
             placed = root.record.files.get(candidate[len(prefix) :]) if candidate.startswith(prefix) else None
-            if placed is not None and placed.ino == os.lstat(candidate).st_ino:
+            if placed is not None and placed.other is None and placed.ino == os.lstat(candidate).st_ino:
                 return placed.digest
     if found.st_size == 0:
         return EMPTY

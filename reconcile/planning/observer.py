@@ -1,7 +1,8 @@
 """One observation of the disk: inode numbers from the folders, one stat a unique blob, no content.
 
 A tree file is believed when it is its blob's inode; a copy or reflink when the inventory says that it is one and its
-inode, size and mtime are what was left there. Nothing is written and no lock is taken.
+inode, size and mtime are what was left there; a symlink or inline file by its content. Nothing is written and no lock is
+taken.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelstow.cas import ABSENT, EMPTY, BlobState, BlobStatus, BlobStore, Digest
+from modelstow.cas import ABSENT, EMPTY, BlobState, BlobStatus, BlobStore, Digest, Entry, entries
+from modelstow.cas.entries import Other
 from modelstow.cas.inventory import Inventory, InventoryEntry, tree_id
 from modelstow.cas.links import LinkKind
 from modelstow.cas.locks import Holder
-from modelstow.cas.tree import Scan, scan
+from modelstow.cas.tree import Scan, as_placed, scan
 
 from ..state_dirs import VERIFYING
 from .state import NO_TREE, Actual, ActualTree, Desired, DesiredTree, Foreign
@@ -100,10 +102,12 @@ class _Observation:
         same_disk = _device(tree.path) == self.device
         comparison = _Comparison(tree, self, found, record, self.inodes if same_disk else {})
         comparison.run(tree.files)
+        comparison.run_others(tree.others)
         recorded = record.files if record else {}
-        for path in recorded.keys() - tree.files.keys():
+        wanted = tree.entries.keys()
+        for path in recorded.keys() - wanted:
             comparison.superfluous(path, recorded[path])
-        known = tree.files.keys() | recorded.keys()
+        known = wanted | recorded.keys()
         return ActualTree(
             exists=record is not None or unfinished is not None or bool(comparison.placed or comparison.foreign),
             recorded=record is not None,
@@ -132,7 +136,7 @@ class _Comparison:
         self._root, self._desired, self._blobs = str(tree.path), observation.desired, observation.blobs
         self._inodes, self._found = inodes, found
         self._record: Mapping[str, InventoryEntry] = record.files if record else {}
-        self.placed: dict[str, Digest] = {}
+        self.placed: dict[str, Entry] = {}
         self.foreign: dict[str, Foreign] = {}
         self.own: list[str] = []
 
@@ -150,6 +154,22 @@ class _Comparison:
             elif path in self._found.folders:
                 self.foreign[path] = Foreign(None)
 
+    def run_others(self, others: Mapping[str, Other]) -> None:
+        """Judge every path that is to hold no blob: by its content, which is small."""
+        for path, other in others.items():
+            if path in self._found.folders:
+                self.foreign[path] = Foreign(None)
+            if path not in self._found.files:
+                continue
+            full, recorded = f"{self._root}/{path}", self._record.get(path)
+            if recorded is not None and recorded.entry != other and as_placed(full, recorded):
+                self.placed[path] = recorded.entry
+            elif entries.read(full) == other:
+                self.placed[path] = other
+                self.own.append(path)
+            else:
+                self.foreign[path] = Foreign(None, modified=recorded is not None)
+
     def _by_stat(self, path: str, digest: Digest, blob_ino: int) -> None:
         try:
             there = os.lstat(f"{self._root}/{path}")
@@ -163,7 +183,7 @@ class _Comparison:
             self.placed[path] = digest
         elif there.st_ino == blob_ino and blob_ino:
             self.placed[path] = digest  # the folder's inode number was not the file's (some overlays)
-        elif recorded is not None and recorded.digest == digest and recorded.ino == there.st_ino:
+        elif recorded is not None and recorded.entry == digest and recorded.ino == there.st_ino:
             if (recorded.kind is LinkKind.SYMLINK and blob_of_link == self._blobs.get(digest, ABSENT).ino) or (
                 recorded.kind in (LinkKind.COPY, LinkKind.REFLINK) and carries_proof and not recorded.suspect
             ):
@@ -172,15 +192,15 @@ class _Comparison:
                 self.placed[path] = digest  # its blob is gone from the store, the inode lives on here
             else:
                 self.foreign[path] = Foreign(size, modified=not carries_proof or recorded.suspect)
-        elif recorded is not None and _as_recorded(there, recorded):
-            self.placed[path] = recorded.digest  # an older version's file, as it was put there
+        elif recorded is not None and _as_recorded(f"{self._root}/{path}", there, recorded):
+            self.placed[path] = recorded.entry  # an older version's file, as it was put there
         else:
             self.foreign[path] = Foreign(size, modified=recorded is not None and not carries_proof)
 
     def superfluous(self, path: str, recorded: InventoryEntry) -> None:
         """Record a path that an earlier lockfile named."""
         if self._found.files.get(path) == recorded.ino:
-            self.placed[path] = recorded.digest
+            self.placed[path] = recorded.entry
         elif path in self._found.files:
             self.foreign[path] = Foreign(None, modified=True)
 
@@ -193,7 +213,9 @@ def _target_inode(path: str) -> int:
         return -1
 
 
-def _as_recorded(there: os.stat_result, recorded: InventoryEntry) -> bool:
+def _as_recorded(path: str, there: os.stat_result, recorded: InventoryEntry) -> bool:
+    if recorded.other is not None:
+        return as_placed(path, recorded)
     own_proof = there.st_mtime_ns == recorded.digest.mtime * 1_000_000_000
     return there.st_ino == recorded.ino and own_proof and not recorded.suspect
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
-from modelstow.cas import EMPTY, BlobState, Digest
+from modelstow.cas import EMPTY, BlobState, Digest, Entry
 
 from ..desired.mirrors import mirrored
 from .state import NO_TREE, Actual, ActualTree, Desired, DesiredTree, ModelState, TreeKey, VariantStatus
@@ -29,19 +29,19 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """Put a blob at a free path."""
+    """Put an entry at a free path."""
 
     tree: TreeKey
     path: str
-    digest: Digest
+    entry: Entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkTree:
-    """Put every file of a tree in place that has none yet: one action, however many files."""
+    """Put every entry of a tree in place that has none yet: one action, however many files."""
 
     tree: TreeKey
-    files: Mapping[str, Digest] = field(compare=False, repr=False)
+    entries: Mapping[str, Entry] = field(compare=False, repr=False)
 
     @property
     def path(self) -> str:
@@ -50,16 +50,16 @@ class LinkTree:
 
     def links(self) -> list[Link]:
         """The same, file by file, by path."""
-        return [Link(tree=self.tree, path=path, digest=digest) for path, digest in sorted(self.files.items())]
+        return [Link(tree=self.tree, path=path, entry=self.entries[path]) for path in sorted(self.entries)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replace:
-    """Put a blob where something else is, or where its own blob will be replaced."""
+    """Put an entry where something else is, or where its own blob will be replaced."""
 
     tree: TreeKey
     path: str
-    digest: Digest
+    entry: Entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,29 +136,30 @@ def _tree_actions(
     tree: DesiredTree, seen: ActualTree, actual: Actual, intact: frozenset[Digest], *, prune: bool
 ) -> Iterator[Link | LinkTree | Replace | Remove]:
     """The actions for one tree, in the order of its files."""
-    if tree.files and not seen.placed and not seen.foreign:
-        yield LinkTree(tree=tree.key, files=tree.files)
+    entries = tree.entries
+    if entries and not seen.placed and not seen.foreign:
+        yield LinkTree(tree=tree.key, entries=entries)
         yield from (Remove(tree=tree.key, path=path) for path in _superfluous(tree, seen, prune=prune))
         return
     # Two comparisons in C say of a whole tree that there is nothing to do for its files.
-    in_place = seen.placed == tree.files and intact.issuperset(tree.files.values())
-    for path, digest in () if in_place else tree.files.items():
-        if (action := _file_action(tree, path, digest, seen, actual)) is not None:
+    in_place = seen.placed == entries and intact.issuperset(tree.files.values())
+    for path, entry in () if in_place else entries.items():
+        if (action := _file_action(tree, path, entry, seen, actual)) is not None:
             yield action
     yield from (Remove(tree=tree.key, path=path) for path in _superfluous(tree, seen, prune=prune))
 
 
-def _file_action(tree: DesiredTree, path: str, digest: Digest, seen: ActualTree, actual: Actual) -> Link | Replace | None:
-    if seen.placed.get(path) == digest and actual.blob(digest) is BlobState.INTACT:
+def _file_action(tree: DesiredTree, path: str, entry: Entry, seen: ActualTree, actual: Actual) -> Link | Replace | None:
+    if seen.placed.get(path) == entry and actual.blob(entry) is BlobState.INTACT:
         return None
     if path in seen.placed or path in seen.foreign:
-        return Replace(tree=tree.key, path=path, digest=digest)
-    return Link(tree=tree.key, path=path, digest=digest)
+        return Replace(tree=tree.key, path=path, entry=entry)
+    return Link(tree=tree.key, path=path, entry=entry)
 
 
 def _superfluous(tree: DesiredTree, seen: ActualTree, *, prune: bool) -> Iterator[str]:
     for path in (*seen.placed, *seen.foreign):
-        if path not in tree.files:
+        if path not in tree.files and path not in tree.others:
             yield path
     if prune:
         yield from seen.extra
@@ -218,18 +219,18 @@ def _summary(actions: Iterable[Action], desired: Desired, actual: Actual) -> Sum
         match action:
             case Fetch(size=size, have=have):
                 fetch_blobs, fetch_bytes = fetch_blobs + 1, fetch_bytes + size - have
-            case Link(digest=digest, tree=key) | Replace(digest=digest, tree=key):
+            case Link(entry=entry, tree=key) | Replace(entry=entry, tree=key):
                 link_files += 1
                 if key in others:
-                    elsewhere[others[key]] = elsewhere.get(others[key], 0) + desired.size(digest)
+                    elsewhere[others[key]] = elsewhere.get(others[key], 0) + _blob_bytes([entry], desired)
                 else:
-                    copied += desired.size(digest) if desired.needs_copies else 0
-            case LinkTree(tree=key, files=files):
-                link_files += len(files)
+                    copied += _blob_bytes([entry], desired) if desired.needs_copies else 0
+            case LinkTree(tree=key, entries=entries):
+                link_files += len(entries)
                 if key in others:
-                    elsewhere[others[key]] = elsewhere.get(others[key], 0) + sum(map(desired.size, files.values()))
+                    elsewhere[others[key]] = elsewhere.get(others[key], 0) + _blob_bytes(entries.values(), desired)
                 elif desired.needs_copies:
-                    copied += sum(map(desired.size, files.values()))
+                    copied += _blob_bytes(entries.values(), desired)
             case Remove():
                 remove_files += 1
             case _:
@@ -243,6 +244,11 @@ def _summary(actions: Iterable[Action], desired: Desired, actual: Actual) -> Sum
         elsewhere=elsewhere,
         free_bytes=actual.free_bytes,
     )
+
+
+def _blob_bytes(entries: Iterable[Entry], desired: Desired) -> int:
+    """The bytes of the blobs among *entries*; the few of the others do not count."""
+    return sum(desired.size(entry) for entry in entries if isinstance(entry, Digest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,8 +290,9 @@ def statuses(desired: Desired, actual: Actual) -> list[VariantStatus]:
 def _statuses(tree: DesiredTree, desired: Desired, actual: Actual, intact: frozenset[Digest]) -> Iterator[VariantStatus]:
     seen = actual.trees.get(tree.key, NO_TREE)
     fetches, _ = _fetches(Desired(trees=(tree,), blobs=desired.blobs), actual, intact)
-    missing = [path for path in tree.files if path not in seen.placed and path not in seen.foreign]
-    corrupt = [path for path, digest in tree.files.items() if _is_corrupt(path, digest, seen, desired, actual)]
+    entries = tree.entries
+    missing = [path for path in entries if path not in seen.placed and path not in seen.foreign]
+    corrupt = [path for path, entry in entries.items() if _is_corrupt(path, entry, seen, desired, actual)]
     if not seen.exists:
         state = ModelState.NOT_PRESENT
     elif seen.verifying:
@@ -309,10 +316,12 @@ def _statuses(tree: DesiredTree, desired: Desired, actual: Actual, intact: froze
         )
 
 
-def _is_corrupt(path: str, digest: Digest, seen: ActualTree, desired: Desired, actual: Actual) -> bool:
+def _is_corrupt(path: str, entry: Entry, seen: ActualTree, desired: Desired, actual: Actual) -> bool:
     if path in seen.placed:
-        if seen.placed[path] != digest:
+        if seen.placed[path] != entry:
             return False  # an older version's file: merely not up to date
-        return actual.blob(digest) is BlobState.SUSPECT
+        return actual.blob(entry) is BlobState.SUSPECT
     foreign = seen.foreign.get(path)
-    return foreign is not None and not foreign.could_match(desired.size(digest))
+    if foreign is None:
+        return False
+    return not isinstance(entry, Digest) or not foreign.could_match(desired.size(entry))

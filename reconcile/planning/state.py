@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelstow.cas import ABSENT, EMPTY, BlobState, BlobStatus, Digest
+from modelstow.cas import ABSENT, EMPTY, BlobState, BlobStatus, Digest, Entry
+from modelstow.cas.entries import Other
 from modelstow.cas.inventory import Inventory
 
+from ..desired import validation
 from ..desired.lockfile import LockedBlob
 from ..desired.selectors import VariantId, labels_by_variant
+from ..errors import Problem
 
 
 class ModelState(enum.StrEnum):
@@ -49,13 +52,29 @@ class TreeKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredTree:
-    """The desired state of one tree. ``labels`` are kept in its inventory."""
+    """The desired state of one tree. ``labels`` are kept in its inventory.
+
+    Raises ValueError where *others* have paths that cannot be in one tree with the rest, as below a symlink.
+    """
 
     key: TreeKey
     path: Path
-    files: Mapping[str, Digest]  # by path within the tree
+    files: Mapping[str, Digest]  # blobs by path within the tree
+    others: Mapping[str, Other] = field(default_factory=dict)  # what is no blob, by path
     labels: Mapping[str, str] = field(default_factory=dict)
     other_disk: bool = False  # it is on another file system than the store, so that its files are copies
+
+    def __post_init__(self) -> None:
+        if self.others:
+            problems: list[Problem] = []
+            validation.check_paths(str(self.path), [*self.files, *self.others], problems)
+            if problems:
+                raise ValueError("; ".join(map(str, problems)))
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Blobs and others by path; the mapping of files itself where there are no others."""
+        return {**self.files, **self.others} if self.others else self.files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +120,10 @@ class ActualTree:
     recorded: bool = False  # there is an inventory
     labels: Mapping[str, str] = field(default_factory=dict)
     leftover: str = ""  # the staging folder of an interrupted change
-    placed: Mapping[str, Digest] = field(default_factory=dict)  # path -> blob, by stat
+    placed: Mapping[str, Entry] = field(default_factory=dict)  # by path; blobs by stat, others by content
     foreign: Mapping[str, Foreign] = field(default_factory=dict)
     extra: tuple[str, ...] = ()  # paths of the user's own files
-    own: tuple[str, ...] = ()  # placed files that are not their blob's inode: copies, symlinks, empty files
+    own: tuple[str, ...] = ()  # placed paths that are not their blob's inode: copies, symlinks, empty files, …
     verifying: bool = False  # a live process verifies it
 
 
@@ -120,9 +139,11 @@ class Actual:
     trees: Mapping[TreeKey, ActualTree] = field(default_factory=dict)
     free_bytes: int = 0
 
-    def blob(self, digest: Digest) -> BlobState:
-        """The state of a blob; the empty blob is always intact."""
-        return BlobState.INTACT if digest == EMPTY else self.blobs.get(digest, ABSENT).state
+    def blob(self, entry: Entry) -> BlobState:
+        """The state of an entry's blob; what needs none is always intact."""
+        if entry == EMPTY or not isinstance(entry, Digest):
+            return BlobState.INTACT
+        return self.blobs.get(entry, ABSENT).state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

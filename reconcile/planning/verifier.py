@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modelstow.cas import EMPTY, BlobState, BlobStore, Digest, LinkKind, LockTimeoutError, scrub
+from modelstow.cas import EMPTY, BlobState, BlobStore, Digest, LinkKind, LockTimeoutError, entries, scrub
 from modelstow.cas.inventory import tree_id
 from modelstow.cas.locks import Holder
 from modelstow.cas.pieces import proven_table
@@ -112,7 +112,7 @@ def audit(
             if not result.intact:
                 faults.append(replace(_corrupt(store, result, ()), paths=(str(tree.path / path),), foreign_links=0))
                 _mark_copy(store, tree, path)
-        files = sum(len(tree.files) for tree in desired.trees)
+        files = sum(len(tree.files) + len(tree.others) for tree in desired.trees)
     seconds = time.monotonic() - began
     return VerifyReport(level=level, blobs=len(present), files=files, bytes=read, seconds=seconds, faults=tuple(faults))
 
@@ -129,15 +129,16 @@ def _paths(desired: Desired) -> dict[Digest, list[str]]:
 def _tree_faults(desired: Desired, actual: Actual) -> Iterator[Finding]:
     for tree in desired.trees:
         seen = actual.trees[tree.key]
-        if not seen.exists:
-            for path, digest in tree.files.items():
-                yield Finding(kind=FindingKind.MISSING, digest=digest, paths=(str(tree.path / path),))
-            continue
-        for path, digest in tree.files.items():
-            if path in seen.foreign or seen.placed.get(path, digest) != digest:
-                yield Finding(kind=FindingKind.DRIFT, digest=digest, paths=(str(tree.path / path),))
+        for path, entry in tree.entries.items():
+            if not seen.exists:
+                kind = FindingKind.MISSING
+            elif path in seen.foreign or seen.placed.get(path, entry) != entry:
+                kind = FindingKind.DRIFT
             elif path not in seen.placed:
-                yield Finding(kind=FindingKind.MISSING, digest=digest, paths=(str(tree.path / path),))
+                kind = FindingKind.MISSING
+            else:
+                continue
+            yield Finding(kind=kind, digest=entries.digest_of(entry), paths=(str(tree.path / path),))
 
 
 def _copies(store: BlobStore, desired: Desired, actual: Actual) -> list[tuple[DesiredTree, str]]:

@@ -20,6 +20,7 @@ from modelstow.cas import (
     Digest,
     LockTimeoutError,
     StoreStateError,
+    Symlink,
     inventory,
     leases,
     locks,
@@ -154,8 +155,9 @@ class Collector:
             if held and digests <= record.digests:
                 return True
         path = root.record.path(self.store.layout.root)
-        # A process that opened a symlink has the blob open.
-        return any(self.in_use(os.path.realpath(path / name)) for name in root.record.files)
+        links = {name for name, other in root.record.others.items() if isinstance(other, Symlink)}  # they lead anywhere
+        # A process that opened a symlink to a blob has the blob open.
+        return any(self.in_use(os.path.realpath(path / name)) for name in root.record.files if name not in links)
 
     # ---- blobs
 

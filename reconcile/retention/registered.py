@@ -74,9 +74,10 @@ def all_trees(store: BlobStore, lock: Lockfile, mirrors: tuple[str, ...] = ()) -
     for root in roots.read(store).trees:
         if root.unfinished or root.state is not RootState.ALIVE:
             continue
-        files = {path: placed.digest for path, placed in root.record.files.items()}
+        others = root.record.others
+        files = {path: placed.digest for path, placed in root.record.files.items() if path not in others}
         path = root.record.path(store.layout.root)
-        trees.append(DesiredTree(key=root.key, path=path, files=files, labels=root.record.labels))
+        trees.append(DesiredTree(key=root.key, path=path, files=files, others=others, labels=root.record.labels))
         for digest in files.values():
             if digest not in blobs:
                 blobs[digest] = LockedBlob(size=size_of(store, lock, digest))

@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelstow.cas import BlobState, BlobStatus, Digest
+from modelstow.cas import BlobState, BlobStatus, Digest, Inline, Symlink
 from modelstow.reconcile.desired.lockfile import LockedBlob
 from modelstow.reconcile.desired.selectors import VariantId
 from modelstow.reconcile.planning.planner import Fetch, Link, LinkTree, Plan, Remove, Replace, plan, statuses
@@ -17,7 +17,8 @@ DIGESTS = [Digest.of(bytes([n])) for n in range(5)]
 PATHS = "abcd"
 
 digests = st.sampled_from(DIGESTS)
-files = st.dictionaries(st.sampled_from(PATHS), digests, min_size=1, max_size=4)
+others = st.sampled_from([Symlink("a"), Symlink("b"), Inline(b"a"), Inline(b"")])
+entries = st.dictionaries(st.sampled_from(PATHS), digests | others, min_size=1, max_size=4)
 foreign = st.builds(Foreign, st.sampled_from([None, SIZE, SIZE + 1]), modified=st.booleans())
 
 
@@ -26,18 +27,25 @@ def desireds(draw: st.DrawFn) -> Desired:
     trees = []
     for variant in draw(st.lists(st.sampled_from(["v1", "v2"]), unique=True, min_size=1)):
         key = TreeKey((VariantId("m@1", variant),), f"models/m@1/{variant}")
-        trees.append(DesiredTree(key=key, path=Path("/store") / key.tree, files=draw(files)))
+        drawn = draw(entries)
+        files = {path: entry for path, entry in drawn.items() if isinstance(entry, Digest)}
+        rest = {path: entry for path, entry in drawn.items() if not isinstance(entry, Digest)}
+        trees.append(DesiredTree(key=key, path=Path("/store") / key.tree, files=files, others=rest))
     blobs = {digest: LockedBlob(size=SIZE, urls=("mem://o/x",)) for digest in DIGESTS}
     return Desired(trees=tuple(trees), blobs=blobs, prune=draw(st.booleans()))
 
 
 @st.composite
 def trees_seen(draw: st.DrawFn) -> ActualTree:
-    placed = draw(st.dictionaries(st.sampled_from(PATHS + "x"), digests))
-    others = draw(st.dictionaries(st.sampled_from(PATHS + "x"), foreign))
+    placed = draw(st.dictionaries(st.sampled_from(PATHS + "x"), digests | others))
+    strange = draw(st.dictionaries(st.sampled_from(PATHS + "x"), foreign))
     extra = tuple(draw(st.frozensets(st.sampled_from("yz"))))
     return ActualTree(
-        exists=True, recorded=True, placed=placed, foreign={p: f for p, f in others.items() if p not in placed}, extra=extra
+        exists=True,
+        recorded=True,
+        placed=placed,
+        foreign={p: f for p, f in strange.items() if p not in placed},
+        extra=extra,
     )
 
 
@@ -61,18 +69,19 @@ def ideal_apply(desired: Desired, actual: Actual, work: Plan) -> Actual:
     fetched = {action.digest for action in work.actions if isinstance(action, Fetch)}
     seen = {key: (dict(tree.placed), dict(tree.foreign), set(tree.extra)) for key, tree in actual.trees.items()}
     for tree in desired.trees:  # a local file that could match the blob is adopted, not fetched
-        placed, others, _ = seen[tree.key]
+        placed, strange, _ = seen[tree.key]
         for path, digest in tree.files.items():
-            at_hand = placed.get(path) == digest or (path in others and others[path].could_match(SIZE))
+            at_hand = placed.get(path) == digest or (path in strange and strange[path].could_match(SIZE))
             if at_hand and blobs[digest].state is BlobState.ABSENT:
                 blobs[digest] = BlobStatus(BlobState.INTACT, ino=2)
     for digest in fetched:
         blobs[digest] = BlobStatus(BlobState.INTACT, ino=2)
     for action in (link for a in work.actions for link in (a.links() if isinstance(a, LinkTree) else [a])):
         match action:
-            case Link(tree=key, path=path, digest=digest) | Replace(tree=key, path=path, digest=digest):
-                assert blobs[digest].state is BlobState.INTACT, "a link was planned before its blob"
-                seen[key][0][path] = digest
+            case Link(tree=key, path=path, entry=entry) | Replace(tree=key, path=path, entry=entry):
+                if isinstance(entry, Digest):
+                    assert blobs[entry].state is BlobState.INTACT, "a link was planned before its blob"
+                seen[key][0][path] = entry
                 seen[key][1].pop(path, None)
             case Remove(tree=key, path=path):
                 seen[key][0].pop(path, None)
@@ -81,22 +90,22 @@ def ideal_apply(desired: Desired, actual: Actual, work: Plan) -> Actual:
             case Fetch():
                 pass
     trees = {
-        key: replace(actual.trees[key], exists=True, placed=placed, foreign=others, extra=tuple(sorted(extra)))
-        for key, (placed, others, extra) in seen.items()
+        key: replace(actual.trees[key], exists=True, placed=placed, foreign=strange, extra=tuple(sorted(extra)))
+        for key, (placed, strange, extra) in seen.items()
     }
     return replace(actual, blobs=blobs, trees=trees)
 
 
 @given(worlds())
 def test_applying_a_plan_reaches_the_desired_trees(world: tuple[Desired, Actual]):
-    """Convergence: every locked path holds its blob, and nothing superfluous of ours is left."""
+    """Convergence: every desired path holds its entry, and nothing superfluous of ours is left."""
     desired, actual = world
 
     after = ideal_apply(desired, actual, plan(desired, actual))
 
     for tree in desired.trees:
         seen = after.trees[tree.key]
-        assert dict(seen.placed) == dict(tree.files)
+        assert dict(seen.placed) == dict(tree.entries)
         assert not seen.foreign
         assert desired.prune is False or not seen.extra
 
@@ -121,7 +130,7 @@ def test_a_plan_does_not_depend_on_the_order_of_its_inputs(world: tuple[Desired,
         random.shuffle(items)
         return dict(items)
 
-    trees = tuple(replace(tree, files=shuffled(tree.files)) for tree in desired.trees)
+    trees = tuple(replace(t, files=shuffled(t.files), others=shuffled(t.others)) for t in desired.trees)
     seen = shuffled(
         {k: replace(t, placed=shuffled(t.placed), foreign=shuffled(t.foreign)) for k, t in actual.trees.items()}
     )

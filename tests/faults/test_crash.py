@@ -11,12 +11,14 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import publishing
 import pytest
 from builders import PATIENCE_S, CalledCli, Cli, assert_sound, blobs_of, leftovers, lock_of, some_bytes, tree_of, write_lock
 
@@ -212,6 +214,49 @@ def test_a_kill_leaves_nothing_corrupt_and_running_again_finishes(tmp_path: Path
         assert not [tree for tree in gone if (cli.root / "models" / tree).exists()]
         assert leftovers(cli.root) == [], f"killed at {call} number {point}"
         assert_sound(cli.root)
+
+
+class Publishing(Cli):
+    """The program that publishes a tree with entries of every kind."""
+
+    def argv(self, *args: str | Path) -> list[str]:
+        return [sys.executable, str(Path(publishing.__file__)), str(self.root), *map(str, args)]
+
+
+@pytest.mark.skipif(not STRACE, reason="needs strace")
+@pytest.mark.parametrize("steps", [("1",), ("1", "2"), ("1", "damage", "1"), ("1", "-")], ids=" to ".join)
+def test_a_kill_while_a_tree_of_all_kinds_changes_loses_nothing(tmp_path: Path, steps: tuple[str, ...]):
+    """Whatever was done of the last step, doing it again finishes it, and the user's file is there."""
+    template, world = tmp_path / "template", tmp_path / "world"
+    world.mkdir()
+    tree = world / "root" / publishing.KEY.tree
+    for step in steps[:-1]:
+        if step == "damage":  # which is repaired path by path
+            (tree / "refs/main").write_bytes(b"9999")
+            (tree / "snapshots/1111/model.bin").unlink()
+        else:
+            publishing.publish(world / "root", publishing.VERSIONS[step])
+    mine = {"mine.txt": b"the user's"} if steps[:-1] else {}
+    for path, data in mine.items():
+        (tree / path).write_bytes(data)
+    world.rename(template)
+    last = steps[-1]
+    calls = calls_of(Publishing(again(template, world).folder), (last,))
+    points = random.Random("".join(steps)).sample(calls, min(POINTS, len(calls)))
+    wanted = publishing.VERSIONS.get(last, {})
+
+    for call, point in points:
+        cli = Publishing(again(template, world).folder)
+        kill_at(cli, (last,), call, point)
+        cli.ok(last)
+
+        assert publishing.content_of(cli.root) == {**publishing.bytes_of(wanted), **mine}, (
+            f"killed at {call} number {point}"
+        )
+        if wanted:
+            assert publishing.state_of(cli.root, wanted) == ("COMPLETE", [])
+        left = [path for path in leftovers(cli.root) if not path.startswith(("partial/", "state/"))]
+        assert left == [], f"killed at {call} number {point}"
 
 
 def test_a_kill_in_mid_transfer_costs_only_the_piece_in_flight(cli: Cli):

@@ -7,18 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelstow.cas import Digest, LinkKind, StoreStateError
+from modelstow.cas import EMPTY, Digest, Inline, LinkKind, StoreStateError, Symlink
+from modelstow.cas.entries import MAX_TARGET
 from modelstow.cas.errors import Cause
 from modelstow.cas.inventory import INTENT, Inventory, InventoryEntry, TreeRecords, read_inventory, tree_id
-from modelstow.cas.records import encode
+from modelstow.cas.links import kind_of
+from modelstow.cas.records import INVALID, decode, encode
 
-placed = st.builds(
+blobs = st.builds(
     InventoryEntry,
     st.binary(max_size=3).map(Digest.of),
-    st.sampled_from(LinkKind),
+    st.sampled_from([kind for kind in LinkKind if kind not in (LinkKind.INLINE, LinkKind.LITERAL)]),
     st.integers(0, 2**63),
     st.booleans(),
 )
+others = st.binary(max_size=4).map(Inline) | st.sampled_from(["a", "../é/\udcff", "/" * MAX_TARGET]).map(Symlink)
+placed = blobs | others.map(lambda other: InventoryEntry(EMPTY, kind_of(other), 5, other=other))
 records = st.builds(
     Inventory,
     tree=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
@@ -81,6 +85,51 @@ def test_an_inventory_of_a_later_format_is_a_state_error(tmp_path: Path, raw: by
 
     with pytest.raises(StoreStateError):
         read_inventory(tmp_path / "later")
+
+
+FILES = {
+    "a": InventoryEntry(Digest.of(b"x"), LinkKind.HARDLINK, 7),
+    "refs/main": InventoryEntry(EMPTY, LinkKind.INLINE, 8, other=Inline(b"\xff\n")),
+    "snapshots/1/a": InventoryEntry(EMPTY, LinkKind.LITERAL, 9, other=Symlink("../../a")),
+}
+
+
+def test_symlinks_and_inline_files_are_recorded_with_what_they_hold():
+    """The columns keep their lengths; a reader that does not know these letters refuses the record."""
+    record = Inventory(tree="models/m@1/v", files=FILES)
+
+    fields = decode(record.encode(), "inventory", version=1)
+
+    assert fields["kinds"] == "hil" and len(fields["digests"]) == 3 * 64
+    assert (fields["symlinks"], fields["inline"]) == ({"snapshots/1/a": "../../a"}, {"refs/main": "\udcff\n"})
+    assert Inventory.decode(record.encode()).files == FILES
+    assert record.digests == {Digest.of(b"x"), EMPTY}
+
+
+def test_a_record_of_blobs_alone_is_what_former_versions_wrote():
+    """No field was added to it, and one without the new fields is read."""
+    assert decode(RECORD.encode(), "inventory", version=1).keys().isdisjoint({"symlinks", "inline"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kinds": "hiz"},
+        {"symlinks": {}},
+        {"inline": {"a": "y", "refs/main": "x"}},
+        {"symlinks": {"refs/main": "x"}, "inline": {"snapshots/1/a": "x"}},
+        {"symlinks": {"snapshots/1/a": ""}},
+        {"symlinks": {"snapshots/1/a": "a\0b"}},
+        {"symlinks": {"snapshots/1/a": 5}},
+        {"inline": ["refs/main"]},
+    ],
+)
+def test_a_record_whose_symlinks_or_inline_files_do_not_fit_is_refused(change: dict[str, object]):
+    """What is managed would be unknown."""
+    fields = decode(Inventory(tree="models/m@1/v", files=FILES).encode(), "inventory", version=1)
+
+    with pytest.raises(INVALID):
+        Inventory.decode(encode("inventory", 1, {**fields, **change}))
 
 
 def test_an_intent_is_kept_next_to_the_inventory_until_the_change_is_committed(tmp_path: Path):

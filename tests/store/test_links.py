@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -211,7 +212,7 @@ def test_replace_switches_a_name_in_one_step_and_leaves_nothing_next_to_it(tmp_p
         (folder / "file").symlink_to(outside)
 
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    links.replace(Linker(LinkMode.AUTO), blob, digest, len(SMALL), fd, "file")
+    links.replace(partial(Linker(LinkMode.AUTO).place, blob, digest, len(SMALL), fd), fd, "file")
     os.close(fd)
 
     assert os.listdir(folder) == ["file"] and (folder / "file").stat().st_ino == os.stat(blob).st_ino
@@ -224,9 +225,10 @@ def test_replacing_a_folder_fails_and_leaves_nothing_next_to_it(tmp_path: Path):
     store.ingest.add_bytes(SMALL)
     (tmp_path / "tree/file").mkdir(parents=True)
     fd = os.open(tmp_path / "tree", os.O_RDONLY | os.O_DIRECTORY)
+    digest = Digest.of(SMALL)
 
     with pytest.raises(OSError):
-        links.replace(Linker(LinkMode.AUTO), store.layout.blob(Digest.of(SMALL)), Digest.of(SMALL), len(SMALL), fd, "file")
+        links.replace(partial(Linker(LinkMode.AUTO).place, store.layout.blob(digest), digest, len(SMALL), fd), fd, "file")
     os.close(fd)
 
     assert os.listdir(tmp_path / "tree") == ["file"]
