@@ -567,7 +567,7 @@ def test_what_the_plan_fetches_is_what_is_fetched(tmp_path: Path):
     plan = models.plan()
     planned = {action.digest for action in plan.actions if isinstance(action, Fetch)}
     started: set[Digest] = set()
-    models.events = lambda event: started.add(event.digest) if isinstance(event, FetchStarted) else None
+    models.events.subscribe(lambda event: started.add(event.digest) if isinstance(event, FetchStarted) else None)
     models.reconcile()
 
     assert planned == started == {big, half} and plan.local == {config}
