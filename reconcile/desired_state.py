@@ -12,8 +12,8 @@ from modelstow.cas import EMPTY, BlobStore, Digest, LinkMode
 from .desired import selectors
 from .desired.lockfile import Lockfile
 from .desired.selectors import VariantId
+from .planning.observer import nearest_folder
 from .planning.state import Desired, DesiredTree, TreeKey
-from .retention.preflight import disk
 from .settings import Settings
 
 
@@ -63,11 +63,11 @@ def _needs_copies(settings: Settings) -> bool:
         return settings.link_mode is LinkMode.COPY
     from modelstow.cas import syscalls
 
-    return not syscalls.can_reflink(str(disk(settings.root)))
+    return not syscalls.can_reflink(str(nearest_folder(settings.root)))
 
 
 def _device(path: Path) -> int:
-    return os.stat(disk(path)).st_dev
+    return os.stat(nearest_folder(path)).st_dev
 
 
 def blob_sizes(lock: Lockfile, variants: Iterable[VariantId]) -> dict[Digest, int]:

@@ -20,7 +20,7 @@ from modelstow.cas.scrub import Level, ScrubTarget, scrub
 
 from .. import settings
 from ..errors import IntegrityError, InvalidConfigError
-from ..retention.preflight import disk
+from ..planning.observer import nearest_folder
 from .output import count, size, table
 from .session import Answer, Session
 
@@ -54,7 +54,7 @@ def run_bench(session: Session) -> Answer:
     repeats = settings.parse_count(session.args.repeats, "--repeats")
     if total == 0:
         raise InvalidConfigError("--size 0 leaves nothing to read", hint="e.g. --size 1GiB")
-    here = disk(session.settings.root)
+    here = nearest_folder(session.settings.root)
     _check_space(here, total)
     folder = Path(tempfile.mkdtemp(prefix=".modelstow-bench-", dir=here))
     try:

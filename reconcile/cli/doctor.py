@@ -16,7 +16,7 @@ from modelstow.cas.links import Linker, LinkKind
 
 from ..errors import ModelstowError
 from ..hints import hint_of
-from ..retention.preflight import disk
+from ..planning.observer import nearest_folder
 from .output import size
 from .session import Answer, Session
 
@@ -76,7 +76,7 @@ def _store(root: Path) -> Check:
 
 def _disk(root: Path) -> Iterator[Check]:
     """The abilities of the file system of ROOT, tried in a temporary folder."""
-    here = disk(root)
+    here = nearest_folder(root)
     try:
         folder = Path(tempfile.mkdtemp(prefix=".modelstow-doctor-", dir=here))
     except OSError as error:
@@ -144,7 +144,7 @@ def _try(name: str, action: Callable[[], None], consequence: str) -> Check:
 
 
 def _free(root: Path) -> Check:
-    usage = shutil.disk_usage(disk(root))
+    usage = shutil.disk_usage(nearest_folder(root))
     enough = usage.free > 1 << 30
     hint = "`modelstow gc` removes what nothing keeps"
     return Check("space", enough, f"{size(usage.free)} of {size(usage.total)} free", hint)

@@ -29,9 +29,14 @@ from .state import NO_TREE, Actual, ActualTree, Desired, DesiredTree, Foreign
 
 def free_bytes(path: Path) -> int:
     """Bytes that may still be written below *path* (or where it will be)."""
+    return shutil.disk_usage(nearest_folder(path)).free
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
     while not path.exists() and path != path.parent:
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path
 
 
 def observe(

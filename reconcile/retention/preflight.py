@@ -12,6 +12,7 @@ from pathlib import Path
 from modelstow.cas import BlobState, BlobStore, Digest, NoSpaceError, StoreStateError, leases
 
 from ..events.events import Info, Sink
+from ..planning.observer import nearest_folder
 from ..planning.planner import Fetch, Plan
 from .collector import Collector
 from .eviction import EvictionTargets, blob_sizes
@@ -102,10 +103,10 @@ class Preflight:
         """Check the disks of outside trees, where files are copies: no sweep of this store makes room there."""
         by_device: dict[int, list[Path]] = {}
         for tree in plan.summary.elsewhere:
-            by_device.setdefault(os.stat(disk(tree)).st_dev, []).append(tree)
+            by_device.setdefault(os.stat(nearest_folder(tree)).st_dev, []).append(tree)
         for trees in by_device.values():
             needed = sum(plan.summary.elsewhere[tree] for tree in trees)
-            free = shutil.disk_usage(disk(trees[0])).free
+            free = shutil.disk_usage(nearest_folder(trees[0])).free
             if needed > free:
                 raise NoSpaceError(
                     f"{needed:,} bytes of copies are needed in {trees[0]}, {free:,} are free there",
@@ -136,10 +137,3 @@ class Preflight:
 def _in_store(plan: Plan) -> int:
     """Bytes that are new on the store's disk."""
     return plan.summary.disk_bytes - sum(plan.summary.elsewhere.values())
-
-
-def disk(path: Path) -> Path:
-    """The nearest folder above *path* that exists."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
