@@ -6,6 +6,7 @@ followed: it may lead anywhere, or nowhere.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -68,8 +69,12 @@ def read(path: str) -> Other | None:
             return None
         # It may be replaced meanwhile, by a pipe too.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # replaced since, by a symlink or a socket
+            return None
+        raise
     with open(fd, "rb") as file:
         data = file.read(MAX_INLINE + 1)
     return Inline(data) if len(data) <= MAX_INLINE else None

@@ -156,19 +156,21 @@ class Ingest:
                 group, held = [], 0
         yield from self._commit_group(group)
 
-    def commit_small(self, contents: Mapping[Digest, bytes]) -> dict[Digest, ChecksumError]:
-        """Commit files of at most ``SMALL`` bytes each, as ``add_small`` does a group: every one but those with an error.
+    def commit_small(self, contents: Mapping[Digest, bytes]) -> dict[Digest, Exception]:
+        """Commit files of at most ``SMALL`` bytes each as one group. Errors by digest; the others are durable.
 
-        ChecksumError: the bytes are others, or something that is not intact has the blob's name. Raises OSError; then none
-        is sure to be durable. Hold the blobs' locks, if others may fetch the same.
+        ChecksumError: the bytes are others, or something that is not intact has the blob's name. OSError: of the whole
+        group; a blob may have its name then without being durable. Hold the blobs' locks if others may fetch the same.
         """
-        failed = {}
+        failed: dict[Digest, Exception] = {}
         for digest, data in contents.items():
             if (actual := Digest.of(data)) != digest:
                 failed[digest] = wrong_content(digest, actual, len(data))
-        for digest in self._publish({digest: data for digest, data in contents.items() if digest not in failed}):
-            failed[digest] = ChecksumError(f"blob {digest.short}… is damaged")
-        return failed
+        right = {digest: data for digest, data in contents.items() if digest not in failed}
+        try:
+            return failed | {digest: ChecksumError(f"blob {digest.short}… is damaged") for digest in self._publish(right)}
+        except OSError as error:
+            return failed | dict.fromkeys(right, error)
 
     def _commit_group(self, group: Sequence[tuple[Digest, bytes]]) -> list[Digest]:
         fresh = {

@@ -15,7 +15,7 @@ from .chunking import DEFAULT, Chunking
 from .digest import Digest
 from .durable import write_all
 from .layout import TABLE_FROM, Layout
-from .pieces import PieceHasher, PieceTable, Slot, TableState, hash_piece_of, open_regular, read_table
+from .pieces import PieceTable, Slot, TableState, hash_piece_of, open_regular, read_table
 
 
 class Partial:
@@ -89,28 +89,27 @@ class Partial:
     def salvage(self, path: str, index: int, hash_: bytes, source: int = 0) -> bool:
         """Copy a piece from another file that may hold it, and record it if it has this hash; False if it has not.
 
-        What was written of a wrong one is no part of the record. Raises OSError of this partial only.
+        Raises OSError of this partial only.
         """
-        hasher, (at, stop), buffer = PieceHasher(), self.table.range(index), aligned_buffer(min(STEP, self.size))
+        start, stop = self.table.range(index)
+        buffer = aligned_buffer(min(STEP, stop - start))
         try:
             fd = open_regular(path)
         except OSError:
             return False
         try:
-            while at < stop:
+            try:
+                if hash_piece_of(fd, start, stop, buffer) != hash_:
+                    return False
+            except OSError:  # a bad sector, or the end of the file
+                return False
+            for at in range(start, stop, len(buffer)):
                 view = buffer[: stop - at]
-                try:
-                    if not read_fully(fd, view, at):
-                        return False
-                except OSError:  # a bad sector
+                if not read_fully(fd, view, at):
                     return False
                 self.write(at, view)
-                hasher.update(view)
-                at += len(view)
         finally:
             os.close(fd)
-        if hasher.digest() != hash_:
-            return False
         self.finish(index, hash_, source)
         return True
 

@@ -166,7 +166,7 @@ class BlobStore:
 
 
 def lock_stripe(digest: Digest) -> str:
-    """What the digests have in common that share a lock with this one."""
+    """The key of the lock of a blob, which other digests may share."""
     return digest.hex[:_STRIPE_DIGITS]
 
 

@@ -126,7 +126,7 @@ class Runtime:
             failures=self.failures,
             bad_sources=BadSources(store.layout.state_dir(BAD_SOURCES)),
             emit=emit,
-            mirrors=(*self.mirrors, PrefixMirrors(self.settings.mirrors)),
+            mirrors=(*self.mirrors, *([PrefixMirrors(mirrors)] if (mirrors := self.settings.mirrors) else [])),
             connections=Connections(self.settings.useful_connections),
             limit_rate=self.settings.limit_rate,
             policy=self.retry,
@@ -190,8 +190,8 @@ class Runtime:
 
 def transfer_ownership(settings: Settings, owners: Mapping[str, LockfileRoot]) -> None:
     """Make other lockfiles that name trees, by inventory, those that may remove them. Raises LockTimeoutError, OSError."""
+    store = settings.open_store()
     for id_, owner in owners.items():
-        store = settings.open_store()
         with store.lock(f"tree-{id_}", doing="transferring a tree"):
             record = read_inventory(store.layout.inventories / id_)
             if record is not None:

@@ -120,8 +120,10 @@ class HttpSource:
         redirects.check(locator)
         connections, bundle = self._connections[AllowedScope.ANY], environment.ca_bundle(self._environ)
         with connections.pipeline(locator, bundle, poll) as pipeline:
-            headers = {**_HEADERS, **self._authorization(locator, locator)}
-            yield None if pipeline is None else functools.partial(_objects, pipeline, headers)
+            if pipeline is None:
+                yield None
+            else:
+                yield functools.partial(_objects, pipeline, {**_HEADERS, **self._authorization(locator, locator)})
 
     # ---- requests
 

@@ -55,6 +55,7 @@ class HttpConnections:
         self._adapter, self._timeout = _Adapter(scope, head_timeout_s), timeout
         self._route = functools.lru_cache(_MAX_POOLS)(self._find_route)
         self._no_fast_path: set[_Route] = set()  # routes whose responses need the full parser
+        self._no_pipeline: set[_Route] = set()
 
     def request(
         self,
@@ -92,6 +93,7 @@ class HttpConnections:
                 )
             self._route.cache_clear()
             self._no_fast_path.clear()
+            self._no_pipeline.clear()
         raise urllib3.exceptions.PoolError(route.pool, "closed repeatedly")
 
     def _fast_get(self, route: _Route, target: str, headers: Mapping[str, str]) -> urllib3.HTTPResponse | None:
@@ -140,7 +142,7 @@ class HttpConnections:
         parts = urllib3.util.parse_url(url)
         route = self._route(parts.scheme or "", parts.netloc or "", "", verify)
         with self._idle_connection(route) as connection:
-            if connection is None:
+            if connection is None or route in self._no_pipeline:
                 yield None
                 return
             pipeline = Pipeline(connection, poll)
@@ -148,7 +150,7 @@ class HttpConnections:
             if not pipeline.reusable:
                 connection.close()
             if not pipeline.plain:
-                self._no_fast_path.add(route)
+                self._no_pipeline.add(route)
 
     def _find_route(self, scheme: str, netloc: str, proxy: str, verify: str | bool) -> _Route:
         request = requests.Request("GET", f"{scheme}://{netloc}/").prepare()

@@ -1,7 +1,8 @@
 """Pipelined requests: short bodies over one open connection, many requests ahead of their responses (RFC 9112, 9.3.2).
 
 Only plain responses are read here: 200 or 206, one Content-Length, the whole object at the expected
-length. At anything else the pipeline stops, and the objects without a body are requested one by one.
+length. Another object, or none, has no body; anything else ends the pipeline. What has no body is to be
+requested by itself.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ _TIMEOUT_S, _POLL_S = 10.0, 0.2  # for one response; how often *poll* is called 
 # Linear time for any input: nothing that a repetition matches can begin what follows it.
 _HEAD = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])[\t -~]*(?:\r\n[!-9;-~]+:[\t -~\x80-\xff]*)*")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*(?=\r\n|\Z)")
+_ANSWERS = (b"200", b"206", b"404", b"410")  # another status says something about the server, not one object
 _CLOSE = re.compile(rb"\r\nconnection:[^\r]*close")
 
 
 class Pipeline:
-    """One use of an idle connection, by one thread.
+    """Requests sent ahead of their responses over an idle connection, for one use by one thread.
 
     *reusable* afterwards: every response was read to its end. *plain*: false if other responses of
     this server will not be plain either.
     """
 
     def __init__(self, connection: Any, poll: Callable[[], None]) -> None:
-        self.reusable, self.plain = False, True
+        self.reusable, self.plain = True, True
         self._sock, self._host, self._poll = connection.sock, host_header(connection), poll
         self._buffer = bytearray(1 << 18)
         self._view = memoryview(self._buffer)
@@ -49,6 +51,7 @@ class Pipeline:
         try:
             for number, length in enumerate(lengths):
                 if sent - number <= _WINDOW // 2 and sent < len(requests):
+                    self.reusable = False
                     self._sock.settimeout(_TIMEOUT_S)
                     self._sock.sendall(b"".join(requests[sent : number + _WINDOW]))
                     self._sock.settimeout(_POLL_S)
@@ -62,7 +65,7 @@ class Pipeline:
         except TimeoutError:
             self.plain = False  # may happen each time: do not pay for it again
         except OSError:
-            return
+            pass
         except _NotPlain:
             self.plain = False
 
@@ -79,7 +82,9 @@ class Pipeline:
         found = _LENGTH.findall(fields)
         if match is None or len(found) != 1 or fields.count(b"\r\ncontent-length:") != 1:
             raise _NotPlain
-        if b"\r\ntransfer-encoding:" in fields or match[1] in (b"204", b"304"):
+        if b"\r\ntransfer-encoding:" in fields:
+            raise _NotPlain
+        if match[1] not in _ANSWERS:
             raise _NotPlain
         if int(found[0]) > MAX_BODY:
             raise ConnectionAbortedError  # another object than was expected: not worth reading
@@ -113,6 +118,7 @@ class Pipeline:
                     raise
         if not count:
             raise ConnectionResetError
+        self._poll()
         if time.monotonic() >= self._deadline:  # a server that trickles bytes
             raise TimeoutError
         self._end += count

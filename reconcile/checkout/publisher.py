@@ -156,7 +156,10 @@ class Publisher:
             if old is None and not any(tree.as_placed(f"{wanted.path}/{p}", file) for p, file in expected.items()):
                 records.remove(wanted.key.tree)  # it never became a tree
             raise
-        files = {path: placed.get(path) or before.get(path) or expected[path] for path in wanted.entries}
+        kept = {
+            path: before[path] for path, entry in wanted.entries.items() if path in before and before[path].entry == entry
+        }
+        files = {path: placed.get(path) or kept.get(path) or expected[path] for path in wanted.entries}
         # A path whose blob was replaced meanwhile, or whose record was lost: what is there counts.
         records.commit(self._record(wanted, files))
         self._report_links(wanted.key, placed)

@@ -36,8 +36,10 @@ class Recovery:
             elif staging.is_dir():
                 self.drain(staging, live, old or announced)
         there = (tree.scan(live) or tree.Scan()).files  # not what a symlink of the tree leads to
+        folders = {path.rpartition("/")[0] for path in (*announced.files, *(old.files if old else ()))}
         for path in there:
-            if links.is_temp_name(path.rpartition("/")[2]):  # or the next exchange would take it for the user's
+            folder, _, name = path.rpartition("/")
+            if folder in folders and links.is_temp_name(name):  # or the next exchange would take it for the user's
                 tree.unlink(live, path)
         files = {path: placed for path, placed in old.files.items() if path in there} if old else {}
         files |= {p: f for p, f in announced.files.items() if p in there and tree.as_placed(f"{live}/{p}", f)}

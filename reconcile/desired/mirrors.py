@@ -20,7 +20,9 @@ def mirrored(mirror: str, digest: Digest) -> str:
 
 
 class MirrorProvider(Protocol):
-    """What knows mirrors. It is asked for each blob when its fetch begins, so its answers may change during a run.
+    """A provider of the locators that mirrors have for a blob.
+
+    It is asked for each blob when its fetch begins, so its answers may change during a run.
 
     Contract: ``locators`` may be called from any thread, several at once; the fetch waits for it, so it should answer
     soon. What it raises (any Exception) is reported, and the blob is fetched from its other mirrors and sources.

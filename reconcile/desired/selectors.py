@@ -9,6 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelstow.cas import StoreStateError
+from modelstow.cas.errors import Cause
+from modelstow.cas.records import INVALID
+
 from ..errors import InvalidConfigError, InvalidModelIdError, ModelNotFoundError, VariantNotFoundError, listing
 from .lockfile import LockedVariant, Lockfile
 from .validation import ModelId, Selector
@@ -148,9 +152,15 @@ def merge_labels(trees: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def labels_by_variant(labels: Mapping[str, str]) -> dict[VariantId, Mapping[str, str]]:
-    """The labels of each variant of a tree, apart from the lockfile's. Raises ValueError."""
-    rows = json.loads(labels[_VARIANTS]) if _VARIANTS in labels else [labels]
-    return {VariantId(row.get("model", ""), row.get("variant", "")): row for row in rows}
+    """The labels of each variant of a tree, apart from the lockfile's. Raises StoreStateError where they name none."""
+    try:
+        rows = json.loads(labels[_VARIANTS]) if _VARIANTS in labels else [labels]
+        found = {VariantId(str(row.get("model", "")), str(row.get("variant", ""))): row for row in rows}
+    except INVALID as error:
+        raise StoreStateError(f"a tree's record names no variants ({error})", cause=Cause.ROOT_UNREADABLE) from error
+    if not found:  # kept by none of its variants, it would be removed
+        raise StoreStateError("a tree's record names no variants", cause=Cause.ROOT_UNREADABLE)
+    return found
 
 
 def remembered(labels: Mapping[str, str], id_: VariantId) -> tuple[frozenset[str], frozenset[str]]:

@@ -13,14 +13,14 @@ if TYPE_CHECKING:  # with nothing to do no event is made
 
 
 class EventBus:
-    """Passes each event to every listener, in the order in which they joined. Safe for threads.
+    """The distribution of events to any number of listeners, in the order in which they joined. Safe for threads.
 
     One event is delivered at a time, and those of one thread in the order in which it emits them; what a listener emits
     itself comes after the event that it is called with. A slow listener delays the thread that emits, and so the work;
     one that waits for a run whose events it hears waits for ever.
 
     A listener that raises an exception is dropped with one ``Warning`` to those that remain, or where none does in the
-    log of ``modelstow`` (``logging``). Nobody else notices: not the other listeners, and not the thread that emits.
+    log of ``modelstow`` (``logging``). Neither the other listeners nor the thread that emits are affected.
 
     The events of a bus with a *parent* go there too: the bus of a run has its ensurer's as parent, so that what joins
     the first hears one run, and what joins the second hears all of them.
@@ -33,7 +33,7 @@ class EventBus:
         self._mutex, self._delivering = RLock(), False
 
     def subscribe(self, listener: Sink) -> ExitStack:
-        """Join a listener from now on, until the context that is returned ends or is closed."""
+        """Add a listener, until the context that is returned ends or is closed."""
         with self._mutex:
             self._listeners = (*self._listeners, listener)
         context = ExitStack()
@@ -41,7 +41,10 @@ class EventBus:
         return context
 
     def unsubscribe(self, listener: Sink) -> None:
-        """Remove a listener if it is there. Unless a listener calls this, the one removed is not called afterwards."""
+        """Remove a listener if it is there. Unless a listener calls this, the one removed is not called afterwards.
+
+        Waits while events are delivered: a listener must not wait for the thread that calls this.
+        """
         with self._mutex:
             remaining = list(self._listeners)
             with suppress(ValueError):

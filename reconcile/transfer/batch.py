@@ -1,11 +1,12 @@
 """Batches: small blobs of one origin that are fetched over one pipelined connection and committed together.
 
 A batch is for what is plain: absent blobs, each with one source, and no record of failures. Whatever else a response or
-the store shows leaves a blob to the usual way, which finds the reason.
+the store shows leaves a blob to be fetched by itself, which finds the reason.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -13,7 +14,6 @@ from itertools import islice
 from threading import Lock
 
 from modelstow.backends import PipelinedSource, SourceError
-from modelstow.backends.source import FetchObjects
 from modelstow.cas import BlobState, BlobStore, Digest, LockTimeoutError, locks
 from modelstow.cas.store import lock_stripe
 
@@ -24,7 +24,7 @@ from .state import BlobRequest
 from .worker import FIRST_STEP, SOURCE_BUGS
 
 _FIRST, _MOST = 8, 100  # blobs of the first batch and of a full one
-_IN_FLIGHT = 200  # blobs of all batches together, where descriptors allow: each has two open
+_IN_FLIGHT = 200  # blobs of all batches together, where descriptors allow: a blob and its lock are open
 
 
 def is_simple(context: TransferContext, request: BlobRequest) -> bool:
@@ -38,14 +38,13 @@ class Batch:
     """The blobs of one batch, and what became of them."""
 
     requests: dict[Digest, BlobRequest]
-    present: list[Digest] = field(default_factory=list)
     received: dict[Digest, int] = field(default_factory=dict)  # bytes
     pending: dict[Digest, bytes] = field(default_factory=dict)  # received and not committed
-    committed: set[Digest] = field(default_factory=set)
+    outcomes: dict[Digest, bool | Exception] = field(default_factory=dict)  # as of ``Fetcher.obtain_all``
 
     def left(self) -> list[tuple[BlobRequest, int]]:
-        """The blobs that are still to be fetched, each with the bytes that were received for it in vain."""
-        done = self.committed.union(self.present)
+        """The blobs that are still to be fetched, each with the bytes that were received for it and dropped."""
+        done = self.outcomes
         return [(r, self.received.get(d, 0)) for d, r in self.requests.items() if d not in done]
 
 
@@ -60,9 +59,10 @@ class BatchFetcher:
     def fetch(self, first: BlobRequest, others: Iterator[BlobRequest], before_commit: Callable[[], object]) -> Batch:
         """Fetch the *first* of several blobs and, if its source can, with it as many *others* as one batch takes.
 
-        They are durable on return, but for those that are left. *before_commit* is called once. Raises Cancelled.
+        They are durable on return, but for those that failed or are left. *before_commit* is called before each commit.
+        Raises Cancelled.
         """
-        batch = Batch({first.digest: first})
+        batch, complete = Batch({first.digest: first}), False
         if not self._fits(first):
             return batch
         with self._mutex:
@@ -72,20 +72,30 @@ class BatchFetcher:
             source = self._context.registry.find(first.urls[0])
             if isinstance(source, PipelinedSource) and size > 1:
                 with ExitStack() as held:
-                    self._fetch(batch, source, islice(others, size - 1), held, before_commit)
+                    complete = self._fetch(batch, source, self._fitting(others, size - 1), held, before_commit)
         except (SourceError, OSError, LockTimeoutError, *SOURCE_BUGS):
-            pass  # the usual way reports it, if it persists
+            pass  # the blobs that are left show it again, if it persists
         except BaseException:
-            for digest in batch.received.keys() - batch.committed:
+            for digest in batch.received.keys() - batch.outcomes.keys():
                 self._context.emit(BlobFailed(digest=digest, fetched_bytes=batch.received[digest]))
             raise
         finally:
             with self._mutex:
                 self._available += size
+                if complete:
+                    self._size = min(2 * self._size, _MOST)
         return batch
 
+    def _fitting(self, requests: Iterator[BlobRequest], most: int) -> Iterator[BlobRequest]:
+        """Up to so many requests, ending behind the first that does not fit: other threads may take what follows."""
+        for request in islice(requests, most):
+            yield request
+            if not self._fits(request):
+                return
+
     def _fits(self, request: BlobRequest) -> bool:
-        return is_simple(self._context, request) and not request.force_refetch and not request.local_candidates
+        plain = is_simple(self._context, request) and not request.force_refetch and not request.local_candidates
+        return plain and not self._context.mirrors  # which would have to be asked first
 
     def _fetch(
         self,
@@ -94,29 +104,28 @@ class BatchFetcher:
         others: Iterable[BlobRequest],
         held: ExitStack,
         before_commit: Callable[[], object],
-    ) -> None:
+    ) -> bool:
+        """Whether objects were requested, and all came."""
         (first,) = batch.requests.values()
-        locator = first.urls[0]
-        with source.pipeline(locator, lambda: self._context.token.check(STOPPED)) as fetch_objects:
+        locator, commit = first.urls[0], _Commit(self._store, self._context, batch, before_commit)
+        with source.pipeline(locator, commit.if_due) as fetch_objects:
             if fetch_objects is None:
-                return
+                return False
             batch.requests.update((request.digest, request) for request in others)
             origin = f"{source.origin(locator)}/"
             fitting = [r for r in batch.requests.values() if self._fits(r) and r.urls[0].startswith(origin)]
-            blob_locks = self._lock(fitting, held)
-            free = [request for request in fitting if lock_stripe(request.digest) in blob_locks]
-            absent = self._absent(batch, free)
-
-            def commit() -> None:
-                if batch.pending and all(lock.is_current() for lock in blob_locks.values()):
-                    before_commit()
-                    self._commit(batch)
-                for lock in blob_locks.values():
-                    lock.progress()
-
-            self._receive(batch, absent, fetch_objects, commit)
-        commit()
-        self._size = min(2 * self._size, _MOST)
+            commit.locks = self._lock(fitting, held)
+            absent = self._absent(batch, [request for request in fitting if lock_stripe(request.digest) in commit.locks])
+            bodies = fetch_objects([(request.urls[0], request.size) for request in absent])
+            for request, body in zip(absent, bodies, strict=False):
+                if body is not None:
+                    batch.received[request.digest] = len(body)
+                    batch.pending[request.digest] = body
+                    self._context.emit(FetchStarted(digest=request.digest, size=request.size, held=0, name=request.name))
+                    self._context.emit(BytesArrived(digest=request.digest, count=len(body)))
+                commit.if_due()
+        commit.run()
+        return 0 < len(absent) == len(batch.received)
 
     def _lock(self, requests: Iterable[BlobRequest], held: ExitStack) -> dict[str, locks.Lock]:
         """The locks that are free, by stripe. With one lock held, none is waited for."""
@@ -134,35 +143,42 @@ class BatchFetcher:
         states = {digest: status.state for digest, status in self._store.blobs.stat_all(sizes).items()}
         for digest, size in sizes.items():
             if states[digest] is BlobState.INTACT:
-                batch.present.append(digest)
+                batch.outcomes[digest] = False
                 self._context.emit(BlobReused(digest=digest, size=size))
         return [batch.requests[digest] for digest, state in states.items() if state is BlobState.ABSENT]
 
-    def _receive(
-        self,
-        batch: Batch,
-        requests: list[BlobRequest],
-        fetch_objects: FetchObjects,
-        commit: Callable[[], None],
-    ) -> None:
-        emit, clock, token = self._context.emit, self._context.clock, self._context.token
-        committed_at = clock()
-        bodies = fetch_objects([(request.urls[0], request.size) for request in requests])
-        for request, body in zip(requests, bodies, strict=False):
-            token.check(STOPPED)
-            if body is not None:
-                batch.received[request.digest] = len(body)
-                batch.pending[request.digest] = body
-                emit(FetchStarted(digest=request.digest, size=request.size, held=0, name=request.name))
-                emit(BytesArrived(digest=request.digest, count=len(body)))
-            if clock() - committed_at >= TOGETHER_S:
-                commit()
-                committed_at = clock()
 
-    def _commit(self, batch: Batch) -> None:
-        contents, batch.pending = batch.pending, {}
-        failed = self._store.ingest.commit_small(contents)
-        for digest, data in contents.items():
-            if digest not in failed:
-                batch.committed.add(digest)
-                self._context.emit(BlobFetched(digest=digest, size=len(data), fetched_bytes=len(data), resumed_bytes=0))
+class _Commit:
+    """The commits of one batch: at its end, and of what waited long enough."""
+
+    def __init__(
+        self, store: BlobStore, context: TransferContext, batch: Batch, before_commit: Callable[[], object]
+    ) -> None:
+        self._store, self._context, self._batch, self._before_commit = store, context, batch, before_commit
+        self.locks: dict[str, locks.Lock] = {}
+        self._last = context.clock()
+
+    def if_due(self) -> None:
+        """Raises Cancelled."""
+        self._context.token.check(STOPPED)
+        if self._context.clock() - self._last >= TOGETHER_S:
+            self.run()
+
+    def run(self) -> None:
+        """Commit what was received, unless a lock was removed, and record progress in the locks."""
+        for lock in self.locks.values():
+            lock.progress()
+        if self._batch.pending and all(lock.is_current() for lock in self.locks.values()):
+            self._before_commit()
+            contents, self._batch.pending = self._batch.pending, {}
+            failed = self._store.ingest.commit_small(contents)
+            for digest, data in contents.items():
+                if digest not in failed:
+                    self._batch.outcomes[digest] = False
+                    count = len(data)
+                    self._context.emit(BlobFetched(digest=digest, size=count, fetched_bytes=count, resumed_bytes=0))
+                elif isinstance(failed[digest], OSError) and os.path.lexists(self._store.layout.blob(digest)):
+                    # It has its name and is not durable: found intact by a second attempt, it would be reported as such.
+                    self._batch.outcomes[digest] = failed[digest]
+                    self._context.emit(BlobFailed(digest=digest, fetched_bytes=len(data)))
+        self._last = self._context.clock()

@@ -44,7 +44,8 @@ class TransferContext:
             try:
                 found += mirrors.locators(request.digest, request.size)
             except Exception as error:
-                text = f"mirrors could not be asked and are not used: {type(error).__name__}: {error}"
+                # Only the kind: the text of a library's error may contain a signed URL.
+                text = f"mirrors could not be asked and are not used ({type(error).__name__})"
                 if text not in self._warned:  # once, and not for each of ten thousand blobs
                     self._warned.add(text)
                     self.emit(Warning(text=text))

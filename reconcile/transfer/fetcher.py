@@ -70,11 +70,11 @@ class Fetcher:
         """
         group, busy = GroupCommit(self.store, self.context, lambda: self.before_commit()), []
         self._groups.add(group)
-        blobs = map(self.context.with_mirrors, blobs)  # as each is taken
+        blobs = iter(blobs)
         try:
             for first in blobs:
                 batch = self._batches.fetch(first, blobs, lambda: self.before_commit())
-                group.outcomes |= dict.fromkeys((*batch.present, *batch.committed), False)
+                group.outcomes |= batch.outcomes
                 for request, received in batch.left():
                     if not self._obtain(request, group, waits=False, received=received):
                         busy.append((request, received))
@@ -96,7 +96,7 @@ class Fetcher:
     def _obtain(self, request: BlobRequest, group: GroupCommit, *, waits: bool, received: int = 0) -> bool:
         """Fetch one blob up to its commit, which is left to *group*; False if its lock is busy and not *waits*.
 
-        *received*: bytes that came for it before, in vain.
+        *received*: bytes that were received for it before and dropped.
         """
         try:
             lock = self._lock(request, waits=waits)
@@ -227,6 +227,7 @@ class Fetcher:
     def _fetch(
         self, request: BlobRequest, status: BlobStatus, lock: locks.Lock, group: GroupCommit, received: int
     ) -> PendingCommit:
+        request = self.context.with_mirrors(request)
         digest, size = request.digest, request.size
         if request.force_refetch:
             sweep.drop_partial(self.store, digest)

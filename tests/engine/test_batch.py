@@ -1,4 +1,4 @@
-"""Small blobs of one origin come in batches over one connection; whatever is odd comes the usual way."""
+"""Small blobs of one origin come in batches over one connection; whatever is odd is fetched by itself."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import some_bytes
+from builders import PATIENCE_S, some_bytes, wait_until
 from origin import Fault, Origin
 
 from modelstow.backends import Registry
 from modelstow.backends.memory import MemorySource
-from modelstow.cas import BlobState, BlobStore, Cancelled, Digest
+from modelstow.cas import BlobState, BlobStore, Cancelled, Digest, ingest
 from modelstow.reconcile.errors import SourceUnavailableError
 from modelstow.reconcile.events.events import BlobFailed, BlobFetched, BlobReused, BytesArrived, Event, FetchStarted
 from modelstow.reconcile.transfer import batch as batches
+from modelstow.reconcile.transfer.batch import BatchFetcher
 from modelstow.reconcile.transfer.concurrency import Connections
 from modelstow.reconcile.transfer.context import TransferContext
 from modelstow.reconcile.transfer.fetcher import Fetcher
@@ -76,7 +77,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield World(tmp_path, origin)
 
 
-def test_small_blobs_come_in_growing_bundles_over_one_connection(world: World):
+def test_small_blobs_come_in_growing_batches_over_one_connection(world: World):
     """The first opens the connection; each file is asked for once, and events say the same as otherwise."""
     outcomes = world.fetch()
 
@@ -90,7 +91,7 @@ def test_small_blobs_come_in_growing_bundles_over_one_connection(world: World):
 
 
 def test_corrupt_bytes_are_fetched_again_and_counted(world: World):
-    """A blob whose bytes are wrong is left to the usual way, which has them again; both counts as fetched."""
+    """A blob whose bytes are wrong is fetched by itself again; both count as fetched."""
     world.origin.fail(DIGESTS[5].hex, Fault(flip=3))
 
     assert world.fetch() == dict.fromkeys(DIGESTS, False) and world.intact() == DIGESTS
@@ -99,7 +100,7 @@ def test_corrupt_bytes_are_fetched_again_and_counted(world: World):
 
 
 def test_a_missing_file_fails_alone(world: World):
-    """Its error is that of the usual way; the others of the batch are there."""
+    """Its error is that of a single fetch; the others of the batch are there."""
     del world.origin.objects[DIGESTS[5].hex]
 
     outcomes = world.fetch()
@@ -119,7 +120,7 @@ def test_a_file_of_another_size_fails_alone(world: World):
 
 
 def test_a_server_that_breaks_off_costs_nothing_but_what_it_had_not_sent(world: World):
-    """What came before stays; the rest comes the usual way."""
+    """What came before stays; the rest is fetched one by one."""
     world.origin.fail(DIGESTS[20].hex, Fault(cut_after=10))
 
     assert world.fetch() == dict.fromkeys(DIGESTS, False) and world.intact() == DIGESTS
@@ -147,7 +148,7 @@ def test_blobs_that_are_there_by_now_are_not_fetched(world: World):
     assert len(world.origin.requests) == len(FILES) - 5 and len(world.of(BlobReused)) == 5
 
 
-def test_a_damaged_blob_is_repaired_the_usual_way(world: World):
+def test_a_damaged_blob_is_repaired_by_itself(world: World):
     """What has the blob's name is read and moved to quarantine first."""
     world.fetch()
     path = Path(world.store.layout.blob(DIGESTS[9]))
@@ -161,7 +162,7 @@ def test_a_damaged_blob_is_repaired_the_usual_way(world: World):
     assert len(list(world.store.layout.quarantine.iterdir())) == 1
 
 
-def test_a_forced_fetch_is_none_for_bundles(world: World):
+def test_a_forced_fetch_is_none_for_batchs(world: World):
     """It replaces what is there, and is shared with other processes that force it too."""
     world.fetch()
     world.groups.clear()
@@ -175,19 +176,69 @@ def test_a_forced_fetch_is_none_for_bundles(world: World):
     assert world.groups == [] and len(world.origin.requests) == asked + len(FILES)
 
 
-def test_a_full_disk_is_explained_by_the_usual_way(world: World, monkeypatch: pytest.MonkeyPatch):
-    """A group that could not be written is fetched again blob by blob, each with its own error."""
+def test_on_a_full_disk_blobs_are_fetched_one_by_one(world: World, monkeypatch: pytest.MonkeyPatch):
+    """A group that could not be written is left to the way that says how many bytes each needs."""
 
-    def full(contents: dict[Digest, bytes]) -> dict[Digest, Exception]:
+    def full(self: object) -> object:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(world.store.ingest, "commit_small", full)
+    monkeypatch.setattr(ingest._TempFile, "__enter__", full)
 
     assert world.fetch() == dict.fromkeys(DIGESTS, False) and world.intact() == DIGESTS
-    assert sum(e.fetched_bytes for e in world.of(BlobFetched)) == 2 * sum(map(len, FILES)) - len(FILES[0])
+    assert world.groups and sum(e.fetched_bytes for e in world.of(BlobFetched)) > sum(map(len, FILES))
 
 
-def test_a_bundle_whose_lock_was_removed_commits_nothing(world: World):
+def test_a_group_that_could_not_be_synced_is_reported_as_failed(world: World, monkeypatch: pytest.MonkeyPatch):
+    """Its blobs have their names: found intact by a second attempt, they would pass for durable."""
+
+    def broken(self: object, folder: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(ingest.Syncer, "sync_folder", broken)
+    outcomes = world.fetch()
+
+    assert all(isinstance(outcome, OSError) for outcome in outcomes.values()) and world.of(BlobReused) == []
+    assert sum(event.fetched_bytes for event in world.of(BlobFailed)) == sum(map(len, FILES))
+
+
+def test_large_blobs_behind_small_ones_are_left_to_other_threads(world: World):
+    """A batch takes at most one blob that does not fit in it."""
+    large = [some_bytes(100_000 + n, seed=100 + n) for n in range(5)]
+    requests = map(world.request, [*FILES[:10], *large])
+    fetcher = BatchFetcher(world.store, world.context)
+    world.fetcher.obtain_all([world.request(FILES[20])])  # opens a connection
+
+    batch = fetcher.fetch(next(requests), requests, lambda: None)
+    assert len(batch.outcomes) == 8 and batch.left() == []
+    batch = fetcher.fetch(next(requests), requests, lambda: None)
+    assert [request.size for request, _ in batch.left()] == [100_000] and len(list(requests)) == 4
+
+
+def test_what_came_is_committed_while_the_server_stalls(world: World):
+    """A response that does not come holds back no other."""
+    gate = threading.Event()
+    world.origin.gates[DIGESTS[5].hex] = 10, gate
+    thread = threading.Thread(target=world.fetch)
+    thread.start()
+    try:
+        assert world.origin.reached.wait(PATIENCE_S)
+        wait_until(lambda: set(DIGESTS[1:5]) <= set(world.intact()))
+    finally:
+        gate.set()
+        thread.join()
+    assert world.intact() == DIGESTS
+
+
+def test_after_a_failure_blobs_are_fetched_one_by_one(world: World):
+    """A server that has not what it should have is judged by each answer."""
+    del world.origin.objects[DIGESTS[20].hex]
+
+    world.fetch()
+
+    assert world.groups == [8, 15]
+
+
+def test_a_batch_whose_lock_was_removed_commits_nothing(world: World):
     """Where lock files are deleted another process may fetch the same: it is judged blob by blob."""
     removed = world.store.blob_lock_path(DIGESTS[4])
     open_gate = threading.Event()
@@ -212,7 +263,7 @@ def test_what_came_from_a_slow_server_is_committed_meanwhile(world: World):
     assert set(world.groups) == {1}
 
 
-def test_cancelled_while_a_bundle_arrives_what_came_is_reported_as_failed(world: World):
+def test_cancelled_while_a_batch_arrives_what_came_is_reported_as_failed(world: World):
     """Nothing of it is committed, its locks are free, and every byte is accounted for."""
 
     def cancel(event: Event) -> None:
@@ -229,7 +280,7 @@ def test_cancelled_while_a_bundle_arrives_what_came_is_reported_as_failed(world:
     world.store.lock_blob(DIGESTS[3], doing="testing", timeout_s=0).close()
 
 
-def test_blobs_of_several_sources_or_with_a_failure_on_record_come_the_usual_way(world: World):
+def test_blobs_of_several_sources_or_with_a_failure_on_record_are_fetched_one_by_one(world: World):
     """There is something to choose."""
     request = world.request(FILES[0])
 
@@ -240,7 +291,7 @@ def test_blobs_of_several_sources_or_with_a_failure_on_record_come_the_usual_way
     assert not batches.is_simple(world.context, request)
 
 
-def test_other_sources_are_not_asked_for_bundles(world: World):
+def test_other_sources_are_not_asked_for_batchs(world: World):
     """A source that cannot pipeline gets its blobs one by one."""
     source = MemorySource({f"mem://x/{d}": data for d, data in zip(DIGESTS, FILES, strict=True)})
     context = replace(world.context, registry=Registry({"mem": lambda: source}))
@@ -251,7 +302,7 @@ def test_other_sources_are_not_asked_for_bundles(world: World):
     assert world.groups == []
 
 
-def test_bundles_leave_descriptors_to_others(world: World, monkeypatch: pytest.MonkeyPatch):
+def test_batchs_leave_descriptors_to_others(world: World, monkeypatch: pytest.MonkeyPatch):
     """However few this process may have open."""
     monkeypatch.setattr(batches, "most_open", lambda: 64)
     fetcher = Fetcher(store=world.store, context=world.context)

@@ -433,7 +433,7 @@ def test_a_provider_that_raises_is_warned_of_once_and_the_rest_serves(tmp_path: 
         assert tree_of(path) == THREE
         assert world.mirror.sent(name_of(BLOB_A)) == len(BLOB_A)
     warnings = [event.text for event in world.events if isinstance(event, Warning)]
-    assert warnings == ["mirrors could not be asked and are not used: ConnectionError: no route to the registry"]
+    assert warnings == ["mirrors could not be asked and are not used (ConnectionError)"]
 
 
 def test_a_repair_asks_the_provider_too(tmp_path: Path):

@@ -10,12 +10,12 @@ import pytest
 from builders import CalledCli, assert_sound, ensurer_of, lock_of, memory, tree_of, write_lock
 
 from modelstow import ModelEnsurer, ModelState
-from modelstow.cas import BlobStore, Digest
+from modelstow.cas import BlobStore, Digest, StoreStateError
 from modelstow.cas.scrub import Level
 from modelstow.reconcile import snapshot_writer
 from modelstow.reconcile.cli.sync import plan_answer
 from modelstow.reconcile.desired.lockfile import Lockfile
-from modelstow.reconcile.desired.selectors import VariantId, labels, merge_labels, remembered
+from modelstow.reconcile.desired.selectors import VariantId, labels, labels_by_variant, merge_labels, remembered
 from modelstow.reconcile.errors import ApplyError, InvalidConfigError
 from modelstow.reconcile.inspect import owners, usage
 from modelstow.reconcile.planning.planner import find_work, plan, statuses
@@ -297,3 +297,10 @@ def test_each_variant_remembers_its_own_components():
     assert remembered(merged, A) == ({"te"}, set()) and remembered(merged, B) == (set(), {"vae"})
     assert remembered(merged, VariantId("c@1", "v")) == (set(), set())
     assert json.loads(merged["variants"]) == [one, two]
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "[1]", "nonsense", '[{"model": "m@1"}, null]'])
+def test_a_record_that_names_no_variants_stops_whoever_would_remove_its_tree(text: str):
+    """Wanted by none of its variants, it would be removed."""
+    with pytest.raises(StoreStateError):
+        labels_by_variant({"variants": text})

@@ -114,7 +114,6 @@ SKIPPED = {
     "another length": b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n" + TEN + b"x",
     "another total": PLAIN.replace(b"/10", b"/11"),
     "an encoding": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n" + LENGTH + b"\r\n" + TEN,
-    "a redirect": b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
     "a range without its place": b"HTTP/1.1 206 Partial Content\r\n" + LENGTH + b"\r\n" + TEN,
 }
 
@@ -127,6 +126,9 @@ def test_a_response_with_another_body_is_skipped(response: bytes):
 
 
 ENDS = {
+    "a redirect": b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
+    "too many requests": b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 9\r\nContent-Length: 0\r\n\r\n",
+    "not authorised": b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n",
     "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\n" + TEN + b"\r\n0\r\n\r\n",
     "two lengths": HEAD + b"Content-Length: 11\r\n\r\n" + TEN,
     "a length that is none": b"HTTP/1.1 200 OK\r\nContent-Length: +10\r\n\r\n" + TEN,
@@ -254,20 +256,29 @@ def test_invalid_locators_are_refused():
 
 
 def test_a_login_is_sent_with_each_request(tmp_path: Path):
-    """As by the usual way."""
+    """As for a single request."""
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login me password secret\n")
     with Origin({"first": TEN, "0": TEN, "1": TEN}, protect={"": ("me", "secret")}) as origin:
-        assert bodies(HttpSource({"NETRC": str(netrc)}), origin.url, 2) == [TEN, TEN]
         assert bodies(HttpSource({"NETRC": str(netrc)}), origin.url, 3) == [TEN, TEN, None]
 
 
-def test_an_expired_login_or_a_broken_body_is_left_to_the_usual_way():
-    """Errors of the server have no body here."""
+def test_a_broken_body_ends_the_pipeline():
+    """What was cut off is no body."""
     with Origin({"first": TEN, **{str(n): TEN for n in range(4)}}) as origin:
-        origin.fail("1", Fault(status=401))
+        origin.fail("1", Fault(status=404))
         origin.fail("3", Fault(cut_after=5))
         assert bodies(HttpSource({}), origin.url, 4) == [TEN, None, TEN]
+
+
+def test_a_pipeline_without_requests_keeps_its_connection():
+    """Where everything is there already, the next request finds it open."""
+    with RawServer(Script()) as server:
+        source = HttpSource({})
+        bodies(source, server.url, 1)
+        with source.pipeline(f"{server.url}/0", lambda: None) as fetch_objects:
+            assert fetch_objects is not None and list(fetch_objects([])) == []
+        assert again(source, server.url, 1) == [TEN]
 
 
 @given(st.lists(st.binary(max_size=300), max_size=8), st.integers(1, 40), st.binary(max_size=200))
@@ -292,4 +303,4 @@ def test_whatever_a_server_sends_no_body_is_made_up(payloads: list[bytes], step:
     found = list(pipeline.bodies([b"GET"] * len(payloads), [len(p) for p in payloads]))
     assert found == payloads
     if not noise:
-        assert pipeline.reusable is bool(payloads)
+        assert pipeline.reusable
