@@ -124,6 +124,7 @@ class Syncer:
                 sync()
                 self._outcomes[what] = None
             except OSError as error:
+                error.filename = error.filename or self._folder
                 self._outcomes[what] = error
         if (failure := self._outcomes[what]) is not None:
             raise failure

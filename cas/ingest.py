@@ -11,6 +11,7 @@ Each verifies that the sha256 of the bytes is the blob's name, and makes the byt
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -191,6 +192,8 @@ class Ingest:
             files = {digest: stack.enter_context(_TempFile(self._layout)) for digest in fresh}
             for digest, file in files.items():
                 write_all(file.fd, fresh[digest], 0)
+                if os.pread(file.fd, len(fresh[digest]) + 1, 0) != fresh[digest]:
+                    raise OSError(errno.EIO, "the file system did not keep what was written", str(self._layout.partials))
                 os.fchmod(file.fd, 0o444)
                 os.utime(file.fd, (digest.mtime, digest.mtime))
             for file in files.values():

@@ -208,15 +208,18 @@ def active(store: BlobStore, *, remove_expired: bool = False, held: bool = True)
     return result
 
 
-def drop_superseded(store: BlobStore, digests: frozenset[Digest]) -> None:
-    """Remove leases of dead processes whose digests are all in *digests*, which the caller has just fetched.
+def drop_superseded(store: BlobStore, digests: frozenset[Digest]) -> bool:
+    """Remove leases of dead processes whose digests are all in *digests*, of which the caller has a lease; whether any was.
 
     An unreadable lease stops garbage collection, not a fetch. Raises OSError.
     """
+    found = False
     with suppress(StoreStateError):
         for path, record, _ in active(store, held=False):
             if record.digests <= digests:
                 path.unlink(missing_ok=True)
+                found = True
+    return found
 
 
 def _digest(hex_: str) -> Digest:

@@ -28,7 +28,7 @@ from . import locks
 from .blobs import Blobs
 from .cancellation import CancellationToken
 from .digest import Digest
-from .durable import remove_temp_files, write_file
+from .durable import Syncer, remove_temp_files, write_file
 from .errors import Cause, StoreFormatError
 from .ingest import Ingest
 from .inventory import TreeRecords
@@ -103,6 +103,12 @@ class BlobStore:
         remove_temp_files((layout.root, layout.pins, layout.trash, layout.state, *_subfolders(layout.state)))
         if in_blobs:
             remove_temp_files(layout.blobs / f"{fan:02x}" for fan in range(256))
+
+    def sync_blobs(self) -> None:
+        """Make the names of all blobs durable. Raises OSError."""
+        with Syncer(str(self.layout.blobs), 256) as syncer:
+            for fan in range(256):
+                syncer.sync_folder(f"{self.layout.blobs}/{fan:02x}")
 
     # ---- reading
 

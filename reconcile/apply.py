@@ -1,7 +1,7 @@
 """The executor: lease, observe, plan, make room, fetch, publish, remove. It is level-triggered.
 
 The plan that is carried out is made here, of what is observed under the lease. So a stale plan is safe, and running
-again after anything continues from what is proven. One variant's failure stops no other; nothing is removed if something
+again after anything continues from what is verified. One variant's failure stops no other; nothing is removed if something
 failed.
 """
 
@@ -102,7 +102,8 @@ class Executor:
                     for check in self.checks:
                         check(work)
                 # Leases of dead runs for the same blobs: every later reader would have to decode each of them.
-                leases.drop_superseded(self.store, desired.digests)
+                if leases.drop_superseded(self.store, desired.digests):
+                    self.store.sync_blobs()  # such a run may have ended between the names of its blobs and their sync
                 self._announce(work.plan)
             except BaseException:
                 lease.finish()  # nothing was begun that would have to be kept

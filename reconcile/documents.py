@@ -45,7 +45,7 @@ def status_row(
 
 def status_cells(row: dict[str, Any], needed: str) -> tuple[str, str, str, str]:
     """The same as cells of a table; *needed*: the bytes needed, as people read them, or empty."""
-    words = (("missing_files", "missing"), ("corrupt_files", "corrupt"), ("extra_files", "of yours"))
+    words = (("missing_files", "missing"), ("corrupt_files", "corrupt"), ("extra_files", "extra"))
     notes = [f"{len(row[key])} {word}" for key, word in words if row[key]]
     notes += [f"{needed} to fetch"] if needed else []
     return f"{row['model']}#{row['variant']}", row["state"], row["path"], ", ".join(notes)

@@ -74,7 +74,7 @@ def lock(
     )
     if upgrade and not any(_is_named(upgrade, model.id) for model in manifest.models.values()):
         names = sorted(manifest.models)
-        raise ModelNotFoundError(f"{upgrade} is not in {path}; there: {listing(names)}", available_models=names)
+        raise ModelNotFoundError(f"{upgrade} is not in {path}; models: {listing(names)}", available_models=names)
     prefetcher = Prefetcher(
         store=settings.open_store,
         context=context,

@@ -37,6 +37,7 @@ from .state_dirs import BAD_SOURCES
 from .transfer.concurrency import Connections
 from .transfer.context import TransferContext
 from .transfer.fetcher import Fetcher
+from .transfer.group_commit import affordable_connections
 from .transfer.retry import RetryPolicy
 from .transfer.source_health import BadSources, FailureTable
 
@@ -127,7 +128,7 @@ class Runtime:
             bad_sources=BadSources(store.layout.state_dir(BAD_SOURCES)),
             emit=emit,
             mirrors=(*self.mirrors, *([PrefixMirrors(mirrors)] if (mirrors := self.settings.mirrors) else [])),
-            connections=Connections(self.settings.useful_connections),
+            connections=Connections(min(self.settings.useful_connections, affordable_connections())),
             limit_rate=self.settings.limit_rate,
             policy=self.retry,
             token=token,
@@ -183,7 +184,7 @@ class Runtime:
             for other in others:
                 if other.trees.get(id_, mine) != mine:
                     raise InvalidConfigError(
-                        f"{id_} is locked with other content by {other.path}, which shares this ROOT",
+                        f"{id_} is locked with other content by {other.path}, which shares this store",
                         hint="give one of the two another version, or use another --root",
                     )
 

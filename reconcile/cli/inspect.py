@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from modelstow.cas import BlobStore
@@ -52,7 +53,7 @@ def run_du(session: Session) -> Answer:
         only = {id_ for tree in ensurer.desired(session.args.selectors).trees for id_ in tree.key.variants}
     usage = disk_usage(store, only=only) if store else DiskUsage()
     document = {"trees": [_tree_document(tree) for tree in usage.trees], "totals": _totals_document(usage.totals)}
-    lines = _usage_lines(usage) if store else ["nothing stored yet"]
+    lines = _usage_lines(usage, ensurer.settings.root) if store else ["nothing stored yet"]
     return Answer(document=document, lines=tuple(lines))
 
 
@@ -71,9 +72,13 @@ def _totals_document(totals: Totals) -> dict[str, int]:
     return document | ({"quarantine": totals.quarantine} if totals.quarantine else {})
 
 
-def _usage_lines(usage: DiskUsage) -> Iterable[str]:
+def _usage_lines(usage: DiskUsage, root: Path) -> Iterable[str]:
     rows = [("tree", "logical", "shared", "unique")]
-    rows += [(", ".join(map(str, t.variants)), size(t.logical), size(t.shared), size(t.unique)) for t in usage.trees]
+    for tree in usage.trees:
+        place = "" if tree.path.is_relative_to(root) else f"  {tree.path}"
+        rows.append(
+            (f"{', '.join(map(str, tree.variants))}{place}", size(tree.logical), size(tree.shared), size(tree.unique))
+        )
     yield from table(rows, right=frozenset({1, 2, 3}))
     totals = usage.totals
     yield f"{size(totals.logical)} of models in {size(totals.physical)} on disk; {size(totals.reclaimable)} reclaimable"
@@ -96,7 +101,9 @@ def run_which(session: Session) -> Answer:
     }
     if found.digest is None:
         return Answer(document=document, lines=(f"{found.path} is no blob of {root}",))
-    return Answer(document=document, lines=(f"{found.digest}  {size(found.size)}", *(f"in {tree}" for tree in found.trees)))
+    models = f" ({', '.join(found.models)})" if found.models else ""
+    lines = (f"{found.digest}  {size(found.size)}{models}", *(f"in {tree}" for tree in found.trees))
+    return Answer(document=document, lines=lines)
 
 
 # ---- diff

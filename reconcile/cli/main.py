@@ -65,7 +65,7 @@ def end_interrupted(argv: Sequence[str]) -> int:
 def _report_signal(what: str, form: _Form) -> None:
     from ..errors import ModelstowError
 
-    hint = "run the same command again: it continues from what is proven"
+    hint = "run the same command again: it continues from what is verified"
     _complain(ModelstowError(what, hint=hint), {}, form)
     sys.stdout.flush()
     sys.stderr.flush()

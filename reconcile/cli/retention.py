@@ -120,7 +120,7 @@ def _forget(ensurer: ModelEnsurer, text: str) -> Answer:
     if not sum(roots.forget(store, id_) for id_ in candidates if os.sep not in id_):
         raise InvalidConfigError(
             f"{text!r} is not a root",
-            hint="`gc --roots` lists the roots; `modelstow unpin` removes a pin, and a lease ends with its process",
+            hint="`modelstow gc --roots` lists the roots; `modelstow unpin` removes a pin, a lease ends with its process",
         )
     return Answer(document={"changed": True}, lines=(f"forgot {text}",))
 

@@ -273,6 +273,8 @@ def _verify_answer(
     lines = [*_verify_lines(audit)]
     if repairs:
         lines.append(f"repaired {count(repairs, 'blob')}, fetching {size(outcome.report.repaired_bytes if outcome else 0)}")
+    if outcome and outcome.report.linked_files:
+        lines.append(f"linked {count(outcome.report.linked_files, 'file')} again")
     corrupt = [fault for fault in left if fault.kind == "corrupt"]
     error: Exception | None = outcome.error if outcome is not None else None
     if corrupt and error is None:

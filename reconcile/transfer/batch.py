@@ -14,7 +14,7 @@ from itertools import islice
 from threading import Lock
 
 from modelstow.backends import PipelinedSource, SourceError
-from modelstow.cas import BlobState, BlobStore, Digest, LockTimeoutError, locks
+from modelstow.cas import BlobState, BlobStore, ChecksumError, Digest, LockTimeoutError, locks
 from modelstow.cas.store import lock_stripe
 
 from ..events.events import BlobFailed, BlobFetched, BlobReused, BytesArrived, FetchStarted
@@ -41,6 +41,7 @@ class Batch:
     received: dict[Digest, int] = field(default_factory=dict)  # bytes
     pending: dict[Digest, bytes] = field(default_factory=dict)  # received and not committed
     outcomes: dict[Digest, bool | Exception] = field(default_factory=dict)  # as of ``Fetcher.obtain_all``
+    corrupt: bool = False  # a body was not the blob's
 
     def left(self) -> list[tuple[BlobRequest, int]]:
         """The blobs that are still to be fetched, each with the bytes that were received for it and dropped."""
@@ -84,6 +85,8 @@ class BatchFetcher:
                 self._available += size
                 if complete:
                     self._size = min(2 * self._size, _MOST)
+                elif batch.corrupt:  # from now on each response is judged by itself
+                    self._size = 0
         return batch
 
     def _fitting(self, requests: Iterator[BlobRequest], most: int) -> Iterator[BlobRequest]:
@@ -105,7 +108,7 @@ class BatchFetcher:
         held: ExitStack,
         before_commit: Callable[[], object],
     ) -> bool:
-        """Whether objects were requested, and all came."""
+        """Whether objects were requested, and all were committed."""
         (first,) = batch.requests.values()
         locator, commit = first.urls[0], _Commit(self._store, self._context, batch, before_commit)
         with source.pipeline(locator, commit.if_due) as fetch_objects:
@@ -125,7 +128,7 @@ class BatchFetcher:
                     self._context.emit(BytesArrived(digest=request.digest, count=len(body)))
                 commit.if_due()
         commit.run()
-        return 0 < len(absent) == len(batch.received)
+        return 0 < len(absent) == sum(batch.outcomes.get(request.digest) is False for request in absent)
 
     def _lock(self, requests: Iterable[BlobRequest], held: ExitStack) -> dict[str, locks.Lock]:
         """The locks that are free, by stripe. With one lock held, none is waited for."""
@@ -177,6 +180,8 @@ class _Commit:
                     self._batch.outcomes[digest] = False
                     count = len(data)
                     self._context.emit(BlobFetched(digest=digest, size=count, fetched_bytes=count, resumed_bytes=0))
+                elif isinstance(failed[digest], ChecksumError):
+                    self._batch.corrupt = True
                 elif isinstance(failed[digest], OSError) and os.path.lexists(self._store.layout.blob(digest)):
                     # It has its name and is not durable: found intact by a second attempt, it would be reported as such.
                     self._batch.outcomes[digest] = failed[digest]

@@ -54,6 +54,11 @@ def most_open() -> int:
     return _UNLIMITED if limit == resource.RLIM_INFINITY else limit
 
 
+def affordable_connections() -> int:
+    """Connections that the limit of descriptors allows: a worker has up to eight open, the rest of a run two dozen."""
+    return max(1, (most_open() - 24) // 8)
+
+
 class GroupCommit:
     """The group of pending commits of one ``Fetcher.obtain_all``. Safe for threads.
 

@@ -23,6 +23,8 @@ from modelstow import EnsureOptions, InvalidConfigError, ModelEnsurer, ModelStat
 from modelstow.backends.memory import MemorySource
 from modelstow.cas import BlobStore, Digest, NoSpaceError
 from modelstow.cas.scrub import Level
+from modelstow.reconcile.checkout.publisher import Publisher
+from modelstow.reconcile.errors import FilesystemError
 from modelstow.reconcile.events.events import FetchStarted
 from modelstow.reconcile.planning import verifier
 from modelstow.reconcile.planning.planner import Fetch
@@ -571,3 +573,26 @@ def test_what_the_plan_fetches_is_what_is_fetched(tmp_path: Path):
     models.reconcile()
 
     assert planned == started == {big, half} and plan.local == {config}
+
+
+def test_blobs_of_a_run_that_broke_off_are_synced_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A kill between a blob's name and its sync leaves a name that a power cut could take; the next run vouches for it."""
+    lock, source = two_variants()
+    models = ensurer_of(tmp_path, lock, source)
+    synced: list[int] = []
+    monkeypatch.setattr(BlobStore, "sync_blobs", lambda self: synced.append(1))
+    monkeypatch.setattr(Publisher, "publish", _refuse)
+    with pytest.raises(FilesystemError, match="gone"):
+        models.ensure("m")
+    monkeypatch.undo()
+    monkeypatch.setattr(BlobStore, "sync_blobs", lambda self: synced.append(1))
+    assert synced == []
+
+    models.ensure("m")
+    assert synced == [1]
+    models.ensure("m", force_redownload=True)
+    assert synced == [1]
+
+
+def _refuse(*args: object) -> bool:
+    raise OSError("the disk is gone")
