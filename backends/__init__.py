@@ -6,6 +6,7 @@ digests nor the store.
 
 from .errors import (
     AccessDenied,
+    Changed,
     ConnectionFailed,
     EndedEarly,
     NotFound,
@@ -24,6 +25,7 @@ from .source import Body, Listed, Listing, PipelinedSource, Source, join_locator
 __all__ = [
     "AccessDenied",
     "Body",
+    "Changed",
     "ConnectionFailed",
     "EndedEarly",
     "Listed",

@@ -36,6 +36,12 @@ class NotFound(SourceError):
     code = "INCOMPLETE_DOWNLOAD"
 
 
+class Changed(SourceError):
+    """The object changed while it was read, each time that it was tried."""
+
+    code = "CONCURRENT_MODIFICATION"
+
+
 class AccessDenied(SourceError):
     """Missing or insufficient credentials (401, 403)."""
 

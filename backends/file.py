@@ -6,13 +6,16 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Iterator
 from threading import Lock
 from urllib.parse import unquote, urlsplit
 
 from . import file_upload
-from .errors import AccessDenied, ConnectionFailed, NotFound, SourceError
+from .errors import AccessDenied, ConnectionFailed, NotFound, NotListable, SourceError
 from .source import Body, Listed, Listing, OnSend, ReadRange
 
+_LINK_HINT = "restore what the link leads to, remove it, or leave it out with `exclude`"
+_MOST_ENTRIES = 1_000_000  # of one listing
 _RACY_S = 2.0  # a file modified this recently may change again within its mtime's resolution
 
 
@@ -80,18 +83,7 @@ class FileSource:
             raise _source_error(error, locator, what="no such folder", reason="NoSuchFolder") from error
         if not is_folder:
             raise NotFound("not a folder", locator=locator, reason="NotAFolder")
-        files = []
-        for folder, folders, names in os.walk(root, onerror=lambda error: _raise(error, locator)):
-            folders.sort()
-            for name in sorted(names):
-                path = os.path.join(folder, name)
-                try:
-                    info = os.stat(path)
-                except OSError as error:
-                    raise _source_error(error, path, hint="restore the target of the link, or remove the link") from error
-                if stat.S_ISREG(info.st_mode):
-                    files.append(Listed(path=os.path.relpath(path, root), size=info.st_size))
-        return Listing(locator=locator, files=tuple(files))
+        return Listing(locator=locator, files=tuple(_walk(root, locator)))
 
     def origin(self, locator: str) -> str:
         return os.path.dirname(path_of(locator))
@@ -110,15 +102,44 @@ def path_of(locator: str) -> str:
     return unquote(parts.path)
 
 
-def _raise(error: OSError, locator: str) -> None:
-    raise _source_error(error, locator) from error
+def _walk(root: str, locator: str) -> Iterator[Listed]:
+    """The files below a folder, through symlinks too. What cannot be read is listed with its error. Raises SourceError."""
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]  # folders, and those above by inode
+    count = 0
+    while pending:
+        folder, above = pending.pop()
+        path = os.path.join(root, folder)
+        try:
+            here = os.stat(path)
+            with os.scandir(path) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            if not folder:
+                raise _source_error(error, locator) from error
+            yield Listed(path=folder, error=_source_error(error, path, hint=_LINK_HINT))
+            continue
+        if (here.st_dev, here.st_ino) in above:
+            continue  # a symlink to a folder above: what is in it is listed there
+        count += len(entries)
+        if count > _MOST_ENTRIES:  # symlinks between folders can make very many ways to the same file
+            raise NotListable(f"more than {_MOST_ENTRIES:,} files", locator=locator, hint="name a folder below it")
+        for entry in entries:
+            try:
+                info = entry.stat()
+            except OSError as error:
+                yield Listed(path=folder + entry.name, error=_source_error(error, entry.path, hint=_LINK_HINT))
+                continue
+            if stat.S_ISREG(info.st_mode):
+                yield Listed(path=folder + entry.name, size=info.st_size)
+            elif stat.S_ISDIR(info.st_mode):
+                pending.append((f"{folder}{entry.name}/", above | {(here.st_dev, here.st_ino)}))
 
 
 def _source_error(
     error: OSError, locator: str, *, what: str = "no such file", hint: str = "", reason: str = ""
 ) -> SourceError:
     """The SourceError for an OSError; the keywords are for a missing file or folder."""
-    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
         return NotFound(what, locator=locator, hint=hint, reason=reason)
     if error.errno in (errno.EACCES, errno.EPERM):
         return AccessDenied("permission denied", locator=locator, hint="check who may read the source folder")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 from urllib.parse import quote
 
-from .errors import TimedOut
+from .errors import SourceError, TimedOut
 
 READ_ALL_TIMEOUT_S = 300.0
 """Seconds for reading a whole small body, however slowly its bytes trickle in."""
@@ -62,12 +62,16 @@ def replaced(body: Body, read_into: Callable[[memoryview], int], *, ranged: bool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """One file of a listing. Fields that the listing does not provide are None."""
+    """One file of a listing. Fields that the listing does not provide are None.
+
+    With an *error* it cannot be had, and a path that ends in "/" is a folder that could not be listed.
+    """
 
     path: str  # POSIX, relative to the listed locator; untrusted until validated
     size: int | None = None  # bytes
     sha256: str | None = None  # lower-case hex, as the listing claims
     suffix: str = ""  # appended to the file's locator: pins the listed version
+    error: SourceError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

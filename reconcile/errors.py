@@ -109,6 +109,12 @@ class SourceUnavailableError(ModelstowError):
     code = "SOURCE_UNAVAILABLE"
 
 
+class ConcurrentModificationError(SourceUnavailableError):
+    """A file of a source was written to while `lock` read it."""
+
+    code = "CONCURRENT_MODIFICATION"
+
+
 class AuthError(SourceUnavailableError):
     """A source requires credentials, or rejects those that it got."""
 
@@ -198,6 +204,7 @@ EXIT_CODES: Mapping[str, int] = {
     "LOCKFILE_INVALID": 2,
     "INTEGRITY_FAIL": 4,
     "SOURCE_UNAVAILABLE": 5,
+    "CONCURRENT_MODIFICATION": 5,
     "NETWORK_TIMEOUT": 5,
     "RATE_LIMIT": 5,
     "CHECKSUM_FAIL": 5,
@@ -269,6 +276,7 @@ __all__ = [
     "ApplyError",
     "AuthError",
     "ChecksumError",
+    "ConcurrentModificationError",
     "FilesystemError",
     "IncompleteDownloadError",
     "IntegrityError",

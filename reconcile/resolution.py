@@ -13,6 +13,7 @@ from modelstow.cas.layout import Layout
 
 from .desired import lockfile as lockfiles
 from .desired import manifest as manifests
+from .desired.listed_files import LockWarning
 from .desired.lockfile import Lockfile
 from .desired.resolver import resolve
 from .desired.validation import ModelId
@@ -35,6 +36,7 @@ class LockResult:
     path: Path
     lock: Lockfile
     changed: bool
+    warnings: tuple[LockWarning, ...] = ()  # what was left out, or cannot be vouched for
 
     @property
     def files(self) -> int:
@@ -80,6 +82,7 @@ def lock(
         context=context,
         threads=settings.connections,
     )
+    warnings: dict[LockWarning, None] = {}
     try:
         found = resolve(
             manifest,
@@ -88,6 +91,7 @@ def lock(
             with_retries=lambda ask: with_retries(ask, _interactive(context.policy), run),
             prefetcher=prefetcher,
             upgrade=_upgrades(upgrade),
+            warn=warnings.setdefault,
         )
     except BaseException:
         if write:
@@ -100,7 +104,7 @@ def lock(
         prefetcher.keep()
         if changed:
             write_file(target, fresh)
-    return LockResult(path=target, lock=found, changed=changed)
+    return LockResult(path=target, lock=found, changed=changed, warnings=tuple(warnings))
 
 
 def is_stale(settings: Settings) -> bool:

@@ -97,10 +97,12 @@ class HttpSource:
         return _body(response, locator, ranged=not request.ranged or "Content-Range" in response.headers)
 
     def size(self, locator: str) -> int | None:
-        response = self._request(_Request("HEAD"), locator)
-        release(response)
-        if (length := _length(response)) is not None:
-            return length
+        # Some servers refuse HEAD, do not answer it, or answer it with the length 0.
+        with suppress(SourceError):
+            response = self._request(_Request("HEAD"), locator)
+            release(response)
+            if length := _length(response):
+                return length
         body = self.open(locator, start=0, stop=1)
         body.close()
         return body.total

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from urllib.parse import unquote, urldefrag, urljoin
 
 from ..errors import AccessDenied, NotFound, NotListable, SourceError
-from ..source import Listed, Listing, Source, join_locator, read_all
+from ..source import Listed, Listing, Source, read_all
+from . import checksums
 
 _MAX_BYTES = 64 << 20
 _MAX_PAGES = 10_000
-_CHECKSUMS_HINT = "recreate it in that folder, e.g. with `sha256sum * > SHA256SUMS`"
-_CHECKSUM_LINE = re.compile(r"\\?([0-9A-Fa-f]{64}) [ *](.+)\Z")
+_CHECKSUMS_HINT = (
+    "recreate it in that folder, e.g. with `find . -type f ! -name 'SHA256SUMS*' -exec sha256sum {} + > SHA256SUMS`"
+)
 _INDEX_TITLE = re.compile(r"\s*(Index of|Directory listing for)\b")  # nginx and Apache; Python's http.server
 
 
@@ -22,30 +23,15 @@ def listing(source: Source, locator: str) -> Listing:
     """The files below *locator*; links to elsewhere are ignored. Raises SourceError."""
     folder = locator.rstrip("/") + "/"
     try:
-        text = read_all(source, folder + "SHA256SUMS", at_most=_MAX_BYTES).decode("utf-8")
+        rows = checksums.parse(read_all(source, folder + checksums.NAME, at_most=_MAX_BYTES))
     except (NotFound, AccessDenied) as error:
         # Static servers on object stores respond 403 for a missing object.
         files = tuple(_from_index_pages(source, folder, no_checksums=error))
     except ValueError as error:
         raise NotListable(f"SHA256SUMS is unreadable ({error})", locator=locator, hint=_CHECKSUMS_HINT) from error
     else:
-        files = _from_checksums(source, folder, text)
+        files = tuple(Listed(path=path, sha256=sha256) for path, sha256 in rows.items())
     return Listing(locator=locator, files=files)
-
-
-def _from_checksums(source: Source, folder: str, text: str) -> tuple[Listed, ...]:
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        match = _CHECKSUM_LINE.match(line)
-        if match is None:
-            what = f"SHA256SUMS line {number} is not '<64 hex>  <path>'"
-            raise NotListable(what, locator=folder, hint=_CHECKSUMS_HINT)
-        rows.append((match[2].removeprefix("./"), match[1].lower()))
-    with ThreadPoolExecutor(8) as pool:
-        sizes = list(pool.map(lambda row: source.size(join_locator(folder, row[0])), rows))
-    return tuple(Listed(path=p, size=n, sha256=h) for (p, h), n in zip(rows, sizes, strict=True))
 
 
 def _from_index_pages(source: Source, folder: str, *, no_checksums: SourceError) -> Iterator[Listed]:
@@ -54,7 +40,14 @@ def _from_index_pages(source: Source, folder: str, *, no_checksums: SourceError)
         page = pending.pop()
         if len(seen) > _MAX_PAGES:
             raise NotListable(f"more than {_MAX_PAGES} index pages", locator=folder, hint="name a folder below it")
-        for url in _links(source, page, folder, no_checksums):
+        try:
+            links = _links(source, page, folder, no_checksums)
+        except (NotListable, NotFound, AccessDenied) as error:
+            if page == folder:
+                raise
+            yield Listed(path=unquote(page[len(folder) :]), error=error)
+            continue
+        for url in links:
             if url.endswith("/"):
                 if url not in seen:
                     seen.add(url)
@@ -64,7 +57,8 @@ def _from_index_pages(source: Source, folder: str, *, no_checksums: SourceError)
 
 
 def _links(source: Source, page: str, folder: str, no_checksums: SourceError) -> list[str]:
-    no_index = NotListable("the server has neither SHA256SUMS nor an index page", locator=folder)
+    neither = "neither SHA256SUMS nor an index page" if page == folder else "no index page"
+    no_index = NotListable(f"the server has {neither}", locator=page)
     try:
         html = read_all(source, page, at_most=_MAX_BYTES).decode("utf-8", "replace")
     except (NotFound, AccessDenied, ValueError) as error:

@@ -20,6 +20,7 @@ from ..desired import manifest as manifests
 from ..desired.locators import EXAMPLES, check_source, normalize
 from ..desired.validation import name_problem
 from ..errors import InvalidConfigError, ManifestValidationError, ModelNotFoundError, Problem, listing
+from ..events.events import Warning
 from ..project import find_manifest
 from .output import count, size
 from .parser import VARIANT as _VARIANT
@@ -132,7 +133,10 @@ def run_lock(session: Session) -> Answer:
         "files": found.files,
         "blobs": len(found.lock.blobs),
         "bytes": found.bytes,
+        "warnings": [{"code": w.code, "path": w.path, "message": w.message} for w in found.warnings],
     }
+    for warning in found.warnings:
+        session.events.emit(Warning(text=warning.message))
     if args.check:
         line = f"{found.path} is stale: run `modelstow lock`" if stale else f"{found.path} is up to date"
         return Answer(document=document, lines=(line,), code=7 if stale else 0)

@@ -7,23 +7,23 @@ did not change keeps its entry without a request, until an upgrade is requested.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
-from pathspec import GitIgnoreSpec
-
-from modelstow.backends import AccessDenied, Listed, Listing, Registry, SourceError, join_locator, locator_prefixes
+from modelstow.backends import AccessDenied, Changed, Listed, Listing, Registry, SourceError, join_locator, locator_prefixes
 from modelstow.cas import Digest
 
-from ..errors import AuthError, ManifestValidationError, Problem, SourceUnavailableError
+from ..errors import AuthError, ConcurrentModificationError, ManifestValidationError, Problem, SourceUnavailableError
 from ..hints import hint_of
 from . import validation
-from .lockfile import MOST_SIZE, LockedBlob, LockedModel, LockedVariant, Lockfile, absolute
+from .listed_files import RENAME_HINT, Warn, by_index, contradiction, match, select
+from .lockfile import LockedBlob, LockedModel, LockedVariant, Lockfile, absolute
 from .manifest import Manifest, Model, Variant
 
+_SIZES_AT_ONCE = 8
+_T = TypeVar("_T")
 _PREFETCH_HINT = (
     "check the network and lock again; if the source lists what it does not have, leave that out with `exclude`"
 )
@@ -44,8 +44,14 @@ class Prefetcher(Protocol):
         ...
 
 
-WithRetries = Callable[[Callable[[], Listing]], Listing]
-"""Makes a request, and repeats it while that may help."""
+class WithRetries(Protocol):
+    """Makes a request, and repeats it while that may help."""
+
+    def __call__(self, request: Callable[[], _T], /) -> _T: ...
+
+
+def _once(request: Callable[[], _T], /) -> _T:
+    return request()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +70,18 @@ def resolve(
     registry: Registry,
     prefetcher: Prefetcher,
     upgrade: Callable[[validation.ModelId], bool] = lambda id_: False,
-    with_retries: WithRetries = lambda request: request(),
+    with_retries: WithRetries = _once,
+    warn: Warn = lambda warning: None,
 ) -> Lockfile:
     """The lockfile for *manifest*.
 
     *upgrade* selects models to list again although their tables did not change. *with_retries* repeats a listing after
-    every source of a model failed.
+    every source of a model failed. *warn* is called for what is left out or cannot be vouched for.
 
     Raises ManifestValidationError with every problem; SourceUnavailableError or AuthError with each source and its reason;
     the errors of the prefetcher.
     """
-    resolver = _Resolver(manifest, previous, registry, prefetcher, upgrade, with_retries)
+    resolver = _Resolver(manifest, previous, registry, prefetcher, upgrade, with_retries, warn)
     models = {key: resolver.model(model) for key, model in manifest.models.items()}
     if resolver.problems:
         raise ManifestValidationError(str(manifest.path), resolver.problems)
@@ -92,10 +99,11 @@ class _Resolver:
         prefetcher: Prefetcher,
         upgrade: Callable[[validation.ModelId], bool],
         with_retries: WithRetries,
+        warn: Warn,
     ) -> None:
         self._manifest, self._previous = manifest, previous
         self._registry, self._prefetcher, self._upgrade = registry, prefetcher, upgrade
-        self._with_retries = with_retries
+        self._with_retries, self._warn = with_retries, warn
         self._base = manifest.path.parent
         self._listings: dict[str, Listing | SourceError] = {}
         self._prefetched: dict[str, tuple[Digest, int]] = {}
@@ -110,7 +118,7 @@ class _Resolver:
         locked = {}
         for name, variant in model.variants.items():
             files = self._files(key, name)
-            components = {c: _match(files, globs) for c, globs in variant.components.items()}
+            components = {c: match(files, globs) for c, globs in variant.components.items()}
             digests = {path: file.digest for path, file in files.items()}
             locked[name] = LockedVariant(files=digests, components=components, optional=tuple(sorted(variant.optional)))
             for file in files.values():
@@ -180,23 +188,32 @@ class _Resolver:
             files[listed.path] = _File(listed.digest, listed.size, urls)
         if variant.include:
             files |= self._files_of_source(model, variant, place)
-        validation.check_paths(f"{place}.files", files, self.problems)
+        found: list[Problem] = []
+        validation.check_paths(f"{place}.files", files, found)
+        self.problems += [replace(problem, what=f"{problem.what}; {RENAME_HINT}") for problem in found]
         if not files:
             self.problems.append(Problem(place, "has no files"))
         return files
 
     def _files_of_source(self, model: Model, variant: Variant, place: str) -> dict[str, _File]:
         source, listing = self._listing(model)
-        selected = _select(listing.files, variant, place, self.problems)
+        selected = select(listing.files, variant, place, self.problems, self._warn)
         folder = absolute(listing.locator, self._base)
         locators = {listed.path: join_locator(folder, listed.path) + listed.suffix for listed in selected}
         if variant.index is not None:
-            selected = self._by_index(variant.index, selected, locators, place)
+            selected = self._by_index(variant, selected, locators, place)
+        for listed in selected:
+            if listed.error is not None:
+                raise _unavailable(listed.error)
+        selected = self._with_sizes(selected, locators, place)
         self._prefetch([locators[listed.path] for listed in selected if listed.sha256 is None or listed.size is None])
         files = {}
         for listed in selected:
             if listed.sha256 is None or listed.size is None:
                 digest, size = self._prefetched[locators[listed.path]]
+                if listed.sha256 not in (None, digest.hex):
+                    what = f"the source lists {listed.path!r} with the sha256 {listed.sha256}, but it has {digest.hex}"
+                    self.problems.append(Problem(place, what))
             else:
                 digest, size = Digest.of_hex(listed.sha256), listed.size
             urls = tuple(
@@ -239,7 +256,7 @@ class _Resolver:
             return found if isinstance(found, Listing) else None
         return None
 
-    def _list(self, source: str, retry: WithRetries = lambda request: request()) -> Listing | SourceError:
+    def _list(self, source: str, retry: WithRetries = _once) -> Listing | SourceError:
         locator = absolute(source, self._base)
         try:
             listing = retry(lambda: self._registry.find(locator).listing(locator))
@@ -248,26 +265,34 @@ class _Resolver:
         # A relative source stays relative in the lockfile.
         return Listing(locator=source if listing.locator == locator else listing.locator, files=listing.files)
 
-    def _by_index(self, index: str, selected: list[Listed], locators: Mapping[str, str], place: str) -> list[Listed]:
-        """Leave out the shards next to *index* that it does not name."""
-        if index not in locators:
-            self.problems.append(Problem(f"{place}.index", f"{index!r} is not among the files of this variant"))
+    def _by_index(self, variant: Variant, selected: list[Listed], locators: Mapping[str, str], place: str) -> list[Listed]:
+        locator = locators.get(variant.index or "")
+        if locator is None:
+            self.problems.append(Problem(f"{place}.index", f"{variant.index!r} is not among the files of this variant"))
             return selected
-        self._prefetch([locators[index]])
-        shards = _shards(self._prefetcher.read(self._prefetched[locators[index]][0]))
-        if shards is None:
-            self.problems.append(Problem(f"{place}.index", f"{index!r} is not an index: no weight_map"))
+        self._prefetch([locator])
+        raw = self._prefetcher.read(self._prefetched[locator][0])
+        return by_index(raw, variant, selected, place, self.problems, self._warn)
+
+    def _with_sizes(self, selected: list[Listed], locators: Mapping[str, str], place: str) -> list[Listed]:
+        """The files with the sizes that a listing of digests does not give, requested from the source."""
+        unknown = [listed for listed in selected if listed.sha256 is not None and listed.size is None]
+        if not unknown:
             return selected
-        folder = str(PurePosixPath(index).parent)
-        named = {str(PurePosixPath(folder) / shard) for shard in shards}
-        suffixes = {PurePosixPath(shard).suffix for shard in shards}
-        for path in sorted(named - {listed.path for listed in selected}):
-            self.problems.append(Problem(f"{place}.index", f"names the shard {path!r}, which the source does not list"))
 
-        def belongs(path: PurePosixPath) -> bool:
-            return str(path.parent) != folder or path.suffix not in suffixes or str(path) in named
+        def size_of(listed: Listed) -> int | None:
+            locator = locators[listed.path]
+            return self._with_retries(lambda: self._registry.find(locator).size(locator))
 
-        return [listed for listed in selected if belongs(PurePosixPath(listed.path))]
+        try:
+            with ThreadPoolExecutor(_SIZES_AT_ONCE) as pool:
+                sizes = dict(zip((listed.path for listed in unknown), pool.map(size_of, unknown), strict=True))
+        except SourceError as error:
+            raise _unavailable(error) from error
+        for listed in unknown:
+            if what := contradiction(listed.path, listed.sha256, sizes[listed.path]):
+                self.problems.append(Problem(f"{place}.include", what))
+        return [replace(listed, size=sizes.get(listed.path, listed.size)) for listed in selected]
 
     def _prefetch(self, locators: Iterable[str]) -> None:
         missing = [locator for locator in dict.fromkeys(locators) if locator not in self._prefetched]
@@ -276,53 +301,23 @@ class _Resolver:
         try:
             self._prefetched |= self._prefetcher.prefetch_all(missing)
         except SourceError as error:
-            rows = [{"source": error.locator, "code": error.code, "reason": error.what}]
-            kind = AuthError if isinstance(error, AccessDenied) else SourceUnavailableError
-            raise kind(str(error), hint=hint_of(error) or _PREFETCH_HINT, sources=rows) from error
+            raise _unavailable(error) from error
 
     def _place(self, key: str) -> str:
         return f"models.{json.dumps(self._manifest.models[key].key)}"
 
 
+def _unavailable(error: SourceError) -> SourceUnavailableError:
+    """The error for one file that is wanted and cannot be had."""
+    rows = [{"source": error.locator, "code": error.code, "reason": error.what}]
+    kind = SourceUnavailableError
+    if isinstance(error, AccessDenied):
+        kind = AuthError
+    elif isinstance(error, Changed):
+        kind = ConcurrentModificationError
+    return kind(str(error), hint=hint_of(error) or _PREFETCH_HINT, sources=rows)
+
+
 def _extended(model: Model) -> set[str]:
     """The models whose variants a model extends."""
     return {text.partition("#")[0] for variant in model.variants.values() for text in variant.extends}
-
-
-def _select(files: Iterable[Listed], variant: Variant, place: str, problems: list[Problem]) -> list[Listed]:
-    """The files that the globs of a variant select; those with problems are reported and left out."""
-    include, exclude = GitIgnoreSpec.from_lines(variant.include), GitIgnoreSpec.from_lines(variant.exclude)
-    files = sorted(files, key=lambda listed: listed.path)
-    selected = [f for f in files if include.match_file(f.path) and not exclude.match_file(f.path)]
-    for number, pattern in enumerate(variant.include):
-        is_literal = not any(c in pattern for c in "*?[!")
-        if is_literal and not any(GitIgnoreSpec.from_lines([pattern]).match_file(f.path) for f in files):
-            problems.append(Problem(f"{place}.include[{number}]", f"the source lists no {pattern!r}"))
-    for path in sorted(set(variant.rename) - {f.path for f in selected}):
-        problems.append(Problem(f"{place}.rename", f"{path!r} is not among the files of this variant"))
-    for listed in selected:
-        # The paths of a hostile listing are checked before they are joined to a locator.
-        problems += [Problem(f"{place}.include", what) for what in _problems_of(listed)]
-    return [listed for listed in selected if not any(_problems_of(listed))]
-
-
-def _problems_of(listed: Listed) -> Iterator[str]:
-    yield from validation.path_problems(listed.path)
-    if listed.size is not None and not 0 <= listed.size <= MOST_SIZE:
-        yield f"the source lists {listed.path[:80]!a} with the size {listed.size}"
-    if listed.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", listed.sha256):
-        yield f"the source lists {listed.path[:80]!a} with {listed.sha256[:80]!a}, which is no sha256"
-
-
-def _match(files: Iterable[str], globs: Iterable[str]) -> tuple[str, ...]:
-    spec = GitIgnoreSpec.from_lines(globs)
-    return tuple(sorted(path for path in files if spec.match_file(path)))
-
-
-def _shards(raw: bytes) -> set[str] | None:
-    """The shards that an index names; None where it is no index."""
-    try:
-        weights = json.loads(raw)["weight_map"]
-        return {shard for shard in weights.values() if isinstance(shard, str) and not any(validation.path_problems(shard))}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
-from modelstow.backends import Body, EndedEarly, Source, redact
-from modelstow.cas import EMPTY, BlobState, BlobStore, Digest, leases, locks, scrub, syscalls
+from modelstow.backends import Body, Changed, EndedEarly, Source, redact
+from modelstow.cas import EMPTY, BlobState, BlobStore, CancellationToken, Digest, leases, locks, scrub, syscalls
 from modelstow.cas.buffers import aligned_buffer
 from modelstow.cas.durable import write_all, write_file
 from modelstow.cas.ingest import SMALL, Incoming
@@ -31,6 +32,8 @@ from .retry import with_retries
 from .worker import MOST_STEP, BodyReader
 
 _KIND = "hash"
+_TRIES = 3  # to read a file that changes
+_TIME_STEP_NS = 50_000_000  # more than the step of the times of a local file system
 _GROUP = 250  # small files that are committed together, if so many have come
 
 
@@ -117,14 +120,20 @@ class Prefetcher:
         return large
 
     def _content(self, locator: str) -> bytes | None:
-        """A local file's bytes; None where it is large. Raises SourceError."""
-        body = self.context.registry.find(locator).open(locator)
-        try:
-            if body.total is None or body.total > SMALL:
-                return None
-            return self._read_whole(body, locator)
-        finally:
-            body.close()
+        """A local file's bytes; None where it is large. Raises SourceError, Cancelled."""
+        for _ in range(_TRIES):
+            body = self.context.registry.find(locator).open(locator)
+            try:
+                if body.total is None or body.total > SMALL:
+                    return None
+                watch = _Watch(body, self.context.token)
+                with suppress(EndedEarly):  # it was truncated meanwhile
+                    data = self._read_whole(body, locator)
+                    if not watch.changed():
+                        return data
+            finally:
+                body.close()
+        raise _changed(locator)
 
     def _read_whole(self, body: Body, locator: str) -> bytes:
         """A body of at most ``SMALL`` bytes, all of it. Raises SourceError, Cancelled."""
@@ -150,17 +159,27 @@ class Prefetcher:
         with_retries(lambda: self._prefetch_once(locator), self.context.policy, self.context.token, self.context.clock)
 
     def _prefetch_once(self, locator: str) -> None:
-        store, source = self._store(), self.context.registry.find(locator)
+        source = self.context.registry.find(locator)
         if known := self._cached_hash(source, locator):
             self.found[locator] = known
             return
-        body = source.open(locator)
+        for _ in range(_TRIES):
+            if self._read_once(source, locator):
+                return
+        raise _changed(locator)
+
+    def _read_once(self, source: Source, locator: str) -> bool:
+        """Read, hash and keep a file; False if it changed meanwhile."""
+        store, body = self._store(), source.open(locator)
+        watch = _Watch(body, self.context.token)
         try:
             if body.total is not None and body.total <= SMALL and not body.start:
                 data = self._read_whole(body, locator)
+                if watch.changed():
+                    return False
                 with self._mutex:
                     self._small.append((locator, data))
-                return
+                return True
             version = body.version
             key = f"{locator}\0{version}\0{locks.boot_id()}" if version and locks.boot_id() else ""
             with store.ingest.incoming(key) as incoming:
@@ -168,14 +187,23 @@ class Prefetcher:
                     if incoming.held:
                         body.close()
                         body = _continued(source, locator, version, incoming)
+                        watch = _Watch(body, self.context.token)
                     if not _reflinked(body, incoming):
                         self._copy(body, incoming, locator)
                 table = scrub.hash_file(incoming.fd, incoming.held)
+                if watch.changed():
+                    incoming.done = True  # the bytes of two states of the file
+                    return False
                 self._commit(incoming, table)
+        except EndedEarly:
+            if watch.changed():  # it was truncated
+                return False
+            raise
         finally:
             body.close()
         self._cache_hash(locator, version, table.digest, table.size)
         self.found[locator] = table.digest, table.size
+        return True
 
     def _copy(self, body: Body, incoming: Incoming, locator: str) -> None:
         buffer = aligned_buffer(MOST_STEP)
@@ -222,6 +250,35 @@ class Prefetcher:
     def _record(self, locator: str) -> Path:
         name = hashlib.sha256(locator.encode("utf-8", "surrogatepass")).hexdigest()
         return self._store().layout.state_dir(HASH_CACHE) / name
+
+
+class _Watch:
+    """Whether a local file changes while it is read, by its size, times and inode. Of other sources nothing is known.
+
+    The times advance in steps: a write in the same step as the one before it would not show. So a file that was written to
+    just now is read a moment later.
+    """
+
+    def __init__(self, body: Body, token: CancellationToken) -> None:
+        self._fd = body.fd
+        if self._fd is not None:
+            age_ns = time.time_ns() - os.fstat(self._fd).st_mtime_ns
+            if 0 <= age_ns < _TIME_STEP_NS:
+                token.wait((_TIME_STEP_NS - age_ns) / 1e9)
+            self._before = self._state()
+
+    def changed(self) -> bool:
+        return self._fd is not None and self._state() != self._before
+
+    def _state(self) -> tuple[int, ...]:
+        assert self._fd is not None
+        found = os.fstat(self._fd)
+        return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _changed(locator: str) -> Changed:
+    what = f"the file changed each of the {_TRIES} times that it was read"
+    return Changed(what, locator=locator, hint="lock again when nothing writes to it, or lock a copy")
 
 
 def _reflinked(body: Body, incoming: Incoming) -> bool:

@@ -37,16 +37,48 @@ class TestFileUrl(FolderContract):
         return f"file://{self.top}"
 
 
-def test_a_listing_follows_links_to_files_and_not_to_folders(tmp_path: Path):
-    """A hub's cache is a folder of symlinks; a link to a folder could lead anywhere, or round."""
+def test_a_listing_follows_links_to_files_and_folders(tmp_path: Path):
+    """A hub's cache is a folder of symlinks, and large parts of a model are linked from another disk."""
     (tmp_path / "blob").write_bytes(b"weights")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared/vae.bin").write_bytes(b"vae")
     (tmp_path / "models").mkdir()
     (tmp_path / "models/model.bin").symlink_to("../blob")
-    (tmp_path / "models/loop").symlink_to(tmp_path)
+    (tmp_path / "models/vae").symlink_to(tmp_path / "shared")
 
     listing = FileSource().listing(str(tmp_path / "models"))
 
-    assert [(f.path, f.size) for f in listing.files] == [("model.bin", 7)]
+    assert [(f.path, f.size) for f in listing.files] == [("model.bin", 7), ("vae/vae.bin", 3)]
+
+
+@pytest.mark.parametrize("target", [".", "..", "../top", "/proc/self/cwd"])
+def test_links_that_lead_round_end(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is in a folder above is listed there, however many links lead to it."""
+    top = tmp_path / "top"
+    (top / "deep").mkdir(parents=True)
+    monkeypatch.chdir(top)
+    (top / "model.bin").write_bytes(b"weights")
+    (top / "deep/round").symlink_to(target)
+    (top / "round").symlink_to(target)
+
+    paths = [f.path for f in FileSource().listing(str(top)).files]
+
+    assert "model.bin" in paths and all(path.count("round") <= 2 for path in paths)
+
+
+def test_what_cannot_be_read_is_listed_with_its_error(tmp_path: Path):
+    """Only who wants it has to be told: a link that leads nowhere, or to itself."""
+    (tmp_path / "a.bin").write_bytes(b"a")
+    (tmp_path / "gone.bin").symlink_to("nowhere")
+    (tmp_path / "self.bin").symlink_to("self.bin")
+
+    found = {f.path: f.error for f in FileSource().listing(str(tmp_path)).files}
+
+    assert found.pop("a.bin") is None
+    assert {path: "link" in error.hint and path in str(error) for path, error in found.items() if error} == {
+        "gone.bin": True,
+        "self.bin": True,
+    }
 
 
 def test_a_folder_is_no_object(tmp_path: Path):

@@ -81,13 +81,33 @@ class TestWithoutRanges(HttpContract):
         self.origin.fail("*", Fault(ignore_range=True, times=-1))
 
 
-def test_sums_give_digests_and_sizes_without_a_byte_of_content():
-    """A SHA256SUMS file names every digest; sizes come from HEAD."""
+def test_sums_give_digests_and_are_the_only_request():
+    """A SHA256SUMS file names every digest; sizes are requested of what is wanted."""
     with Origin({"m/a": b"one", "m/deep/b": b"three"}, listing="sums") as origin:
         files = HttpSource({}).listing(f"{origin.url}/m/").files
 
-        assert [(f.path, f.size, f.sha256 is not None) for f in files] == [("a", 3, True), ("deep/b", 5, True)]
-        assert origin.sent("m/a") == origin.sent("m/deep/b") == 0
+        assert [(f.path, f.size, f.sha256 is not None) for f in files] == [("a", None, True), ("deep/b", None, True)]
+        assert [seen.path for seen in origin.requests] == ["m/SHA256SUMS"]
+
+
+HEADS = [b"405 Not Allowed", b"403 Forbidden", b"500 Oops", b"200 OK"]
+
+
+@pytest.mark.parametrize("status", HEADS)
+def test_where_head_fails_or_says_0_the_size_is_that_of_a_range(status: bytes):
+    """Some servers refuse HEAD, or answer it with the length 0."""
+    head = b"HTTP/1.1 %b\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status
+    fields = b"Content-Range: bytes 0-0/5\r\nContent-Length: 1\r\nConnection: close\r\n\r\n"
+    answers = iter([head, b"HTTP/1.1 206 Partial Content\r\n" + fields + b"t"])
+
+    with RawServer(lambda connection: connection.sendall(next(answers))) as server:
+        assert HttpSource({}).size(f"{server.url}/a") == 5
+
+
+def test_the_size_of_an_empty_object_is_0():
+    """Asked for twice, since some servers answer HEAD with 0 whatever the object is."""
+    with Origin({"a": b""}) as origin:
+        assert HttpSource({}).size(f"{origin.url}/a") == 0
 
 
 def test_a_folder_without_any_listing_says_to_list_the_files():
