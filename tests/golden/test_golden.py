@@ -246,7 +246,7 @@ ROWS: dict[str, dict[str, set[str]]] = {
         "removed": {"blobs", "trees", "partials"},
         "kept": {"blobs", "bytes"},
     },
-    "lock": {"": {"lock", "changed", "models", "files", "blobs", "bytes"}},
+    "lock": {"": {"lock", "changed", "models", "files", "blobs", "bytes", "warnings"}},
     "ls": {"": {"models"}, "models[]": {"model", "variant", "state", "path", "bytes", "pinned"}},
     "du": {
         "": {"trees", "totals"},
