@@ -19,16 +19,16 @@ from modelstow.cas.scrub import Level
 from .desired.lockfile import Lockfile
 from .desired.selectors import VariantId, all_variants, select
 from .desired_state import EnsureOptions, blob_sizes, build
-from .errors import single
+from .errors import from_os, single
 from .events.bus import EventBus
 from .events.report import Report
+from .paths import absolute_path
 from .planning.observer import free_bytes, observe
 from .planning.planner import Plan, find_work, plan, statuses
 from .planning.state import Actual, Desired, ModelState, TreeKey, VariantStatus
 from .project import Project, find_files
 from .results import ApplyResult, IntegrityReport, TreeResult
 from .retention import registered, roots
-from .retention.roots import LockfileRoot
 from .settings import Settings, from_environment
 
 if TYPE_CHECKING:  # what writes and reads content is loaded when there is something to do: start-up is performance
@@ -85,7 +85,7 @@ class ModelEnsurer:
         Raises LockfileMissingError, LockfileInvalidError, SchemaVersionError, InvalidConfigError, OSError.
         """
         if settings is None:
-            lock, manifest = find_files(_text(lockfile), None, os.environ)
+            lock, manifest = find_files(lockfile, None, os.environ)
             given = {"root": _absolute(root), "lockfile": _absolute(lock), "manifest": _absolute(manifest)}
             settings = from_environment(os.environ, **given)
         project = Project(settings)
@@ -129,7 +129,7 @@ class ModelEnsurer:
         """The plan for ``apply``; *removals*: also of trees that this lockfile no longer names; *force*: fetch all."""
         desired = self._wanted(selectors, options, force=force)
         if removals:
-            desired = replace(desired, removals=self._removals(desired)[0])
+            desired = replace(desired, removals=registered.removals(self.settings.root, self.settings.lockfile, desired)[0])
         return plan(desired, self.observe(desired))
 
     def status(self, model: str, variant: str | None = None) -> VariantStatus:
@@ -188,7 +188,7 @@ class ModelEnsurer:
         """Make the disk equal the whole lockfile, then remove the trees that it put there and no longer names."""
         began_ns = time.time_ns()
         desired = self.desired(options=EnsureOptions(prune=prune))
-        removals, new_owners = self._removals(desired)
+        removals, new_owners = registered.removals(self.settings.root, self.settings.lockfile, desired)
         actual = self.observe(desired)
         outcome = self._apply(replace(desired, removals=removals), actual, progress=progress)
         if outcome.error is None:
@@ -285,13 +285,19 @@ class ModelEnsurer:
 
     @contextmanager
     def lease(self, model: str, variant: str | None = None) -> Iterator[Path]:
-        """Ensure a variant and keep it from eviction and garbage collection while the block runs."""
+        """Ensure a variant and keep it from eviction and garbage collection while the block runs.
+
+        Raises the errors of ``ensure``; PermissionDeniedError for a store that cannot be written to.
+        """
         from modelstow.cas import leases
 
         self.ensure(model, variant)
         desired = self.desired([select(self.lock, model, variant)])
         digests = frozenset(desired.trees[0].files.values())
-        held = leases.take(self.settings.open_store(), doing=f"using {desired.trees[0].key}", digests=digests)
+        try:
+            held = leases.take(self.settings.open_store(), doing=f"using {desired.trees[0].key}", digests=digests)
+        except OSError as error:
+            raise from_os(error, "taking a lease") from error
         try:
             # Again, now that nothing may remove it: it may have been evicted before the lease was there.
             yield self.ensure(model, variant)
@@ -299,9 +305,6 @@ class ModelEnsurer:
             held.finish()
 
     # ---- what is wanted
-
-    def _removals(self, desired: Desired) -> tuple[tuple[TreeKey, ...], dict[str, LockfileRoot]]:
-        return registered.removals(BlobStore.open_readonly(self.settings.root), self.settings.lockfile, desired)
 
     def _chosen(self, selectors: Iterable[str | VariantId]) -> list[VariantId]:
         return list(dict.fromkeys(s if isinstance(s, VariantId) else select(self.lock, s) for s in selectors))
@@ -391,9 +394,5 @@ class ModelEnsurer:
         BlobStore.open_readonly(self.settings.root).trees.touch(tree.key.tree for tree in desired.trees)
 
 
-def _text(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.fspath(path)
-
-
 def _absolute(path: str | os.PathLike[str] | None) -> Path | None:
-    return None if path is None else Path(os.path.abspath(path))
+    return None if path is None else Path(absolute_path(path))

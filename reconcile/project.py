@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from .paths import absolute_path
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 
-def find_files(lockfile: str | None, manifest: str | None, environ: Mapping[str, str]) -> tuple[str | None, str | None]:
+def find_files(
+    lockfile: str | os.PathLike[str] | None, manifest: str | None, environ: Mapping[str, str]
+) -> tuple[str | None, str | None]:
     """Absolute paths of lockfile and manifest: as named by option or environment, else side by side, else in the current
     folder or one above. The files need not exist."""
     lock = _absolute(lockfile or environ.get("MODELSTOW_LOCK"))
@@ -35,8 +39,8 @@ def find_files(lockfile: str | None, manifest: str | None, environ: Mapping[str,
     return lock, toml
 
 
-def _absolute(path: str | None) -> str | None:
-    return os.path.abspath(path) if path else None
+def _absolute(path: str | os.PathLike[str] | None) -> str | None:
+    return absolute_path(path) if path else None
 
 
 def _with_suffix(path: str, suffix: str) -> str:

@@ -26,6 +26,7 @@ from .events.progress import Meter, Progress
 from .events.recorder import Recorder
 from .events.report import Report
 from .interop.push import Push, Pushed
+from .paths import absolute_path
 from .planning.planner import PendingWork
 from .planning.state import Desired, DesiredTree, TreeKey
 from .retention.collector import Collector
@@ -101,7 +102,7 @@ class Runtime:
         return Push(
             store=self.settings.open_store(),
             registry=self.targets,
-            url=place if "://" in place else os.path.abspath(place),
+            url=place if "://" in place else absolute_path(place),
             compress=compress,
             dry_run=dry_run,
             threads=self.settings.connections,

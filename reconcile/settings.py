@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from modelstow.cas.store import LOCK_TIMEOUT_S
 
 from .desired.locators import check_source, normalize
 from .errors import InvalidConfigError
+from .paths import absolute_path
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _MOST_BYTES, _DIGITS = 1e18, 9
@@ -115,12 +115,18 @@ def parse_mirrors(text: str, what: str) -> tuple[str, ...]:
 def default_root(environ: Mapping[str, str]) -> Path:
     """The store where none is named: MODELSTOW_ROOT, MODELS_ROOT, or the user's data folder."""
     if root := environ.get("MODELSTOW_ROOT") or environ.get("MODELS_ROOT"):
-        return Path(os.path.abspath(root))
+        return Path(absolute_path(root))
     if data := environ.get("XDG_DATA_HOME"):
-        return Path(os.path.abspath(data)) / "modelstow"
+        return Path(absolute_path(data)) / "modelstow"
     import platformdirs
 
-    return Path(platformdirs.user_data_dir("modelstow", appauthor=False))
+    try:
+        found = platformdirs.user_data_dir("modelstow", appauthor=False)
+    except RuntimeError:  # neither HOME nor an entry in the password database
+        found = "~"
+    if found.startswith("~"):
+        raise InvalidConfigError("it is not known where the store is", hint="set MODELSTOW_ROOT or HOME, or give --root")
+    return Path(found)
 
 
 def from_environment(environ: Mapping[str, str], **given: object) -> Settings:
@@ -128,7 +134,7 @@ def from_environment(environ: Mapping[str, str], **given: object) -> Settings:
     fields: dict[str, object] = {}
     for name, field in (("MODELSTOW_LOCK", "lockfile"), ("MODELSTOW_MANIFEST", "manifest")):
         if value := environ.get(name):
-            fields[field] = Path(os.path.abspath(value))
+            fields[field] = Path(absolute_path(value))
     if value := environ.get("MODELSTOW_LINK_MODE"):
         fields["link_mode"] = parse_link_mode(value)
     if value := environ.get("MODELSTOW_CONCURRENCY"):

@@ -31,14 +31,14 @@ IMPORTERS = {
 }
 # Within reconcile, arrows run one way.
 LAYERS = {
-    "desired": {"errors", "hints", "state_dirs", "desired"},
-    "planning": {"errors", "hints", "state_dirs", "desired", "planning"},
-    "events": {"errors", "hints", "state_dirs", "events"},
-    "retention": {"errors", "hints", "state_dirs", "desired", "planning", "retention", "events"},
-    "transfer": {"errors", "hints", "state_dirs", "desired", "events", "transfer"},
-    "checkout": {"errors", "hints", "state_dirs", "desired", "planning", "events", "checkout"},
-    "inspect": {"errors", "hints", "state_dirs", "desired", "planning", "retention", "inspect"},
-    "interop": {"errors", "hints", "state_dirs", "desired", "events", "transfer", "interop"},
+    "desired": {"errors", "hints", "paths", "state_dirs", "desired"},
+    "planning": {"errors", "hints", "paths", "state_dirs", "desired", "planning"},
+    "events": {"errors", "hints", "paths", "state_dirs", "events"},
+    "retention": {"errors", "hints", "paths", "state_dirs", "desired", "planning", "retention", "events"},
+    "transfer": {"errors", "hints", "paths", "state_dirs", "desired", "events", "transfer"},
+    "checkout": {"errors", "hints", "paths", "state_dirs", "desired", "planning", "events", "checkout"},
+    "inspect": {"errors", "hints", "paths", "state_dirs", "desired", "planning", "retention", "inspect"},
+    "interop": {"errors", "hints", "paths", "state_dirs", "desired", "events", "transfer", "interop"},
 }
 
 
@@ -216,6 +216,7 @@ QUICK = {
     "modelstow.reconcile.cli.output",
     "modelstow.reconcile.cli.shortcut",
     "modelstow.reconcile.documents",
+    "modelstow.reconcile.paths",
     "modelstow.reconcile.project",
     "modelstow.reconcile.snapshot",
     "xxhash",

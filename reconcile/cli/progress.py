@@ -32,9 +32,16 @@ def progress_shown(session: Session) -> Iterator[None]:
 @contextmanager
 def _log(path: str) -> Iterator[Sink]:
     """A listener that appends each event, except those that only count bytes, as a JSON line to a file."""
+    from ..errors import InvalidConfigError
     from ..events.events import BytesArrived, TaskAdvanced
+    from ..paths import absolute_path
 
-    with open(path, "a", encoding="utf-8") as file:
+    try:
+        file = open(absolute_path(path), "a", encoding="utf-8")  # noqa: SIM115  # closed below
+    except OSError as error:
+        hint = "name a file in a folder that exists"
+        raise InvalidConfigError(f"MODELSTOW_LOG: {error.strerror}: {path}", hint=hint) from error
+    with file:
 
         def log(event: Event) -> None:
             if not isinstance(event, BytesArrived | TaskAdvanced):

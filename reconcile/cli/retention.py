@@ -15,6 +15,7 @@ from ..ensurer import ModelEnsurer
 from ..errors import InvalidConfigError, ModelNotFoundError, listing
 from ..events.events import Info
 from ..inspect.owners import kept_by, list_roots
+from ..paths import absolute_path
 from ..retention import pins, roots
 from ..retention.collector import GcResult
 from ..retention.eviction import EvictionTargets
@@ -73,7 +74,7 @@ def _gc_document(result: GcResult) -> dict[str, Any]:
 
 def _gc_lines(result: GcResult) -> tuple[str, ...]:
     word = "would remove" if result.dry_run else "removed"
-    lines = [f"{word} tree {path}" for path in result.trees]
+    lines = [f"{word} tree {path} ({size(freed)})" for path, freed in result.evicted]
     what = f"{count(len(result.blobs), 'blob')} and {count(len(result.partials), 'partial')}"
     if result.quarantined:
         what = f"{what}, {result.quarantined:,} of quarantine/"
@@ -113,7 +114,7 @@ def _explain(ensurer: ModelEnsurer, text: str) -> Answer:
 
 def _forget(ensurer: ModelEnsurer, text: str) -> Answer:
     store = BlobStore.open_readonly(ensurer.settings.root)
-    absolute = os.path.abspath(text)
+    absolute = absolute_path(text)
     candidates = [text, tree_id(text), tree_id(absolute)]
     if absolute.startswith(str(store.layout.root) + os.sep):
         candidates.append(tree_id(os.path.relpath(absolute, store.layout.root)))

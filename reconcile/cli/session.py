@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -19,6 +18,7 @@ from ..desired.lockfile import Lockfile
 from ..ensurer import ModelEnsurer
 from ..errors import InvalidConfigError, LockfileMissingError
 from ..events.bus import EventBus
+from ..paths import absolute_path
 from ..project import find_files
 from ..settings import Settings
 
@@ -152,7 +152,7 @@ def event_row(event: Event, **more: object) -> str:
 
 
 def _path(text: str | None) -> Path | None:
-    return Path(os.path.abspath(text)) if text else None
+    return Path(absolute_path(text)) if text else None
 
 
 __all__ = ["Answer", "Session", "event_row", "read_lock"]

@@ -24,6 +24,7 @@ _OWN_FLAGS = {"reconcile": set[str](), "status": {"--check"}, "plan": {"--check"
 _VALUES = ("--root", "--lock", "--manifest")
 _FORK_FROM = 50_000  # blobs from which a second process pays
 # Variables that change neither what is wanted nor how it is printed.
+_PATHS = ("MODELSTOW_ROOT", "MODELS_ROOT", "MODELSTOW_LOCK", "MODELSTOW_MANIFEST", "XDG_DATA_HOME")
 _KNOWN = {"MODELSTOW_ROOT", "MODELSTOW_LOCK", "MODELSTOW_MANIFEST", "MODELSTOW_OFFLINE", "MODELSTOW_NO_PROGRESS"}
 
 
@@ -34,6 +35,8 @@ def answer(argv: Sequence[str], environ: Mapping[str, str]) -> int | None:
         return None
     asked = _Asked.parse(argv)
     if asked is None or any(name.startswith("MODELSTOW_") and name not in _KNOWN for name in environ):
+        return None
+    if any(value.startswith("~") for value in (*asked.values.values(), *(environ.get(name, "") for name in _PATHS))):
         return None
     try:
         root = _root(asked.values.get("--root"), environ)

@@ -14,6 +14,7 @@ from .. import documents, settings
 from ..desired_state import EnsureOptions
 from ..errors import IntegrityError, InvalidConfigError, as_ours
 from ..events.report import Report, link_counts
+from ..paths import absolute_path
 from ..planning.planner import Action, Fetch, Link, LinkTree, Plan, Remove, Replace
 from ..planning.state import ModelState, VariantStatus
 from ..results import ApplyResult, TreeResult
@@ -144,7 +145,7 @@ def run_ensure(session: Session) -> Answer:
         raise InvalidConfigError("say which variants to ensure, or --all", hint="e.g. `modelstow ensure minilm#fp16`")
     if args.into and len(args.selectors) != 1:
         raise InvalidConfigError("--into takes exactly one selector", hint="e.g. `modelstow ensure minilm#fp16 --into DIR`")
-    into = Path(args.into) if args.into else None
+    into = Path(absolute_path(args.into)) if args.into else None
     options = EnsureOptions(into=into, with_=frozenset(args.with_), without=frozenset(args.without), prune=args.prune)
     selectors = None if args.all else args.selectors
     with progress_shown(session):

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from modelstow.cas import EMPTY, Digest
 
 from ..errors import LockfileInvalidError, Problem, SchemaVersionError
+from ..paths import absolute_path
 from . import validation
 from .locators import check_locator
 
@@ -310,7 +311,9 @@ def _blob_problems(key: str, value: object) -> Iterator[tuple[str, str]]:
 
 def absolute(locator: str, base: Path) -> str:
     """A locator made absolute: relative paths are relative to the manifest's folder."""
-    return locator if "://" in locator else os.path.normpath(base / locator)
+    if "://" in locator:
+        return locator
+    return absolute_path(locator) if locator.startswith("~") else os.path.normpath(base / locator)
 
 
 def _models(table: Mapping[str, object], known: Mapping[str, Digest], problems: list[Problem]) -> dict[str, LockedModel]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from modelstow.cas import EMPTY, BlobStore, Digest
 
 from ..errors import InvalidConfigError
+from ..paths import absolute_path
 from ..retention import roots
 from ..retention.roots import Roots, RootState
 
@@ -36,7 +37,7 @@ def file_owners(store: BlobStore | None, path: str | os.PathLike[str]) -> FileOw
 
     Raises InvalidConfigError where *path* is no regular file, StoreStateError, OSError.
     """
-    absolute = os.path.abspath(path)
+    absolute = absolute_path(path)
     try:
         found = os.stat(absolute)
     except OSError as error:

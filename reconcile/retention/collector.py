@@ -48,7 +48,7 @@ class GcResult:
 
     dry_run: bool
     blobs: list[Digest] = field(default_factory=list)
-    trees: list[str] = field(default_factory=list)  # paths
+    evicted: list[tuple[str, int]] = field(default_factory=list)  # paths of trees, with the bytes that each frees
     partials: list[Digest] = field(default_factory=list)
     quarantined: int = 0  # files and folders of quarantine/
     reclaimed_bytes: int = 0
@@ -56,6 +56,11 @@ class GcResult:
     kept_bytes: int = 0
     over_bytes: int = 0  # how far ``EvictionTargets.max_size`` was missed
     lacking_bytes: int = 0  # how far ``EvictionTargets.free`` was missed
+
+    @property
+    def trees(self) -> list[str]:
+        """The paths of the trees that were evicted."""
+        return [path for path, _ in self.evicted]
 
 
 class TreeRemover(Protocol):
@@ -106,11 +111,11 @@ class Collector:
         known = roots.read(self.store)
         evicted = self._choose(known, goals) if goals.evict else []
         if not dry_run:
-            evicted = [root for root in evicted if self._evict(root)]
+            evicted = [(root, freed) for root, freed in evicted if self._evict(root)]
             trash.empty(self.store.layout, older_than_s=0.0 if goals.evict else TRASH_S)
             self._forget_dead(known)
-        result.trees = [str(root.record.path(self.store.layout.root)) for root in evicted]
-        gone = frozenset(root.record.tree for root in evicted)
+        result.evicted = [(str(root.record.path(self.store.layout.root)), freed) for root, freed in evicted]
+        gone = frozenset(root.record.tree for root, _ in evicted)
         self._sweep(result, lockfiles=not goals.evict, without=gone if dry_run else frozenset())
         self._sweep_partials(result)
         if quarantine:
@@ -141,7 +146,7 @@ class Collector:
 
     # ---- eviction
 
-    def _choose(self, known: Roots, goals: EvictionTargets) -> list[TreeRoot]:
+    def _choose(self, known: Roots, goals: EvictionTargets) -> list[tuple[TreeRoot, int]]:
         simulation = eviction.simulation_of(self.store, known)
         return eviction.choose(known, goals, simulation, free=self.free(), now=self.clock(), is_used=self._is_used)
 

@@ -6,6 +6,7 @@ the targets are met without them.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -77,8 +78,10 @@ def choose(
     free: int,
     now: float,
     is_used: Callable[[TreeRoot], bool],
-) -> list[TreeRoot]:
-    """The trees to evict, least recently used first; pinned, unfinished and used trees are passed over.
+) -> list[tuple[TreeRoot, int]]:
+    """The trees to evict, least recently used first, each with the bytes that it frees.
+
+    Passed over are trees that are pinned, unfinished or used, those outside the store, and those that free nothing.
 
     *free* is the number of bytes free on the disk, and *now* the seconds since 1970. *is_used* is called last, since it
     may be slow. *simulation* is left in the state after the eviction.
@@ -101,13 +104,26 @@ def choose(
         if root not in expired and not is_used(root):
             extra.append(root)
             simulation.remove(root)
-    for root in reversed(list(extra)):
+    for chosen in extra, expired:
+        for root in reversed(list(chosen)):
+            before = simulation.kept
+            simulation.restore(root)
+            if simulation.kept == before or (chosen is extra and met()):
+                chosen.remove(root)
+            else:
+                simulation.remove(root)
+    return _with_bytes(sorted(expired + extra, key=_age_order), simulation)
+
+
+def _with_bytes(chosen: list[TreeRoot], simulation: EvictionSimulation) -> list[tuple[TreeRoot, int]]:
+    for root in chosen:
         simulation.restore(root)
-        if met():
-            extra.remove(root)
-        else:
-            simulation.remove(root)
-    return sorted(expired + extra, key=_age_order)
+    found = []
+    for root in chosen:
+        before = simulation.kept
+        simulation.remove(root)
+        found.append((root, before - simulation.kept))
+    return found
 
 
 def blob_sizes(store: BlobStore) -> dict[Digest, int]:
@@ -124,4 +140,5 @@ def _age_order(root: TreeRoot) -> tuple[float, str]:
 
 
 def _is_evictable(root: TreeRoot, pinned: frozenset[VariantId]) -> bool:
-    return root.state is RootState.ALIVE and not root.unfinished and pinned.isdisjoint(root.key.variants)
+    inside = not os.path.isabs(root.record.tree)  # another folder is the user's, whoever filled it
+    return inside and root.state is RootState.ALIVE and not root.unfinished and pinned.isdisjoint(root.key.variants)

@@ -59,8 +59,8 @@ class Preflight:
         simulated = self.collector.collect(goals, dry_run=True)
         if simulated.over_bytes or simulated.lacking_bytes:
             return
-        for path in self.collector.collect(goals).trees:
-            self.emit(Info(text=f"evicted {path} to make room"))
+        for path, freed in self.collector.collect(goals).evicted:
+            self.emit(Info(text=f"evicted {path} to make room: {freed:,} bytes"))
 
     def _fits(self, plan: Plan) -> bool:
         return self._needed(plan) <= self.free() and self._over_quota(plan) <= 0

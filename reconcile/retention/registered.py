@@ -33,10 +33,9 @@ def unwanted(store: BlobStore, lockfile: Path | None, desired: Desired) -> Itera
             yield record, key
 
 
-def removals(
-    store: BlobStore, lockfile: Path | None, desired: Desired
-) -> tuple[tuple[TreeKey, ...], dict[str, LockfileRoot]]:
+def removals(root: Path, lockfile: Path | None, desired: Desired) -> tuple[tuple[TreeKey, ...], dict[str, LockfileRoot]]:
     """Of the unwanted trees, those that no other registered lockfile names; and who names the others, by inventory."""
+    store = BlobStore.open_readonly(root)
     found = list(unwanted(store, lockfile, desired))
     others = other_locks(store, lockfile) if found else []
     new_owners = {record.id: other for record, key in found for other in others if _names_any(other, key)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
@@ -45,7 +46,12 @@ def chosen(known: Roots, targets: EvictionTargets, *, free: int = 0, used: str =
     found = eviction.choose(
         known, targets, simulation, free=free, now=NOW, is_used=lambda root: names(root) in used.split()
     )
-    return [names(root) for root in found]
+    assert sum(freed for _, freed in found) == _kept(known) - simulation.kept
+    return [names(root) for root, _ in found]
+
+
+def _kept(known: Roots) -> int:
+    return EvictionSimulation(SIZES, (), known.trees).kept
 
 
 def three() -> Roots:
@@ -84,6 +90,29 @@ def test_a_tree_that_frees_nothing_is_put_back():
     )
 
     assert chosen(known, EvictionTargets(max_size=10)) == ["m2@1"]
+
+
+def test_a_tree_that_frees_nothing_stays_however_old_it_is_or_far_the_target():
+    """What it has, a pin or a newer tree keeps; two old ones that share all they have free it together."""
+    known = roots_of(
+        tree_root("m1", "a", used_at=NOW - 30),
+        tree_root("m2", "b", used_at=NOW - 25),
+        tree_root("m3", "b", used_at=NOW - 20),
+        tree_root("m4", "a", used_at=NOW - 10),
+        pins=(Pin(id=VariantId("m4@1", "v"), digests=frozenset()),),
+    )
+
+    assert chosen(known, EvictionTargets(max_age_s=15)) == ["m2@1", "m3@1"]
+    assert chosen(known, EvictionTargets(max_size=0)) == ["m2@1", "m3@1"]
+
+
+def test_trees_outside_the_store_are_never_evicted():
+    """A folder of the user's is no cache, however old it is and whatever it holds."""
+    outside = tree_root("m1", "a", used_at=0)
+    outside = replace(outside, record=replace(outside.record, tree="/home/user/checkpoints"))
+    known = roots_of(outside, tree_root("m2", "b", used_at=NOW - 10))
+
+    assert chosen(known, EvictionTargets(max_size=0, max_age_s=1)) == ["m2@1"]
 
 
 trees = st.lists(st.tuples(st.sets(st.sampled_from("abcdef")).map("".join), st.integers(0, 5)), max_size=6)
