@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelstow.cas import EMPTY, BlobStore, Digest, LinkMode
 
-from .desired import selectors
-from .desired.lockfile import Lockfile
-from .desired.selectors import VariantId
+from .desired import selectors, validation
+from .desired.lockfile import LockedBlob, Lockfile
+from .desired.selectors import VariantId, labels_by_variant
+from .errors import InvalidConfigError, Problem
 from .planning.observer import nearest_folder
 from .planning.state import Desired, DesiredTree, TreeKey
+from .retention.registered import size_of
 from .settings import Settings
 
 
@@ -33,8 +35,57 @@ def build(settings: Settings, lock: Lockfile, variants: Iterable[VariantId], opt
     Raises InvalidConfigError for an option that does not fit, StoreStateError, OSError.
     """
     trees = tuple(_tree(settings, lock, id_, options) for id_ in variants)
+    blobs = lock.blobs
+    if options.into is not None and trees:
+        trees, blobs = _in_one_folder(BlobStore.open_readonly(settings.root), lock, trees)
     copies = _needs_copies(settings) if trees else False
-    return Desired(trees=trees, blobs=lock.blobs, mirrors=settings.mirrors, needs_copies=copies, prune=options.prune)
+    return Desired(trees=trees, blobs=blobs, mirrors=settings.mirrors, needs_copies=copies, prune=options.prune)
+
+
+def _in_one_folder(
+    store: BlobStore, lock: Lockfile, trees: tuple[DesiredTree, ...]
+) -> tuple[tuple[DesiredTree], Mapping[Digest, LockedBlob]]:
+    """One tree with the files of all, and of the variants that the folder holds already; and the blobs of these.
+
+    Of a variant of the same model, an earlier version's files give way. Raises InvalidConfigError where two variants have
+    a path in common.
+    """
+    first, blobs = trees[0], dict(lock.blobs)
+    shares = {tree.key.variants[0]: (tree.labels, tree.files) for tree in trees}
+    names = {_without_version(id_) for id_ in shares}
+    record = store.trees.read(first.key.tree)
+    for id_, row in (labels_by_variant(record.labels) if record else {}).items():
+        if record is None or _without_version(id_) in names:
+            continue
+        theirs = {p: record.files[p].digest for p in selectors.own_paths(row, record.files) if p in record.files}
+        shares[id_] = {key: value for key, value in row.items() if key != "lockfile"}, theirs
+        for digest in set(theirs.values()) - blobs.keys() - {EMPTY}:
+            blobs[digest] = LockedBlob(size=size_of(store, lock, digest))
+    if len(shares) == 1:
+        return (first,), lock.blobs
+    owners: dict[str, VariantId] = {}
+    for id_, (_, files) in sorted(shares.items()):
+        for path in files:
+            if path in owners:
+                what = f"{path} is a file of {owners[path]} and of {id_}, which cannot share {first.path}"
+                raise InvalidConfigError(what, hint="put one of them into another folder")
+            owners[path] = id_
+    rows = [
+        selectors.with_paths({**labels, "model": id_.model, "variant": id_.variant}, files)
+        for id_, (labels, files) in shares.items()
+    ]
+    merged = {path: digest for _, each in shares.values() for path, digest in each.items()}
+    problems: list[Problem] = []
+    validation.check_paths(str(first.path), merged, problems)
+    if problems:
+        raise InvalidConfigError("\n".join(map(str, problems)), hint="put one of them into another folder")
+    lockfile = {key: value for key, value in first.labels.items() if key == "lockfile"}
+    key = TreeKey(tuple(sorted(shares)), first.key.tree)
+    return (replace(first, key=key, files=merged, labels={**selectors.merge_labels(rows), **lockfile}),), blobs
+
+
+def _without_version(id_: VariantId) -> tuple[str, str]:
+    return id_.model.rpartition("@")[0], id_.variant
 
 
 def _tree(settings: Settings, lock: Lockfile, id_: VariantId, options: EnsureOptions) -> DesiredTree:

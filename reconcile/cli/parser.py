@@ -135,7 +135,7 @@ def _ensure(command: argparse.ArgumentParser) -> None:
     command.add_argument("selectors", nargs="*", metavar="SEL", help="name[@version][#variant]")
     command.add_argument("--all", action="store_true", help="every variant of the lockfile")
     command.add_argument("--force", action="store_true", help="fetch every blob again")
-    command.add_argument("--into", metavar="DIR", help="make DIR the tree of the one selector")
+    command.add_argument("--into", metavar="DIR", help="put the files into DIR, next to what others have there")
     command.add_argument(
         "--with", dest="with_", action="append", default=[], metavar="COMPONENT", help="add an optional part"
     )

@@ -143,8 +143,8 @@ def run_ensure(session: Session) -> Answer:
     args = session.args
     if bool(args.selectors) == args.all:
         raise InvalidConfigError("say which variants to ensure, or --all", hint="e.g. `modelstow ensure minilm#fp16`")
-    if args.into and len(args.selectors) != 1:
-        raise InvalidConfigError("--into takes exactly one selector", hint="e.g. `modelstow ensure minilm#fp16 --into DIR`")
+    if args.into and args.all:
+        raise InvalidConfigError("--into takes selectors", hint="e.g. `modelstow ensure minilm#fp16 --into DIR`")
     into = Path(absolute_path(args.into)) if args.into else None
     options = EnsureOptions(into=into, with_=frozenset(args.with_), without=frozenset(args.without), prune=args.prune)
     selectors = None if args.all else args.selectors
@@ -153,7 +153,7 @@ def run_ensure(session: Session) -> Answer:
         if args.dry_run:
             return plan_answer(ensurer.plan(selectors, options=options, force=args.force))
         outcome = ensurer.ensure_all(selectors, force=args.force, options=options)
-    ready = tuple(str(tree.path) for tree in outcome.trees if tree.state is ModelState.COMPLETE)
+    ready = tuple(dict.fromkeys(str(tree.path) for tree in outcome.trees if tree.state is ModelState.COMPLETE))
     _tell_displaced(session, outcome.report)
     return _outcome_answer(outcome, lines=ready)
 

@@ -125,6 +125,7 @@ def tree_of_folder(folder: Path, root: Path) -> str:
 
 PINNED = "pinned"
 """The label of trees that a manifest pins."""
+_PATHS = "paths"  # the label of one of several variants: its paths, separated by line feeds
 _VARIANTS = "variants"  # the label of trees of several variants: a JSON list of the labels of each
 
 
@@ -142,6 +143,16 @@ def labels(
     if names := sorted(set(without)):
         labels_["without"] = ",".join(names)
     return labels_
+
+
+def with_paths(labels: Mapping[str, str], paths: Iterable[str]) -> dict[str, str]:
+    """The labels of one variant in a tree of several, with the paths that are its own."""
+    return {**labels, _PATHS: "\n".join(sorted(paths))}
+
+
+def own_paths(labels: Mapping[str, str], every: Iterable[str]) -> Iterable[str]:
+    """The paths of one variant in a tree: those of its labels, or in a tree of its own *every* one."""
+    return labels[_PATHS].split("\n") if _PATHS in labels else every
 
 
 def merge_labels(trees: Iterable[Mapping[str, str]]) -> dict[str, str]:

@@ -101,7 +101,6 @@ def test_a_blob_without_any_source_asks_for_one(cli: Cli):
     ("argv", "word"),
     [
         (("ensure", "m", "--limit-rate", "0"), "leave it out"),
-        (("ensure", "m", "n", "--into", "x"), "--into DIR"),
         (("which", "nothing"), "a file of a tree"),
         (("which", "."), "a file of a tree"),
         (("diff", "a.lock", "b.lock"), "modelstow lock"),

@@ -1,0 +1,101 @@
+"""`--into DIR`: several models may share a folder, each with paths of its own; what is the user's stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from builders import CalledCli
+
+SDXL = {"sdxl.safetensors": b"sdxl weights"}
+SD15 = {"sd15.safetensors": b"sd15 weights", "sd15/config.json": b"{}"}
+SD15_NEW = {"sd15.safetensors": b"sd15 weights, new", "sd15/new.json": b"[]"}
+
+
+@pytest.fixture
+def folder(cli: CalledCli) -> Path:
+    models = {"sdxl@1": {"v": SDXL}, "sd15@1": {"v": SD15}, "other@1": {"v": {"sdxl.safetensors": b"other"}}}
+    write_project(cli, models)
+    folder = cli.folder / "checkpoints"
+    folder.mkdir()
+    (folder / "mine.safetensors").write_bytes(b"mine")
+    return folder
+
+
+def write_project(cli: CalledCli, models: dict[str, dict[str, dict[str, bytes]]]) -> None:
+    """A lockfile over files of this disk, one folder for each model."""
+    for model, variants in models.items():
+        for path, data in variants["v"].items():
+            target = cli.folder / "src" / model / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+    tables = "".join(f'[models."{model}"]\nsources = ["src/{model}"]\n[models."{model}".variants.v]\n' for model in models)
+    (cli.folder / "models.toml").write_text(f"schema = 1\n{tables}")
+    cli.ok("lock")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+MINE = {"mine.safetensors": b"mine"}
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_models_share_a_folder(cli: CalledCli, folder: Path, at_once: bool):
+    """In one command or one after the other; nothing that is there goes."""
+    for selectors in [["sdxl", "sd15"]] if at_once else [["sdxl"], ["sd15"]]:
+        ran = cli.ok("ensure", *selectors, "--into", folder)
+        assert ran.out.splitlines() == [str(folder)]
+
+    assert content(folder) == {**MINE, **SDXL, **SD15}
+    again = cli.ok("ensure", "sdxl", "--into", folder, "--json").json
+    assert [tree["changed"] for tree in again["trees"]] == [False, False]
+    cli.ok("gc")
+    assert cli.ok("verify").code == 0 and content(folder) == {**MINE, **SDXL, **SD15}
+
+
+def test_a_path_of_two_models_is_refused_and_names_both(cli: CalledCli, folder: Path):
+    """Exit code 2, and nothing changed."""
+    cli.ok("ensure", "sdxl", "--into", folder)
+    before = content(folder)
+
+    for selectors in (["other"], ["sd15", "other"]):
+        ran = cli.run("ensure", *selectors, "--into", folder)
+        assert ran.code == 2 and "sdxl@1#v" in ran.err and "other@1#v" in ran.err and "sdxl.safetensors" in ran.err
+
+    assert content(folder) == before
+
+
+def test_a_new_version_takes_the_place_of_the_old_and_of_nothing_else(cli: CalledCli, folder: Path):
+    """Files that only the old one had go; those of the other model and of the user stay."""
+    cli.ok("ensure", "sdxl", "sd15", "--into", folder)
+    write_project(cli, {"sd15@2": {"v": SD15_NEW}})
+
+    cli.ok("ensure", "sd15", "--into", folder)
+
+    assert content(folder) == {**MINE, **SDXL, **SD15_NEW}
+    trees = cli.ok("ensure", "sd15", "--into", folder, "--json").json["trees"]
+    assert [(tree["model"], tree["state"]) for tree in trees] == [("sd15@2", "COMPLETE"), ("sdxl@1", "COMPLETE")]
+
+
+def test_a_foreign_file_at_a_locked_path_is_moved_and_said(cli: CalledCli, folder: Path):
+    """It is in quarantine, and in the report."""
+    (folder / "sd15.safetensors").write_bytes(b"my own")
+    cli.ok("ensure", "sdxl", "--into", folder)
+
+    document = cli.ok("ensure", "sd15", "--into", folder, "--json").json
+
+    (moved,) = document["displaced"]
+    assert moved["path"].endswith("sd15.safetensors") and Path(moved["to"]).read_bytes() == b"my own"
+    assert content(folder) == {**MINE, **SDXL, **SD15}
+
+
+def test_what_one_model_lost_the_next_ensure_of_another_heals(cli: CalledCli, folder: Path):
+    """The folder is one tree: each ensure makes it whole."""
+    cli.ok("ensure", "sdxl", "sd15", "--into", folder)
+    (folder / "sdxl.safetensors").unlink()
+
+    cli.ok("ensure", "sd15", "--into", folder)
+
+    assert content(folder) == {**MINE, **SDXL, **SD15}
