@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelstow.cas import EMPTY, BlobStore, Digest, LinkMode
+from modelstow.cas.inventory import is_intent, read_inventory, tree_id
 
 from .desired import selectors, validation
 from .desired.lockfile import LockedBlob, Lockfile
@@ -40,6 +41,33 @@ def build(settings: Settings, lock: Lockfile, variants: Iterable[VariantId], opt
         trees, blobs = _in_one_folder(BlobStore.open_readonly(settings.root), lock, trees)
     copies = _needs_copies(settings) if trees else False
     return Desired(trees=trees, blobs=blobs, mirrors=settings.mirrors, needs_copies=copies, prune=options.prune)
+
+
+def build_all(settings: Settings, lock: Lockfile, options: EnsureOptions) -> Desired:
+    """The desired state of every variant of a lockfile, and of the folders outside the store that it put some into."""
+    desired = build(settings, lock, selectors.all_variants(lock), options)
+    named = {tree_id(tree.key.tree) for tree in desired.trees}
+    trees, blobs = list(desired.trees), dict(desired.blobs)
+    for file in BlobStore.open_readonly(settings.root).trees.files():
+        if file.name in named or is_intent(file):
+            continue
+        record = read_inventory(file)
+        if record is None or not os.path.isabs(record.tree) or record.labels.get("lockfile") != str(settings.lockfile):
+            continue
+        ids = list(dict.fromkeys(filter(None, (_locked(lock, id_) for id_ in labels_by_variant(record.labels)))))
+        if ids and os.path.isdir(record.tree):  # a folder that was deleted is no tree any more
+            outside = build(settings, lock, ids, replace(options, into=Path(record.tree)))
+            trees += outside.trees
+            blobs |= outside.blobs
+    return replace(desired, trees=tuple(trees), blobs=blobs if len(trees) > len(desired.trees) else desired.blobs)
+
+
+def _locked(lock: Lockfile, id_: VariantId) -> VariantId | None:
+    """The variant of a lockfile that takes the place of one: the same, or the only other version of it."""
+    if id_.model in lock.models and id_.variant in lock.models[id_.model].variants:
+        return id_
+    others = [other for other in selectors.all_variants(lock) if _without_version(other) == _without_version(id_)]
+    return others[0] if len(others) == 1 else None
 
 
 def _in_one_folder(

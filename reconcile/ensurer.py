@@ -18,7 +18,7 @@ from modelstow.cas.scrub import Level
 
 from .desired.lockfile import Lockfile
 from .desired.selectors import VariantId, all_variants, select
-from .desired_state import EnsureOptions, blob_sizes, build
+from .desired_state import EnsureOptions, blob_sizes, build, build_all
 from .errors import from_os, single
 from .events.bus import EventBus
 from .events.report import Report
@@ -111,8 +111,9 @@ class ModelEnsurer:
 
     def desired(self, selectors: Selectors = None, *, options: EnsureOptions = EnsureOptions()) -> Desired:
         """The desired state of variants (default: all). Raises the errors of selectors."""
-        chosen = all_variants(self.lock) if selectors is None else self._chosen(selectors)
-        return build(self.settings, self.lock, chosen, options)
+        if selectors is None and options.into is None:
+            return build_all(self.settings, self.lock, options)
+        return build(self.settings, self.lock, self._chosen(selectors), options)
 
     def observe(self, desired: Desired | None = None) -> Actual:
         """The actual state of what *desired* names, by stat. Writes nothing, takes no lock, needs no network."""
@@ -237,8 +238,7 @@ class ModelEnsurer:
         if selectors is not None:
             desired, others = self.desired(selectors), {}
         else:
-            desired = registered.all_trees(store, self.lock, self.settings.mirrors)
-            others = registered.all_blobs(store, self.lock)
+            desired, others = registered.all_trees(store, self.lock), registered.all_blobs(store, self.lock)
         with Task("verifying", self.events.emit) as task:
             found = verifier.audit(store, desired, level, other_blobs=others, on_begin=task.begin, on_bytes=task.advance)
         if not repair or not found.faults:
@@ -280,7 +280,7 @@ class ModelEnsurer:
         *done* is filled as blobs are published, so that it is known after an error. Raises the errors of selectors,
         InvalidConfigError, IntegrityError, SourceError, Cancelled, OSError.
         """
-        sizes = blob_sizes(self.lock, all_variants(self.lock) if selectors is None else self._chosen(selectors))
+        sizes = blob_sizes(self.lock, self._chosen(selectors))
         return self._runtime().push(url, compress=compress, dry_run=dry_run, done=done).run(sizes)
 
     @contextmanager
@@ -306,7 +306,9 @@ class ModelEnsurer:
 
     # ---- what is wanted
 
-    def _chosen(self, selectors: Iterable[str | VariantId]) -> list[VariantId]:
+    def _chosen(self, selectors: Selectors) -> list[VariantId]:
+        if selectors is None:
+            return list(all_variants(self.lock))
         return list(dict.fromkeys(s if isinstance(s, VariantId) else select(self.lock, s) for s in selectors))
 
     def _register(self) -> None:

@@ -67,7 +67,7 @@ def lock_root(lock: Lockfile, lockfile: Path | None, text: bytes) -> LockfileRoo
     )
 
 
-def all_trees(store: BlobStore, lock: Lockfile, mirrors: tuple[str, ...] = ()) -> Desired:
+def all_trees(store: BlobStore, lock: Lockfile) -> Desired:
     """Every tree on record as it was published, whichever lockfile names it; *lock* says how to fetch its blobs."""
     trees, blobs = [], dict(lock.blobs)
     for root in roots.read(store).trees:
@@ -80,7 +80,7 @@ def all_trees(store: BlobStore, lock: Lockfile, mirrors: tuple[str, ...] = ()) -
         for digest in files.values():
             if digest not in blobs:
                 blobs[digest] = LockedBlob(size=size_of(store, lock, digest))
-    return Desired(trees=tuple(trees), blobs=blobs, mirrors=mirrors)
+    return Desired(trees=tuple(trees), blobs=blobs)
 
 
 def all_blobs(store: BlobStore, lock: Lockfile) -> dict[Digest, int]:

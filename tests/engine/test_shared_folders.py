@@ -99,3 +99,38 @@ def test_what_one_model_lost_the_next_ensure_of_another_heals(cli: CalledCli, fo
     cli.ok("ensure", "sd15", "--into", folder)
 
     assert content(folder) == {**MINE, **SDXL, **SD15}
+
+
+def test_such_folders_are_shown_and_healed_by_reconcile(cli: CalledCli, folder: Path):
+    """`status` and `ls` have a row for each model in it; a file that is missing is put back; the user's stay."""
+    cli.ok("ensure", "sdxl", "sd15", "--into", folder)
+    cli.ok("reconcile")
+    assert cli.ok("status", "--check").out.count(str(folder)) == 2 and cli.ok("ls").out.count(str(folder)) == 2
+
+    (folder / "sdxl.safetensors").unlink()
+    assert cli.run("status", "--check").code == 3
+    cli.ok("reconcile")
+    assert content(folder) == {**MINE, **SDXL, **SD15}
+    assert "in sync" in cli.ok("reconcile").out
+
+
+def test_such_folders_are_brought_up_to_date_by_reconcile(cli: CalledCli, folder: Path):
+    """After `lock` of a new version; what the lockfile no longer names stays as it is."""
+    cli.ok("ensure", "sdxl", "sd15", "--into", folder)
+    write_project(cli, {"sd15@2": {"v": SD15_NEW}})
+
+    cli.ok("reconcile")
+
+    assert content(folder) == {**MINE, **SDXL, **SD15_NEW}
+
+
+def test_a_folder_that_was_deleted_is_no_tree_any_more(cli: CalledCli, folder: Path):
+    """It is not made again, and keeps nothing."""
+    cli.ok("ensure", "sdxl", "--into", folder)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.unlink()
+    folder.rmdir()
+
+    cli.ok("reconcile")
+
+    assert not folder.exists() and str(folder) not in cli.ok("status").out
