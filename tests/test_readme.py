@@ -425,6 +425,7 @@ ARGUMENTS = {
     "pin": ["tiny#fp16"],
     "unpin": ["tiny#fp16"],
     "evict": ["tiny#fp16"],
+    "release": ["elsewhere"],
     "init": ["--manifest", "new.toml"],
     "add": ["weights", "--name", "other", "--manifest", "new.toml"],
     "remove": ["other", "--manifest", "new.toml"],
@@ -451,6 +452,9 @@ def test_the_json_documents_have_the_keys_that_are_told(played: Played) -> None:
     assert {name.split()[0] for name in shapes} == set(subcommands())
     for name, shape in shapes.items():
         command, *more = [STANDS_FOR.get(word, word) for word in name.split()]
+        if command == "release":
+            store = str(played.cli.folder / "store")
+            played.cli.ok("ensure", "tiny#fp16", "--into", "elsewhere", MODELSTOW_ROOT=store)
         ran = played.cli.run(
             command, *more, *ARGUMENTS.get(command, []), "--json", MODELSTOW_ROOT=str(played.cli.folder / "store")
         )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "manifest": ("init", "add", "remove", "lock"),
     "sync": ("plan", "reconcile", "ensure", "status", "verify"),
-    "retention": ("gc", "evict", "pin", "unpin"),
+    "retention": ("gc", "evict", "release", "pin", "unpin"),
     "mirror": ("push",),
     "inspect": ("ls", "du", "which", "diff"),
     "doctor": ("doctor",),

@@ -175,6 +175,10 @@ def _gc(command: argparse.ArgumentParser) -> None:
     command.add_argument("--explain", metavar="DIGEST|SEL", help="print what keeps a blob or variant")
 
 
+def _release(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folders", metavar="DIR", nargs="+", help="a folder outside the store")
+
+
 def _evict(command: argparse.ArgumentParser) -> None:
     command.add_argument("selectors", nargs="+", metavar="SEL")
     command.add_argument("--dry-run", action="store_true", help="remove nothing, print what would be removed")
@@ -226,6 +230,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "verify": ("re-read content against the piece tables", _verify),
     "gc": ("remove blobs that nothing keeps; evict on request", _gc),
     "evict": ("remove a tree; gc removes its blobs once no lockfile names them", _evict),
+    "release": ("leave a folder that `ensure --into` filled as plain files", _release),
     "pin": ("keep a variant from eviction", _some_selectors),
     "unpin": ("let a variant be evicted again", _some_selectors),
     "push": ("publish blobs to a mirror", _push),

@@ -152,11 +152,36 @@ def run_evict(session: Session) -> Answer:
     return Answer(document={"changed": bool(selected) and not session.args.dry_run}, lines=tuple(lines))
 
 
+def run_release(session: Session) -> Answer:
+    ensurer = session.ensurer_with_or_without_lock()
+    known = _read_roots(ensurer)
+    lines = []
+    for text in session.args.folders:
+        root = _folder_of(known, text)
+        if root is None:
+            hint = "`modelstow gc --roots` lists them"
+            raise InvalidConfigError(f"{text} is no folder that `ensure --into` made a tree", hint=hint)
+        store = ensurer.settings.open_store()
+        with store.lock(f"tree-{root.record.id}", doing=f"releasing {root.record.tree}"):
+            store.trees.remove(root.record.tree)
+        lines.append(f"released {root.key}  {root.record.tree}")
+    return Answer(document={"changed": True}, lines=tuple(lines))
+
+
+def _folder_of(known: Roots | None, text: str) -> TreeRoot | None:
+    """The tree outside the store at a path."""
+    place = os.path.realpath(absolute_path(text))
+    trees = known.trees if known else ()
+    return next((root for root in trees if root.record.tree == place and not root.unfinished), None)
+
+
 def _tree_of(ensurer: ModelEnsurer, known: Roots | None, text: str) -> TreeRoot:
-    """The tree that a selector means: one of the lockfile, or one on disk that no lockfile names any more.
+    """The tree that a selector means: one of the lockfile, or one on disk that no lockfile names any more; or a folder.
 
     Raises InvalidModelIdError, ModelNotFoundError, VariantNotFoundError.
     """
+    if (folder := _folder_of(known, text)) is not None:
+        return folder
     inside = [r for r in (known.trees if known else ()) if not r.unfinished and not os.path.isabs(r.record.tree)]
     inside.sort(key=lambda root: -len(root.key.variants))  # a tree of this variant alone is meant before one of several
     trees = {str(id_): root for root in inside for id_ in root.key.variants}

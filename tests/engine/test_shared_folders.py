@@ -134,3 +134,27 @@ def test_a_folder_that_was_deleted_is_no_tree_any_more(cli: CalledCli, folder: P
     cli.ok("reconcile")
 
     assert not folder.exists() and str(folder) not in cli.ok("status").out
+
+
+def test_a_folder_can_be_evicted_by_its_path(cli: CalledCli, folder: Path):
+    """What modelstow put there goes, what is the user's stays, and the folder is no tree any more."""
+    cli.ok("ensure", "sdxl", "sd15", "--into", folder)
+
+    cli.ok("evict", folder)
+
+    assert content(folder) == MINE
+    cli.ok("reconcile")
+    assert content(folder) == MINE
+
+
+def test_a_folder_can_be_released(cli: CalledCli, folder: Path):
+    """All files stay, and belong to the user."""
+    cli.ok("ensure", "sdxl", "--into", folder)
+
+    cli.ok("release", folder)
+
+    assert content(folder) == {**MINE, **SDXL}
+    (folder / "sdxl.safetensors").unlink()
+    cli.ok("reconcile")
+    assert content(folder) == MINE and str(folder) not in cli.ok("status").out
+    assert cli.run("release", folder).code == 2
