@@ -9,7 +9,7 @@ import secrets
 import threading
 from pathlib import Path
 
-from . import syscalls
+from . import presence, syscalls
 from .buffers import STEP, aligned_buffer
 from .chunking import DEFAULT, Chunking
 from .digest import Digest
@@ -161,10 +161,10 @@ class Partial:
 
     def discard(self) -> None:
         """Remove it from the disk, unless its path names another process's file by now. Raises OSError."""
-        owned = self.fd < 0 or self.owns_path or not os.path.lexists(self.path)
+        owned = self.fd < 0 or self.owns_path or not presence.exists(self.path)
         self.close()
         for path in (self.path, self.table_path) if owned else ():
-            if os.path.lexists(path):
+            if presence.exists(path):
                 os.unlink(path)
 
     def close_or_discard(self) -> None:

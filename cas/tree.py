@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from . import entries
+from . import entries, presence
 from .durable import fsync_folder
 from .inventory import InventoryEntry
 from .links import LinkKind
@@ -44,7 +44,7 @@ def scan(root: Path | str) -> Scan | None:
     try:
         _scan_into(found, str(root))
     except (FileNotFoundError, NotADirectoryError):
-        if os.path.isdir(root) and not os.path.islink(root):
+        if presence.is_folder(root):
             return scan(root)  # something inside vanished while we looked
         return None
     return found
@@ -224,7 +224,7 @@ def drain(old: Path, live: Path, placed: Mapping[str, InventoryEntry], quarantin
         quarantine.take(old, path)
     for path in sorted_.theirs:
         target = live / path
-        if os.path.lexists(target) or not _folders_are_real(live, path):
+        if presence.exists(target) or not _folders_are_real(live, path):
             quarantine.take(old, path)
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -233,14 +233,9 @@ def drain(old: Path, live: Path, placed: Mapping[str, InventoryEntry], quarantin
         quarantine.displaced.moved.append(path)
     listed = {str(parent) for path in placed for parent in PurePosixPath(path).parents}
     for folder in sorted(sorted_.folders - listed, reverse=True):  # the user's, and empty by now
-        if not os.path.lexists(live / folder) and _folders_are_real(live, folder):
+        if not presence.exists(live / folder) and _folders_are_real(live, folder):
             (live / folder).mkdir(parents=True, exist_ok=True)
         remove_folder(old / folder)
-
-
-def is_folder(path: Path) -> bool:
-    """Whether a folder is there, and not a symlink to one."""
-    return path.is_dir() and not path.is_symlink()
 
 
 def _folders_are_real(root: Path, path: str) -> bool:

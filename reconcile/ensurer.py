@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from modelstow.backends import Registry, Source
 from modelstow.backends.registry import FACTORIES
-from modelstow.cas import BlobStore, CancellationToken
+from modelstow.cas import BlobStore, CancellationToken, presence
 from modelstow.cas.inventory import Inventory
 from modelstow.cas.scrub import Level
 
@@ -331,7 +331,7 @@ class ModelEnsurer:
 
         Where a tree is not there at all there is work for certain, and it is observed under the lease alone.
         """
-        absent = actual is None and any(not os.path.lexists(tree.path) for tree in desired.trees)
+        absent = actual is None and any(not presence.exists(tree.path) for tree in desired.trees)
         work = None if absent else find_work(desired, actual or self.observe(desired))
         if work is not None and not work.trees and not work.missing and not desired.removals:
             if progress is not None:

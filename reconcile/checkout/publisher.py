@@ -13,7 +13,20 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from modelstow.cas import EMPTY, BlobState, BlobStatus, BlobStore, Digest, Entry, LinkKind, leases, materialise, trash, tree
+from modelstow.cas import (
+    EMPTY,
+    BlobState,
+    BlobStatus,
+    BlobStore,
+    Digest,
+    Entry,
+    LinkKind,
+    leases,
+    materialise,
+    presence,
+    trash,
+    tree,
+)
 from modelstow.cas.durable import fsync_folder
 from modelstow.cas.inventory import EntryColumns, Inventory, InventoryEntry
 from modelstow.cas.links import Linker, kind_of
@@ -50,7 +63,7 @@ class Publisher:
         """
         with self.lock_tree(wanted.key):
             recovered = self._recovery.recover(wanted.key, wanted.path)
-            if os.path.lexists(wanted.path) and not tree.is_folder(wanted.path):
+            if presence.exists(wanted.path) and not presence.is_folder(wanted.path):
                 self._displace_root(wanted)
             one = replace(desired, trees=(wanted,), removals=())
             if wanted.entries and not recovered and self._is_new(wanted):
@@ -75,7 +88,7 @@ class Publisher:
             return bool(work) or recovered
 
     def _is_new(self, wanted: DesiredTree) -> bool:
-        return not os.path.lexists(wanted.path) and self.store.trees.read(wanted.key.tree) is None
+        return not presence.exists(wanted.path) and self.store.trees.read(wanted.key.tree) is None
 
     def _published(self, wanted: DesiredTree, *, exchanged: bool) -> None:
         for id_ in wanted.key.variants:
@@ -83,9 +96,9 @@ class Publisher:
 
     def _by_exchange(self, wanted: DesiredTree, seen: ActualTree) -> bool:
         """Whether to exchange the folder: a new or changed tree appears in one step, drift is repaired in place."""
-        if os.path.lexists(wanted.path) and not seen.recorded:
+        if presence.exists(wanted.path) and not seen.recorded:
             return False  # a folder of the user's that becomes a tree, or a tree whose record was lost
-        if not os.path.lexists(wanted.path):
+        if not presence.exists(wanted.path):
             return True
         record = self.store.trees.read(wanted.key.tree)
         return record is not None and {p: f.entry for p, f in record.files.items()} != dict(wanted.entries)
@@ -179,13 +192,13 @@ class Publisher:
         root = wanted.path
         blocking = {str(parent) for path in place for parent in PurePosixPath(path).parents} - {"."}
         for path in sorted(blocking):
-            if os.path.lexists(root / path) and not stat.S_ISDIR(os.lstat(root / path).st_mode):
+            if presence.exists(root / path) and not stat.S_ISDIR(os.lstat(root / path).st_mode):
                 quarantine.take(root, path)
         for path in place:
-            if path in seen.foreign and os.path.lexists(root / path) and not self._is_known(root / path):
+            if path in seen.foreign and presence.exists(root / path) and not self._is_known(root / path):
                 quarantine.take(root, path)
         for path in gone:
-            if not os.path.lexists(root / path):
+            if not presence.exists(root / path):
                 continue
             pruned = path in seen.extra
             if pruned or (path in before and tree.as_placed(f"{root}/{path}", before[path])):
@@ -237,7 +250,7 @@ class Publisher:
         """Remove a tree's files: by one rename where only ours are in it, else file by file around the user's."""
         quarantine = Quarantine(self.store.layout.quarantine, path.name)
         content = tree.classify(path, record.files)
-        only_ours = not content.theirs and not content.edited and tree.is_folder(path)
+        only_ours = not content.theirs and not content.edited and presence.is_folder(path)
         if not (only_ours and trash.put(self.store.layout, path, record)):
             tree.remove_managed(path, record.files, quarantine)
         self.store.trees.remove(record.tree)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelstow.cas import BlobStore, Digest, leases, tree
+from modelstow.cas import BlobStore, Digest, leases, presence, tree
 from modelstow.cas.durable import write_file
 from modelstow.cas.inventory import Inventory, is_intent, read_inventory, tree_id
 from modelstow.cas.records import INVALID, decode, encode, files_in, join_hex, split_hex, unreadable
@@ -86,9 +86,9 @@ class LockfileRoot:
 
 
 def _root_state(path: Path, parent: tuple[int, int]) -> RootState:
-    if os.path.lexists(path):
-        return RootState.ALIVE
     try:
+        if presence.exists(path):
+            return RootState.ALIVE
         found = os.stat(path.parent)
     except OSError:
         return RootState.UNVERIFIABLE
@@ -231,17 +231,26 @@ def stamp(store: BlobStore) -> tuple[object, ...]:
     rows: list[object] = []
     for folder in (layout.state_dir(ROOTS), layout.inventories, layout.pins, layout.leases):
         try:
-            with os.scandir(folder) as entries:
-                rows += sorted((entry.path, entry.stat().st_mtime_ns, entry.inode()) for entry in entries)
+            names = sorted(os.listdir(folder))
         except FileNotFoundError:
             continue
+        for name in names:
+            if (found := presence.look(folder / name)) is not None:
+                rows.append((name, found.st_mtime_ns, found.st_ino))
     return tuple(rows)
 
 
 def _tree_state(record: Inventory, root: Path) -> RootState:
     if os.path.isabs(record.tree):
         return _root_state(Path(record.tree), record.parent)
-    return RootState.ALIVE if (root / record.tree).is_dir() else RootState.DEAD
+    path = root / record.tree
+    try:
+        while path != root and not presence.exists(path):
+            path = path.parent
+        found = os.stat(path)  # where a symlink leads to a disk that is not there now, this fails
+    except OSError:
+        return RootState.UNVERIFIABLE
+    return RootState.ALIVE if path == root / record.tree and stat.S_ISDIR(found.st_mode) else RootState.DEAD
 
 
 def _is_below(path: str, folders: Container[str]) -> bool:
