@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from . import locks
@@ -46,11 +47,12 @@ def _replace(path: Path, data: bytes, mode: int) -> bool:
 
 
 def remove_temp_files(folders: Iterable[Path]) -> None:
-    """Remove temporary files of dead writers in *folders*. Raises OSError."""
+    """Remove temporary files of dead writers in *folders*. What cannot be removed, such as a folder, stays."""
     for folder in folders:
         for path in folder.glob(f"{UNFINISHED}*") if folder.is_dir() else ():
-            if not locks.is_held(path):
-                path.unlink(missing_ok=True)
+            with suppress(OSError):
+                if not locks.is_held(path):
+                    path.unlink(missing_ok=True)
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int | None = None) -> None:

@@ -26,11 +26,13 @@ from pathlib import Path
 
 from .digest import Digest
 from .errors import Cause, StoreFormatError
+from .untrusted import read_state
 
 FORMAT = 1
 TABLE_FROM = 1 << 20
 """Bytes up to which a blob has no piece table: reading it whole is quick enough. (One with a foreign stamp has.)"""
 
+_CONFIG_BYTES = 1 << 16
 _FOLDERS = ("models", "pins", "partial", "quarantine", "trash")
 _STATE = ("inventories", "leases", "locks", "suspects", "used")
 
@@ -148,7 +150,7 @@ class StoreConfig:
                 incompat=tuple(features.get("incompat", ())),
                 ro_compat=tuple(features.get("ro_compat", ())),
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise StoreFormatError(
                 f"{where} is not a store's format file ({error}); it was left unchanged", cause=Cause.NOT_A_STORE
             ) from error
@@ -171,11 +173,16 @@ class StoreConfig:
 def read_config(layout: Layout) -> StoreConfig | None:
     """The store's configuration; None if there is no store. Raises StoreFormatError, OSError."""
     try:
-        text = layout.config.read_text("utf-8")
+        text = read_state(layout.config, most=_CONFIG_BYTES).decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except UnicodeDecodeError as error:
         raise StoreFormatError(f"{layout.config} is not text; it was left unchanged") from error
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EFBIG):
+            raise
+        what = f"{layout.config} is not a store's format file ({error.strerror}); it was left unchanged"
+        raise StoreFormatError(what, cause=Cause.NOT_A_STORE) from error
     return StoreConfig.parse(text, where=layout.config)
 
 

@@ -15,7 +15,8 @@ from .chunking import DEFAULT, Chunking
 from .digest import Digest
 from .durable import write_all
 from .layout import TABLE_FROM, Layout
-from .pieces import PieceTable, Slot, TableState, hash_piece_of, open_regular, read_table
+from .pieces import PieceTable, Slot, TableState, hash_piece_of, read_table
+from .untrusted import open_regular
 
 
 class Partial:

@@ -34,9 +34,11 @@ from .ingest import Ingest
 from .inventory import TreeRecords
 from .layout import Layout, StoreConfig
 from .pieces import TableState, read_table
+from .untrusted import Writers
 
 LOCK_TIMEOUT_S = 300.0
 """Default time to wait for a lock, from its holder's last progress."""
+_LOCK_TRIES = 100  # while somebody else removes what has a lock file's name and is none
 _STRIPE_DIGITS = 3  # 4096 lock files for all blobs, never more; two digests that share one merely wait for each other
 
 
@@ -49,7 +51,8 @@ class BlobStore:
     def __init__(self, root: Path, config: StoreConfig, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> None:
         """Use ``open``, ``open_existing`` or ``open_readonly``. *lock_timeout_s* is the default for every lock."""
         self.layout, self.config, self.lock_timeout_s = Layout(root), config, lock_timeout_s
-        self.blobs, self.trees = Blobs(self.layout), TreeRecords(self.layout.inventories)
+        self.writers = Writers.of(self.layout.root, shared=config.shared)
+        self.blobs, self.trees = Blobs(self.layout), TreeRecords(self.layout.inventories, self.writers)
         self.ingest = Ingest(
             self.layout, self.blobs, lambda digest, what: self.lock_blob(digest, doing=f"{what} {digest.short}")
         )
@@ -135,8 +138,8 @@ class BlobStore:
         on_wait: Callable[[locks.Holder | None], None] | None = None,
     ) -> locks.Lock:
         """The exclusive lock of a blob; see ``locks.acquire``. Raises LockTimeoutError, Cancelled, OSError."""
-        path, timeout_s = self.blob_lock_path(digest), self.lock_timeout_s if timeout_s is None else timeout_s
-        return locks.acquire(path, doing=doing, timeout_s=timeout_s, token=token, on_wait=on_wait, mode=self.lock_mode)
+        name = self.blob_lock_path(digest).name
+        return self.lock(name, doing=doing, timeout_s=timeout_s, token=token, on_wait=on_wait)
 
     def commits_seen(self, digest: Digest) -> str:
         """A text that changes when a process commits this blob, so that concurrent refetches of it become one."""
@@ -166,9 +169,16 @@ class BlobStore:
         Raises LockTimeoutError, Cancelled, OSError.
         """
         path, timeout_s = self.layout.locks / name, self.lock_timeout_s if timeout_s is None else timeout_s
-        return locks.acquire(
-            path, doing=doing, shared=shared, timeout_s=timeout_s, token=token, on_wait=on_wait, mode=self.lock_mode
-        )
+        for tries_left in reversed(range(_LOCK_TRIES)):
+            try:
+                return locks.acquire(
+                    path, doing=doing, shared=shared, timeout_s=timeout_s, token=token, on_wait=on_wait, mode=self.lock_mode
+                )
+            except OSError as error:
+                if error.errno not in locks.STRANGE or not tries_left:
+                    raise
+                locks.remove_strange(path)
+        raise AssertionError("the last try returns or raises")
 
 
 def lock_stripe(digest: Digest) -> str:

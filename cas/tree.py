@@ -21,11 +21,10 @@ from pathlib import Path, PurePosixPath
 
 from . import entries, presence
 from .durable import fsync_folder
-from .inventory import InventoryEntry
+from .inventory import STAGING, InventoryEntry
 from .links import LinkKind
 
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_STAGING = ".modelstow"
 
 
 @dataclass(slots=True)
@@ -72,11 +71,18 @@ def open_below(top: int, folder: str) -> int:
     fd = os.dup(top)
     for part in PurePosixPath(folder).parts:
         try:
+            _refuse_to_leave(part)
             inner = os.open(part, OPEN_FOLDER, dir_fd=fd)
         finally:
             os.close(fd)
         fd = inner
     return fd
+
+
+def _refuse_to_leave(part: str) -> None:
+    """Raises OSError for a part of a path that leads out of the folder it is in."""
+    if part in ("", "..") or part.startswith("/"):
+        raise OSError(errno.EINVAL, "not a path within a tree", part)
 
 
 @contextlib.contextmanager
@@ -85,6 +91,7 @@ def open_parent(root: Path | str, path: str) -> Iterator[tuple[int, str]]:
     top = os.open(root, OPEN_FOLDER)
     try:
         folder, _, name = path.rpartition("/")
+        _refuse_to_leave(name)
         fd = open_below(top, folder)
     finally:
         os.close(top)
@@ -105,10 +112,10 @@ def new_staging(live: Path) -> Path:
 
     Hold the tree's lock: empty ones that an earlier run made and was killed before it could announce them are removed.
     """
-    for earlier in live.parent.glob(f".{glob.escape(live.name)}.*{_STAGING}"):
+    for earlier in live.parent.glob(f".{glob.escape(live.name)}.*{STAGING}"):
         with contextlib.suppress(OSError):  # it is not empty, and so it is not ours to remove
             earlier.rmdir()
-    return live.parent / f".{live.name}.{secrets.token_hex(6)}{_STAGING}"
+    return live.parent / f".{live.name}.{secrets.token_hex(6)}{STAGING}"
 
 
 def publish(staging: Path, live: Path) -> bool:

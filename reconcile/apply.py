@@ -13,14 +13,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
-from modelstow.cas import BlobState, BlobStatus, BlobStore, CancellationToken, CasError, Digest, leases, sweep
-from modelstow.cas.inventory import read_inventory
+from modelstow.cas import (
+    BlobState,
+    BlobStatus,
+    BlobStore,
+    CancellationToken,
+    CasError,
+    Digest,
+    StoreStateError,
+    leases,
+    sweep,
+)
 from modelstow.cas.layout import TABLE_FROM
 from modelstow.cas.leases import Lease
 
 from .checkout.publisher import Publisher
 from .errors import ApplyError, ApplyFailure, ModelstowError, as_ours
-from .events.events import BlobsReused, FetchesPlanned, Sink
+from .events.events import BlobsReused, FetchesPlanned, Sink, Warning
 from .planning.observer import observe
 from .planning.planner import Fetch, PendingWork, Plan, find_work
 from .planning.state import NO_TREE, Actual, Desired, DesiredTree, TreeKey
@@ -240,7 +249,11 @@ class Executor:
             return
         mine = {tree.key.tree for tree in desired.trees}
         for file in self.store.trees.files():
-            record = read_inventory(file)
+            try:
+                record = self.store.trees.read_file(file)
+            except StoreStateError as error:
+                self.emit(Warning(text=f"{error}; if it holds damaged files, they stay"))
+                continue
             if record is None or record.tree in mine or not any(f.digest in replaced for f in record.files.values()):
                 continue
             try:

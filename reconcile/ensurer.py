@@ -93,11 +93,8 @@ class ModelEnsurer:
         ensurer = cls(settings=settings, lock=project.lock, lock_text=project.lock_text, **more)  # type: ignore[arg-type]
         if events is not None:
             ensurer.events.subscribe(events)
-        if project.warnings:
-            from .events.events import Warning
-
-            for text in project.warnings:
-                ensurer.events.emit(Warning(text=text))
+        for text in project.warnings:
+            ensurer.events.warn(text)
         return ensurer
 
     @property
@@ -237,7 +234,7 @@ class ModelEnsurer:
         if selectors is not None:
             desired, others = self.desired(selectors), {}
         else:
-            desired = registered.all_trees(store, self.lock, self.settings.mirrors)
+            desired = registered.all_trees(store, self.lock, self.events.warn, self.settings.mirrors)
             others = registered.all_blobs(store, self.lock)
         with Task("verifying", self.events.emit) as task:
             found = verifier.audit(store, desired, level, other_blobs=others, on_begin=task.begin, on_bytes=task.advance)
@@ -301,7 +298,8 @@ class ModelEnsurer:
     # ---- what is wanted
 
     def _removals(self, desired: Desired) -> tuple[tuple[TreeKey, ...], dict[str, LockfileRoot]]:
-        return registered.removals(BlobStore.open_readonly(self.settings.root), self.settings.lockfile, desired)
+        store = BlobStore.open_readonly(self.settings.root)
+        return registered.removals(store, self.settings.lockfile, desired, self.events.warn)
 
     def _chosen(self, selectors: Iterable[str | VariantId]) -> list[VariantId]:
         return list(dict.fromkeys(s if isinstance(s, VariantId) else select(self.lock, s) for s in selectors))

@@ -231,6 +231,8 @@ class Publisher:
         and False is returned. Raises LockTimeoutError, OSError.
         """
         path = record.path(self.store.layout.root)
+        if not self.store.trees.may_change(record):
+            return False
         with self.lock_tree(key):
             self._recovery.recover(key, path)
             record = self.store.trees.read(record.tree) or record
@@ -239,7 +241,7 @@ class Publisher:
                 if unless is not None and unless():
                     return False
                 self._remove_files(path, record)
-            trash.empty(self.store.layout, tree=record.tree)
+            trash.empty(self.store.layout, self.store.writers, tree=record.tree)
             if not os.path.isabs(record.tree):
                 self._remove_empty(self.store.layout.trees, str(path.relative_to(self.store.layout.trees)))
             for id_ in key.variants:
@@ -259,7 +261,7 @@ class Publisher:
     def relink(self, desired: Desired, record: Inventory, digests: frozenset[Digest]) -> None:
         """Put the new inode of repaired blobs into a tree outside what is desired. Raises as ``publish``."""
         path = record.path(self.store.layout.root)
-        if not path.is_dir():
+        if not path.is_dir() or not self.store.trees.may_change(record):
             return
         key = TreeKey.of(record)
         with self.lock_tree(key):

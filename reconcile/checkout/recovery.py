@@ -10,7 +10,7 @@ from modelstow.cas import BlobStore, links, presence, trash, tree
 from modelstow.cas.inventory import Inventory, InventoryEntry
 from modelstow.cas.tree import Quarantine
 
-from ..events.events import Displaced, Sink
+from ..events.events import Displaced, Sink, Warning
 from ..planning.state import TreeKey
 
 
@@ -26,6 +26,10 @@ class Recovery:
         records = self.store.trees
         announced = records.read_intent(key.tree)
         if announced is None:
+            return False
+        if not records.is_mine(announced):
+            who = f"user {announced.writer} has announced a change of {key}, which did not end"
+            self.emit(Warning(text=f"{who}; it is passed over, and what it left stays"))
             return False
         old = records.read(key.tree)
         if announced.staging:

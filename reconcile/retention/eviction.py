@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from modelstow.cas import BlobStore, Digest
+from modelstow.cas.inventory import Inventory
 
 from ..desired.selectors import VariantId
 from .roots import Roots, RootState, TreeRoot
@@ -77,6 +78,7 @@ def choose(
     free: int,
     now: float,
     is_used: Callable[[TreeRoot], bool],
+    may_change: Callable[[Inventory], bool] = lambda record: True,
 ) -> list[TreeRoot]:
     """The trees to evict, least recently used first; pinned, unfinished and used trees are passed over.
 
@@ -84,7 +86,7 @@ def choose(
     may be slow. *simulation* is left in the state after the eviction.
     """
     pinned = known.pinned()
-    candidates = [root for root in known.trees if _is_evictable(root, pinned)]
+    candidates = [root for root in known.trees if _is_evictable(root, pinned) and may_change(root.record)]
     candidates.sort(key=_age_order)
     expired = [r for r in candidates if targets.max_age_s is not None and now - r.used_at > targets.max_age_s]
     expired = [root for root in expired if not is_used(root)]
