@@ -17,6 +17,7 @@ from typing import Any
 
 import xxhash
 
+from . import presence
 from .digest import Digest
 from .durable import fsync_folder, write_file
 from .entries import Entry, Inline, Other, Symlink
@@ -264,7 +265,14 @@ class TreeRecords:
 
     def read_intent(self, tree: str) -> Inventory | None:
         """The intent of an unfinished change of a tree, also of another user; None if there is none. Raises as ``read``."""
-        return self.read_file(self.folder / (tree_id(tree) + INTENT))
+        file = self.folder / (tree_id(tree) + INTENT)
+        try:
+            return self.read_file(file)
+        except StoreStateError:
+            found = presence.look(file)
+            if found is None or self.writers.mine is None or found.st_uid in self.writers.mine:
+                raise
+            return Inventory(tree=tree, writer=found.st_uid)  # whatever it says, it is not acted on
 
     def read_file(self, file: Path) -> Inventory | None:
         """The inventory or intent in one of ``files``; None where it is gone. Raises as ``read``."""

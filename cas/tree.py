@@ -81,7 +81,7 @@ def open_below(top: int, folder: str) -> int:
 
 def _refuse_to_leave(part: str) -> None:
     """Raises OSError for a part of a path that leads out of the folder it is in."""
-    if part in ("", "..") or part.startswith("/"):
+    if part in ("", ".", "..") or part.startswith("/"):
         raise OSError(errno.EINVAL, "not a path within a tree", part)
 
 

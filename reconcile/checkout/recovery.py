@@ -29,7 +29,8 @@ class Recovery:
             return False
         if not records.is_mine(announced):
             who = f"user {announced.writer} has announced a change of {key}, which did not end"
-            self.emit(Warning(text=f"{who}; it is passed over, and what it left stays"))
+            self.emit(Warning(text=f"{who}; it is not finished, and what it left stays"))
+            records.drop_intent(key.tree)
             return False
         old = records.read(key.tree)
         if announced.staging:
