@@ -74,6 +74,19 @@ def fsync_folder(path: Path | str) -> None:
         os.close(fd)
 
 
+def make_folders(path: Path) -> bool:
+    """Make a folder and those above it that are missing; their names are durable on return. False where it is there.
+
+    Raises OSError.
+    """
+    made = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in made:
+        with suppress(PermissionError):  # a folder that may be written to, but not read
+            fsync_folder(each.parent)
+    return bool(made)
+
+
 class Syncer:
     """A group sync: makes the content of several files durable, then their names. A context manager, for one thread.
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from . import durable
 from .digest import Digest
 from .errors import Cause, StoreFormatError
 from .untrusted import read_state
@@ -186,31 +187,44 @@ def read_config(layout: Layout) -> StoreConfig | None:
     return StoreConfig.parse(text, where=layout.config)
 
 
-def make_folders(layout: Layout, config: StoreConfig) -> None:
-    """Make the folders that are missing, with modes that do not depend on the umask. Raises OSError.
+def make_folders(layout: Layout, config: StoreConfig, *, new: bool = False) -> None:
+    """Make the folders that are missing, with modes that do not depend on the umask. Durable on return. Raises OSError.
+
+    *new*: an earlier attempt to make the store may have been killed before it synced them.
 
     All 256 fan-out folders are made at once and never removed, so that no sweep removes one while a commit links into it.
     """
     mode = config.folder_mode
-    if not layout.root.is_dir():  # an existing one may be a mount point of any mode
-        make_folder(layout.root, mode, parents=True)
-    for folder in (*(layout.root / name for name in _FOLDERS), layout.state, *(layout.state / n for n in _STATE)):
-        make_folder(folder, mode)
-    make_folder(layout.root / "blobs", mode)
-    make_folder(layout.blobs, mode)
-    if len(os.listdir(layout.blobs)) < 256:
-        for number in range(256):
-            make_folder(layout.blobs / f"{number:02x}", mode)
+    if not layout.root.is_dir() and durable.make_folders(layout.root):
+        os.chmod(layout.root, mode)  # not that of an existing one, which may be a mount point
+    below = [(layout.root, (*_FOLDERS, "state", "blobs")), (layout.state, _STATE), (layout.root / "blobs", ("sha256",))]
+    if len(_names(layout.blobs)) < 256:
+        below.append((layout.blobs, tuple(f"{number:02x}" for number in range(256))))
+    for folder, names in below:
+        made = [make_folder(folder / name, mode) for name in names]
+        if new or any(made):
+            durable.fsync_folder(folder)  # or a power cut could take the names with what was made durable below them
 
 
-def make_folder(path: Path, mode: int, *, parents: bool = False) -> None:
-    """Make a folder with exactly this mode; an existing one is left unchanged. Raises OSError, also for another user's."""
+def _names(folder: Path) -> list[str]:
     try:
-        path.mkdir(parents=parents)
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
+def make_folder(path: Path, mode: int) -> bool:
+    """Make a folder with exactly this mode; False where there is one, which stays as it is. Not synced.
+
+    Raises OSError, also for another user's.
+    """
+    try:
+        path.mkdir()
     except FileExistsError:
         _check_ownership(path, mode)
-        return
+        return False
     os.chmod(path, mode)
+    return True
 
 
 def _check_ownership(path: Path, mode: int) -> None:

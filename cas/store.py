@@ -28,7 +28,7 @@ from . import locks
 from .blobs import Blobs
 from .cancellation import CancellationToken
 from .digest import Digest
-from .durable import Syncer, remove_temp_files, write_file
+from .durable import Syncer, fsync_folder, remove_temp_files, write_file
 from .errors import Cause, StoreFormatError
 from .ingest import Ingest
 from .inventory import TreeRecords
@@ -97,7 +97,8 @@ class BlobStore:
     def make_state_dir(self, name: str) -> Path:
         """A caller's folder below ``state/``, made if it is missing. Raises OSError."""
         folder = self.layout.state_dir(name)
-        layouts.make_folder(folder, self.config.folder_mode)
+        if layouts.make_folder(folder, self.config.folder_mode):
+            fsync_folder(folder.parent)
         return folder
 
     def remove_temp_files(self, *, in_blobs: bool = False) -> None:
@@ -188,7 +189,7 @@ def lock_stripe(digest: Digest) -> str:
 
 def _create(layout: Layout, *, shared: bool) -> StoreConfig:
     config = StoreConfig(shared=shared)
-    layouts.make_folders(layout, config)
+    layouts.make_folders(layout, config, new=True)
     mode = 0o664 if shared else 0o600
     with locks.acquire(layout.locks / "store", doing="making the store", mode=mode):
         existing = layouts.read_config(layout)

@@ -27,7 +27,7 @@ from modelstow.cas import (
     trash,
     tree,
 )
-from modelstow.cas.durable import fsync_folder
+from modelstow.cas.durable import fsync_folder, make_folders
 from modelstow.cas.inventory import EntryColumns, Inventory, InventoryEntry
 from modelstow.cas.links import Linker, kind_of
 from modelstow.cas.locks import Lock
@@ -369,7 +369,7 @@ class Publisher:
                     os.chmod(folder, self._tree_mode)
                     fsync_folder(folder.parent)
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(path.parent)
 
     def _displace_root(self, wanted: DesiredTree) -> None:
         """Move a file or symlink at the path of the tree's folder to quarantine."""
