@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from . import entries, presence
 from .durable import fsync_folder
 from .inventory import STAGING, InventoryEntry
-from .links import LinkKind
+from .links import LinkKind, is_left_over
 
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -164,7 +164,7 @@ def classify(root: Path, placed: Mapping[str, InventoryEntry]) -> Classified:
     for path in found.files:
         ours = placed.get(path)
         if ours is None:
-            result.theirs.append(path)
+            (result.ours if is_left_over(path) else result.theirs).append(path)
         elif as_placed(f"{root}/{path}", ours):
             result.ours.append(path)
         else:

@@ -231,6 +231,9 @@ class ModelEnsurer:
         from .planning import verifier
 
         store = BlobStore.open_readonly(self.settings.root)
+        wanted = None if selectors is None else self.desired(selectors)
+        if repair and (left := registered.unfinished(store, wanted, self.events.warn)):
+            self._runtime().recover(left)
         if selectors is not None:
             desired, others = self.desired(selectors), {}
         else:

@@ -31,7 +31,7 @@ from .planning.state import Desired, DesiredTree, TreeKey
 from .retention.collector import Collector
 from .retention.preflight import Preflight
 from .retention.registered import other_locks
-from .retention.roots import LockfileRoot
+from .retention.roots import LockfileRoot, TreeRoot
 from .settings import Settings
 from .state_dirs import BAD_SOURCES
 from .transfer.concurrency import Connections
@@ -111,6 +111,14 @@ class Runtime:
             emit=self.events.emit,
             done=Pushed() if done is None else done,
         )
+
+    def recover(self, unfinished: Iterable[TreeRoot]) -> None:
+        """Finish or undo changes of trees that did not end. Raises LockTimeoutError, OSError."""
+        store = self.settings.open_store()
+        store.prepare()
+        for root in unfinished:
+            self._publisher(store, self.events.emit).recover(root.key, root.record.path(store.layout.root))
+        store.remove_temp_files()
 
     def remove_tree(self, record: Inventory, key: TreeKey) -> bool:
         """Remove one tree. Raises LockTimeoutError, OSError."""

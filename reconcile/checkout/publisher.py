@@ -53,6 +53,11 @@ class Publisher:
     emit: Sink
     lock_tree: Callable[[TreeKey], Lock]
 
+    def recover(self, key: TreeKey, path: Path) -> bool:
+        """Finish or undo a change of a tree that did not end. True if there was one. Raises as ``publish``."""
+        with self.lock_tree(key):
+            return self._recovery.recover(key, path)
+
     # ---- publishing
 
     def publish(self, desired: Desired, wanted: DesiredTree, known: Mapping[Digest, BlobStatus]) -> bool:
@@ -278,6 +283,7 @@ class Publisher:
             if not stale:
                 return
             wanted = DesiredTree(key=key, path=path, files=stale, labels=record.labels)
+            self.store.trees.write_intent(replace(record, staging="", staging_ino=0))
             statuses = {digest: self.store.blobs.stat(digest, desired.size(digest)) for digest in set(stale.values())}
             placed = self._populate(path, desired, stale, wanted, Actual(blobs=statuses), replacing=True)
             self.store.trees.commit(replace(record, files={**record.files, **placed}))

@@ -18,7 +18,7 @@ from pathlib import Path
 from modelstow.cas import ABSENT, EMPTY, BlobState, BlobStatus, BlobStore, Digest, Entry, entries
 from modelstow.cas.entries import Other
 from modelstow.cas.inventory import Inventory, InventoryEntry, tree_id
-from modelstow.cas.links import LinkKind
+from modelstow.cas.links import LinkKind, is_left_over
 from modelstow.cas.locks import Holder
 from modelstow.cas.tree import Scan, as_placed, scan
 from modelstow.cas.untrusted import read_state
@@ -120,7 +120,7 @@ class _Observation:
             leftover=(unfinished.staging or ".") if unfinished else "",
             placed=comparison.placed,
             foreign=comparison.foreign,
-            extra=tuple(sorted(found.files.keys() - known)),
+            extra=tuple(sorted(path for path in found.files.keys() - known if not is_left_over(path))),
             own=tuple(comparison.own),
             verifying=tree_id(tree.key.tree) in self.verifying,
         )

@@ -15,7 +15,7 @@ from ..desired import selectors
 from ..desired.lockfile import LockedBlob, Lockfile
 from ..planning.state import Desired, DesiredTree, TreeKey
 from . import pins, roots
-from .roots import LockfileRoot, OnUnreadable, RootState
+from .roots import LockfileRoot, OnUnreadable, RootState, TreeRoot
 
 
 def unwanted(
@@ -98,6 +98,13 @@ def all_trees(store: BlobStore, lock: Lockfile, on_unreadable: OnUnreadable, mir
             if digest not in blobs:
                 blobs[digest] = LockedBlob(size=size_of(store, lock, digest))
     return Desired(trees=tuple(trees), blobs=blobs, mirrors=mirrors)
+
+
+def unfinished(store: BlobStore, desired: Desired | None, on_unreadable: OnUnreadable) -> list[TreeRoot]:
+    """The changes of trees that did not end, of the desired ones or of all, as far as they are this user's."""
+    named = None if desired is None else {tree.key.tree for tree in desired.trees}
+    found = [root for root in roots.read_trees(store, on_unreadable=on_unreadable) if root.unfinished]
+    return [root for root in found if store.trees.is_mine(root.record) and (named is None or root.record.tree in named)]
 
 
 def all_blobs(store: BlobStore, lock: Lockfile) -> dict[Digest, int]:
