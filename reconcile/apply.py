@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
 from modelstow.cas import (
+    EMPTY,
     BlobState,
     BlobStatus,
     BlobStore,
@@ -28,7 +29,7 @@ from modelstow.cas.layout import TABLE_FROM
 from modelstow.cas.leases import Lease
 
 from .checkout.publisher import Publisher
-from .errors import ApplyError, ApplyFailure, ModelstowError, as_ours
+from .errors import ApplyError, ApplyFailure, FilesystemError, ModelstowError, as_ours, listing
 from .events.events import BlobsReused, FetchesPlanned, Sink, Warning
 from .planning.observer import observe
 from .planning.planner import Fetch, PendingWork, Plan, find_work
@@ -240,8 +241,19 @@ class Executor:
         except (ModelstowError, CasError, OSError) as error:
             if self.token.cancelled:
                 raise
-            self._failures.append(ApplyFailure(str(tree.key), _ours(error)))
+            self._failures.append(ApplyFailure(str(tree.key), self._swept(desired, tree, error) or _ours(error)))
             return False
+
+    def _swept(self, desired: Desired, tree: DesiredTree, error: Exception) -> ModelstowError | None:
+        """The error where blobs are gone: this process was suspended until its lease ended, and gc ran."""
+        if not isinstance(error, FileNotFoundError):
+            return None
+        blobs = self.store.blobs.stat_all({digest: desired.size(digest) for digest in {*tree.files.values()} - {EMPTY}})
+        gone = [digest.short for digest, status in blobs.items() if status.state is BlobState.ABSENT]
+        if not gone:
+            return None
+        what = f"{listing(gone)} of {tree.key} went from the store while this process slept"
+        return FilesystemError(what, hint="run the same command again: what is gone is fetched again")
 
     def _relink_others(self, desired: Desired, replaced: frozenset[Digest]) -> None:
         """Link the new inodes of repaired blobs into trees outside *desired*, which would keep the damaged ones."""
