@@ -10,8 +10,8 @@
   ``tree`` (files of a tree, managed and others), ``inventory`` (the record of what was placed), ``trash`` (removed trees).
 * Lifetime: ``locks`` (mutual exclusion between processes), ``leases`` (roots of work in progress), ``sweep`` (deletion of
   dead blobs; marking is the caller's).
-* Below all: ``durable`` (files that survive a power cut), ``records`` (their encoding with a checksum), ``syscalls``,
-  ``buffers``, ``cancellation``, ``errors``.
+* Below all: ``presence`` (whether anything is at a path), ``durable`` (files that survive a power cut), ``records`` (their
+  encoding with a checksum), ``syscalls``, ``buffers``, ``cancellation``, ``errors``.
 """
 
 from .blobs import ABSENT, BlobState, BlobStatus

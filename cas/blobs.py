@@ -106,7 +106,9 @@ class Blobs:
 
     def note_suspect(self, digest: Digest) -> None:
         """Record that a verification found this blob damaged. Not synced. Raises OSError."""
-        (self._layout.suspects / digest.hex).touch()
+        with suppress(FileExistsError):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            os.close(os.open(self._layout.suspects / digest.hex, flags, 0o644))
         self._suspects = None
 
     def clear_suspects(self, digests: Iterable[Digest]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from . import locks
@@ -46,11 +47,12 @@ def _replace(path: Path, data: bytes, mode: int) -> bool:
 
 
 def remove_temp_files(folders: Iterable[Path]) -> None:
-    """Remove temporary files of dead writers in *folders*. Raises OSError."""
+    """Remove temporary files of dead writers in *folders*. What cannot be removed, such as a folder, stays."""
     for folder in folders:
         for path in folder.glob(f"{UNFINISHED}*") if folder.is_dir() else ():
-            if not locks.is_held(path):
-                path.unlink(missing_ok=True)
+            with suppress(OSError):
+                if not locks.is_held(path):
+                    path.unlink(missing_ok=True)
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int | None = None) -> None:
@@ -70,6 +72,19 @@ def fsync_folder(path: Path | str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_folders(path: Path) -> bool:
+    """Make a folder and those above it that are missing; their names are durable on return. False where it is there.
+
+    Raises OSError.
+    """
+    made = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in made:
+        with suppress(PermissionError):  # a folder that may be written to, but not read
+            fsync_folder(each.parent)
+    return bool(made)
 
 
 class Syncer:

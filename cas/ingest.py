@@ -18,7 +18,7 @@ import secrets
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 
-from . import locks
+from . import locks, presence
 from .blobs import Blobs, BlobState
 from .buffers import STEP, aligned_buffer
 from .chunking import DEFAULT, Chunking
@@ -27,7 +27,7 @@ from .digest import EMPTY, Digest
 from .durable import Syncer, write_all
 from .errors import ChecksumError
 from .layout import TABLE_FROM, Layout
-from .partial import Partial, read_fully
+from .partial import NEW, Partial, free_path, read_fully, take_up
 from .pieces import PieceHasher, PieceTable, piece_hash
 
 SMALL = TABLE_FROM
@@ -130,9 +130,12 @@ class Ingest:
             self.copy(incoming.fd, digest, size)
             incoming.done = True
             return
-        path = self._layout.partial(digest)
-        with open(self._layout.journal(digest), "wb") as file:
+        path, journal = self._layout.partial(digest), self._layout.journal(digest)
+        free_path(journal, self._layout.quarantine)
+        with open(os.open(journal, NEW, 0o600), "wb") as file:
             file.write(table.encode())
+        if presence.is_folder(path):
+            free_path(path, self._layout.quarantine)
         os.rename(incoming.path, path)
         incoming.done = True
         partial = self.open(digest, size, chunking=table.chunking)
@@ -283,7 +286,15 @@ class Incoming:
         return self
 
     def _open(self) -> int:
-        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        """The file of an earlier run, or an empty one. Its name can be guessed, so nothing is believed for it."""
+        fd = take_up(self.path)
+        if fd is not None:
+            return fd
+        try:
+            return os.open(self.path, NEW, 0o600)
+        except FileExistsError:  # another user's, who may be at work, or no file at all
+            self._resumes, self.path = False, f"{self._folder}/incoming-{secrets.token_hex(16)}"
+            return os.open(self.path, NEW, 0o600)
 
     @property
     def held(self) -> int:

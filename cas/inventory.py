@@ -7,23 +7,29 @@ changed, the *intent* says what it will be (``<id>.next``); once it is done, ``<
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
+from . import presence
 from .digest import Digest
-from .durable import UNFINISHED, fsync_folder, write_file
+from .durable import fsync_folder, write_file
 from .entries import Entry, Inline, Other, Symlink
 from .errors import Cause, StoreStateError
 from .links import LinkKind, kind_of
-from .records import INVALID, decode, encode, join_hex
+from .records import INVALID, check_hex, check_path, decode, encode, files_in, join_hex, reason
+from .untrusted import EVERYBODY, Writers, read_owned
 
 INTENT = ".next"
 """What the file of an intent ends in."""
+STAGING = ".modelstow"
+"""What the name of a staging folder ends in."""
 _KIND, _VERSION = "inventory", 1
 _KINDS = {kind.value[0]: kind for kind in LinkKind}  # one letter a kind: h r s c e i l
 _CREATED = frozenset("il")  # the letters of what is no blob, and given in full
@@ -149,6 +155,7 @@ class Inventory:
     staging: str = ""  # what an intent said: the folder next to the tree with the new one, and after publishing the old
     staging_ino: int = 0  # the new folder's inode: by which the two are told apart
     parent: tuple[int, int] = (0, 0)  # device and inode of the folder above an outside tree
+    writer: int | None = field(default=None, compare=False)  # the user whose file it was read from
 
     @property
     def id(self) -> str:
@@ -194,6 +201,7 @@ class Inventory:
     def decode(cls, raw: bytes) -> Inventory:
         """The inventory in a record. Raises one of ``records.INVALID`` if it is torn, altered or of a later version."""
         head = decode(raw, _KIND, version=_VERSION)
+        _check(head)
         others: dict[str, Other] = {path: Symlink(target) for path, target in head.get("symlinks", {}).items()}
         for path, text in head.get("inline", {}).items():
             others[path] = Inline(text.encode("utf-8", "surrogateescape"))
@@ -215,19 +223,71 @@ def tree_id(tree: str) -> str:
     return xxhash.xxh3_128_hexdigest(tree.encode("utf-8", "surrogateescape"))
 
 
+def _check(head: Mapping[str, Any]) -> None:
+    """Raises one of ``INVALID`` for a record that would lead out of its tree, or of the folder above.
+
+    Whoever may write into ``state/`` can lay one, and what it names is linked, moved and unlinked. The rules are weaker
+    than those of a lockfile, since an earlier version may have had others.
+    """
+    tree, (staging, _) = head["tree"], head["staging"]
+    if tree.startswith("models/"):
+        check_path("/" + tree)
+    else:
+        check_path(tree)
+    name = tree.rpartition("/")[2]
+    if staging and not re.fullmatch(rf"\.{re.escape(name)}\.[0-9a-f]+{re.escape(STAGING)}", staging):
+        raise ValueError(f"{staging[:80]!a} is not the name of a staging folder of {name!a}")
+    check_hex(head["digests"])
+    paths = f"/{'/'.join(head['paths'])}/" if head["paths"] else ""  # one search for all of them
+    if "\0" in paths or "//" in paths or ("/." in paths and ("/../" in paths or "/./" in paths)):
+        raise ValueError("it has a path that leads out of its tree")
+    paths.encode("utf-8", "surrogateescape")
+    numbers = {*map(type, head["inodes"]), *map(type, (head["staging"][1], *head["parent"]))}
+    texts = {*map(type, head["labels"].values()), *map(type, head.get("symlinks", {}).values())}
+    if numbers != {int} or not texts <= {str}:
+        raise ValueError("it has values of the wrong type")
+
+
 @dataclass(frozen=True, slots=True)
 class TreeRecords:
     """The owner of ``state/inventories``: records by tree, as ``Inventory.tree`` names it. Writes are durable on return."""
 
     folder: Path
+    writers: Writers = EVERYBODY
 
     def read(self, tree: str) -> Inventory | None:
-        """The inventory of a tree; None where there is none. Raises StoreStateError where it is unreadable, OSError."""
-        return read_inventory(self.folder / tree_id(tree))
+        """The inventory of a tree; None where there is none. Raises StoreStateError where it is unreadable.
+
+        Another user's word on a tree outside the store counts for nothing: what he calls managed is this user's.
+        """
+        record = self.read_file(self.folder / tree_id(tree))
+        return record if record is None or self.may_change(record) else None
 
     def read_intent(self, tree: str) -> Inventory | None:
-        """The intent of an unfinished change of a tree; None where there is none. Raises as ``read``."""
-        return read_inventory(self.folder / (tree_id(tree) + INTENT))
+        """The intent of an unfinished change of a tree, also of another user; None if there is none. Raises as ``read``."""
+        file = self.folder / (tree_id(tree) + INTENT)
+        try:
+            return self.read_file(file)
+        except StoreStateError:
+            found = presence.look(file)
+            if found is None or self.writers.mine is None or found.st_uid in self.writers.mine:
+                raise
+            return Inventory(tree=tree, writer=found.st_uid)  # whatever it says, it is not acted on
+
+    def read_file(self, file: Path) -> Inventory | None:
+        """The inventory or intent in one of ``files``; None where it is gone. Raises as ``read``."""
+        record = read_inventory(file, self.writers)
+        if record is not None and record.id != file.name.removesuffix(INTENT):
+            raise _unreadable(file, ValueError("it is the record of another tree"))
+        return record
+
+    def may_change(self, record: Inventory) -> bool:
+        """Whether its tree may be changed on its word: it is in the store, or this user's own record."""
+        return not os.path.isabs(record.tree) or self.is_mine(record)
+
+    def is_mine(self, record: Inventory) -> bool:
+        """Whether this user, or root, wrote a record."""
+        return self.writers.mine is None or record.writer is None or record.writer in self.writers.mine
 
     def write_intent(self, inventory: Inventory) -> None:
         """Record the intent of a change: its digests are kept from now on, and recovery knows what to finish."""
@@ -270,11 +330,7 @@ class TreeRecords:
 
     def files(self) -> list[Path]:
         """Every inventory file by name, intents included."""
-        try:
-            names = sorted(os.listdir(self.folder))
-        except FileNotFoundError:
-            return []
-        return [self.folder / name for name in names if not name.startswith(UNFINISHED)]
+        return files_in(self.folder)
 
     # ---- when a tree was used
 
@@ -287,7 +343,7 @@ class TreeRecords:
             mark = self._mark(tree_id(tree))
             with suppress(OSError):
                 try:
-                    os.utime(mark)
+                    os.utime(mark, follow_symlinks=False)
                 except FileNotFoundError:
                     os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
 
@@ -296,7 +352,7 @@ class TreeRecords:
         times = [0.0]
         for path in (file, self._mark(file.name.removesuffix(INTENT))):
             with suppress(FileNotFoundError):
-                times.append(os.stat(path).st_mtime)
+                times.append(os.lstat(path).st_mtime)
         return max(times)
 
     def _mark(self, id_: str) -> Path:
@@ -308,14 +364,16 @@ def is_intent(file: Path) -> bool:
     return file.name.endswith(INTENT)
 
 
-def read_inventory(path: Path) -> Inventory | None:
-    """The inventory in one file; None where there is none. Raises StoreStateError where it is unreadable, OSError."""
+def read_inventory(path: Path, writers: Writers = EVERYBODY) -> Inventory | None:
+    """The inventory in one file; None where there is none. Raises StoreStateError where it is unreadable."""
     try:
-        raw = path.read_bytes()
+        raw, writer = read_owned(path, writers)
+        return replace(Inventory.decode(raw), writer=writer)
     except FileNotFoundError:
         return None
-    try:
-        return Inventory.decode(raw)
-    except INVALID as error:
-        what = f"inventory {path} cannot be read: {error}"
-        raise StoreStateError(what, cause=Cause.INVENTORY_UNREADABLE) from error
+    except (OSError, *INVALID) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> StoreStateError:
+    return StoreStateError(f"inventory {path} cannot be read: {reason(error)}", cause=Cause.INVENTORY_UNREADABLE)

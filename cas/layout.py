@@ -24,13 +24,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from . import durable
 from .digest import Digest
 from .errors import Cause, StoreFormatError
+from .untrusted import read_state
 
 FORMAT = 1
 TABLE_FROM = 1 << 20
 """Bytes up to which a blob has no piece table: reading it whole is quick enough. (One with a foreign stamp has.)"""
 
+_CONFIG_BYTES = 1 << 16
 _FOLDERS = ("models", "pins", "partial", "quarantine", "trash")
 _STATE = ("inventories", "leases", "locks", "suspects", "used")
 
@@ -148,7 +151,7 @@ class StoreConfig:
                 incompat=tuple(features.get("incompat", ())),
                 ro_compat=tuple(features.get("ro_compat", ())),
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise StoreFormatError(
                 f"{where} is not a store's format file ({error}); it was left unchanged", cause=Cause.NOT_A_STORE
             ) from error
@@ -171,39 +174,57 @@ class StoreConfig:
 def read_config(layout: Layout) -> StoreConfig | None:
     """The store's configuration; None if there is no store. Raises StoreFormatError, OSError."""
     try:
-        text = layout.config.read_text("utf-8")
+        text = read_state(layout.config, most=_CONFIG_BYTES).decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except UnicodeDecodeError as error:
         raise StoreFormatError(f"{layout.config} is not text; it was left unchanged") from error
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EFBIG):
+            raise
+        what = f"{layout.config} is not a store's format file ({error.strerror}); it was left unchanged"
+        raise StoreFormatError(what, cause=Cause.NOT_A_STORE) from error
     return StoreConfig.parse(text, where=layout.config)
 
 
-def make_folders(layout: Layout, config: StoreConfig) -> None:
-    """Make the folders that are missing, with modes that do not depend on the umask. Raises OSError.
+def make_folders(layout: Layout, config: StoreConfig, *, new: bool = False) -> None:
+    """Make the folders that are missing, with modes that do not depend on the umask. Durable on return. Raises OSError.
+
+    *new*: an earlier attempt to make the store may have been killed before it synced them.
 
     All 256 fan-out folders are made at once and never removed, so that no sweep removes one while a commit links into it.
     """
     mode = config.folder_mode
-    if not layout.root.is_dir():  # an existing one may be a mount point of any mode
-        make_folder(layout.root, mode, parents=True)
-    for folder in (*(layout.root / name for name in _FOLDERS), layout.state, *(layout.state / n for n in _STATE)):
-        make_folder(folder, mode)
-    make_folder(layout.root / "blobs", mode)
-    make_folder(layout.blobs, mode)
-    if len(os.listdir(layout.blobs)) < 256:
-        for number in range(256):
-            make_folder(layout.blobs / f"{number:02x}", mode)
+    if not layout.root.is_dir() and durable.make_folders(layout.root):
+        os.chmod(layout.root, mode)  # not that of an existing one, which may be a mount point
+    below = [(layout.root, (*_FOLDERS, "state", "blobs")), (layout.state, _STATE), (layout.root / "blobs", ("sha256",))]
+    if len(_names(layout.blobs)) < 256:
+        below.append((layout.blobs, tuple(f"{number:02x}" for number in range(256))))
+    for folder, names in below:
+        made = [make_folder(folder / name, mode) for name in names]
+        if new or any(made):
+            durable.fsync_folder(folder)  # or a power cut could take the names with what was made durable below them
 
 
-def make_folder(path: Path, mode: int, *, parents: bool = False) -> None:
-    """Make a folder with exactly this mode; an existing one is left unchanged. Raises OSError, also for another user's."""
+def _names(folder: Path) -> list[str]:
     try:
-        path.mkdir(parents=parents)
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
+def make_folder(path: Path, mode: int) -> bool:
+    """Make a folder with exactly this mode; False where there is one, which stays as it is. Not synced.
+
+    Raises OSError, also for another user's.
+    """
+    try:
+        path.mkdir()
     except FileExistsError:
         _check_ownership(path, mode)
-        return
+        return False
     os.chmod(path, mode)
+    return True
 
 
 def _check_ownership(path: Path, mode: int) -> None:

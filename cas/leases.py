@@ -24,8 +24,9 @@ from .cancellation import CancellationToken
 from .digest import Digest
 from .durable import UNFINISHED, fsync_folder, write_all
 from .errors import Cause, StoreStateError
-from .records import INVALID, decode, encode, join_hex, split_hex
+from .records import INVALID, decode, encode, files_in, join_hex, reason, split_hex
 from .store import BlobStore
+from .untrusted import read_state
 
 UNFINISHED_S = 7 * 86_400
 """Time that unfinished work keeps its blobs after its process died."""
@@ -65,7 +66,7 @@ class LeaseRecord:
         return cls(
             doing=str(fields.get("holder", {}).get("doing", "")),
             digests=frozenset(digests),
-            reserved={_digest(hex_): int(size) for hex_, size in fields["reserved"].items()},
+            reserved={_digest(hex_): min(max(0, int(size)), 1 << 60) for hex_, size in fields["reserved"].items()},
         )
 
 
@@ -185,24 +186,22 @@ def active(store: BlobStore, *, remove_expired: bool = False, held: bool = True)
 
     *remove_expired* deletes the others. Raises StoreStateError for a lease that cannot be read, OSError.
     """
-    folder = store.layout.leases
-    try:
-        names = sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return []
     result = []
-    for name in names:
-        path = folder / name
-        if name.startswith(UNFINISHED):
-            continue
-        live = locks.is_held(path)
-        if live and not held:
-            continue
-        if not live and _age(path) > UNFINISHED_S:
-            if remove_expired:
-                path.unlink(missing_ok=True)
-            continue
-        record = _read(path)
+    for path in files_in(store.layout.leases):
+        try:
+            live = locks.is_held(path)
+            if live and not held:
+                continue
+            if not live and _age(path) > UNFINISHED_S:
+                if remove_expired:
+                    path.unlink(missing_ok=True)
+                continue
+            record = _read(store, path)
+        except (OSError, *INVALID) as error:
+            raise StoreStateError(
+                f"lease {path} cannot be read ({reason(error)}), so nothing may be deleted",
+                cause=Cause.LEASE_UNREADABLE,
+            ) from error
         if record is not None:
             result.append((path, record, live))
     return result
@@ -228,18 +227,13 @@ def _digest(hex_: str) -> Digest:
 
 def _age(path: Path) -> float:
     try:
-        return max(0.0, time.time() - path.stat().st_mtime)  # after a clock was set back, files are young, never old
+        return max(0.0, time.time() - os.lstat(path).st_mtime)  # after a clock was set back, files are young, never old
     except FileNotFoundError:
         return 0.0
 
 
-def _read(path: Path) -> LeaseRecord | None:
+def _read(store: BlobStore, path: Path) -> LeaseRecord | None:
     try:
-        return LeaseRecord.decode(path.read_bytes())
+        return LeaseRecord.decode(read_state(path, store.writers))
     except FileNotFoundError:
         return None
-    except INVALID as error:
-        raise StoreStateError(
-            f"lease {path} cannot be read ({error}), so nothing may be deleted",
-            cause=Cause.LEASE_UNREADABLE,
-        ) from error

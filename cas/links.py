@@ -193,6 +193,11 @@ def is_temp_name(name: str) -> bool:
     return _BESIDE.fullmatch(name) is not None
 
 
+def is_left_over(path: str) -> bool:
+    """Whether a path in a tree is what a killed ``replace`` left, and not a file of the user's."""
+    return is_temp_name(path.rpartition("/")[2])
+
+
 def remove_temp_names(folder_fd: int) -> None:
     """Remove the names that a killed ``replace`` left in an open folder; hold the tree's lock. Raises OSError."""
     for name in filter(is_temp_name, os.listdir(folder_fd)):

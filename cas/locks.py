@@ -7,6 +7,7 @@ compared with the path, because another process may have replaced it. Locks only
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -21,6 +22,7 @@ from .cancellation import CancellationToken
 from .errors import FULL, Cancelled, Cause, LockTimeoutError
 
 _MIN_PAUSE_S, _MAX_PAUSE_S = 0.005, 0.1
+_NOTE_BYTES = 65_536
 _PROGRESS_S = 0.05  # least time between two records of progress
 
 
@@ -78,6 +80,14 @@ class Holder:
         )
 
     @classmethod
+    def read(cls, raw: bytes) -> Holder | None:
+        """The holder in a file's content; None if there is none."""
+        try:
+            return cls.parse(json.loads(raw))
+        except (ValueError, RecursionError):
+            return None
+
+    @classmethod
     def parse(cls, value: object) -> Holder | None:
         """The holder in JSON data; None if there is none (an empty or torn file)."""
         if not isinstance(value, dict):
@@ -91,7 +101,7 @@ class Holder:
                 since=int(value["since"]),
                 doing=str(value["doing"]),
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
 
     def to_json(self) -> dict[str, object]:
@@ -136,8 +146,10 @@ class Lock:
     def write_note(self, **fields: object) -> None:
         """Write *fields* into the lock file, for processes that wait for it or take it next. Not synced. Raises OSError."""
         self.note.update(fields)
-        # One write over the whole old note: a reader without the lock sees the old note or the new.
-        os.pwrite(self.fd, json.dumps(self.note).encode().ljust(os.fstat(self.fd).st_size), 0)
+        found = os.fstat(self.fd)
+        if found.st_nlink == 1:  # else it may be a file of the user's, which somebody has linked here
+            # One write over the whole old note: a reader without the lock sees the old note or the new.
+            os.pwrite(self.fd, json.dumps(self.note).encode().ljust(min(found.st_size, _NOTE_BYTES)), 0)
 
     def is_current(self) -> bool:
         """Whether the path still names the locked file; if not, there may be another holder. Raises OSError."""
@@ -176,10 +188,11 @@ def acquire(
     seen_progress: int | None = None
     pause = _MIN_PAUSE_S
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        fd = _open(path, mode)
         try:
             found = os.fstat(fd)
-            if stat.S_IMODE(found.st_mode) != mode and found.st_uid == os.geteuid():  # whatever the umask
+            # Whatever the umask. A second link may be another's name for a file of the user's.
+            if stat.S_IMODE(found.st_mode) != mode and found.st_uid == os.geteuid() and found.st_nlink == 1:
                 os.fchmod(fd, mode)
             if try_lock(fd, shared=shared) and _is_at(found, path):
                 lock = Lock(path, fd, _read_note(fd))
@@ -213,6 +226,36 @@ def acquire(
         pause = min(pause * 2, _MAX_PAUSE_S)
 
 
+def _open(path: Path, mode: int) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a lock file", str(path))
+    return fd
+
+
+STRANGE = (errno.EINVAL, errno.ELOOP, errno.ENXIO)
+"""The errors of ``acquire`` where a pipe, symlink or socket has the name of a lock file."""
+
+
+def remove_strange(path: Path) -> None:
+    """Remove what is no lock file: nobody holds a lock on it. One process at a time, or a new lock file could go.
+
+    Raises OSError.
+    """
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if try_lock(folder, shared=False):
+            if not stat.S_ISREG(os.lstat(path).st_mode):
+                os.unlink(path)
+        else:
+            time.sleep(_MIN_PAUSE_S)
+    except FileNotFoundError:
+        pass
+    finally:
+        os.close(folder)
+
+
 def _write_holder(lock: Lock, doing: str) -> None:
     """Name this process in the lock file. Not on a full disk: the lock may be needed to free space."""
     try:
@@ -225,7 +268,7 @@ def _write_holder(lock: Lock, doing: str) -> None:
 def peek(path: Path) -> dict[str, object]:
     """The note in a lock file, read without the lock; empty if there is none."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return {}
     try:
@@ -236,10 +279,12 @@ def peek(path: Path) -> dict[str, object]:
 
 def is_held(path: Path) -> bool:
     """Whether any process holds the lock of *path* exclusively. Raises OSError if that cannot be tested."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)  # enough for a shared lock, also on a read-only disk
-    except FileNotFoundError:
-        return False
+    try:  # enough for a shared lock, also on a read-only disk
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):  # nothing, or what nobody can lock
+            return False
+        raise
     try:
         return not try_lock(fd, shared=True)
     finally:
@@ -270,7 +315,7 @@ def _is_at(file: os.stat_result, path: Path) -> bool:
 
 def _read_note(fd: int) -> dict[str, object]:
     try:
-        note = json.loads(os.pread(fd, 65536, 0) or b"{}")
-    except ValueError:
+        note = json.loads(os.pread(fd, _NOTE_BYTES, 0) or b"{}")
+    except (OSError, ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}

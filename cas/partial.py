@@ -9,13 +9,17 @@ import secrets
 import threading
 from pathlib import Path
 
-from . import syscalls
+from . import presence, syscalls
 from .buffers import STEP, aligned_buffer
 from .chunking import DEFAULT, Chunking
 from .digest import Digest
 from .durable import write_all
 from .layout import TABLE_FROM, Layout
-from .pieces import PieceTable, Slot, TableState, hash_piece_of, open_regular, read_table
+from .pieces import PieceTable, Slot, TableState, hash_piece_of, read_table
+from .untrusted import open_regular
+
+NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+"""How a file in ``partial/`` is made: never through what has its name."""
 
 
 class Partial:
@@ -47,7 +51,10 @@ class Partial:
             if self._journaled:
                 self._open_table()
         except BaseException:
-            self.close()
+            if resumed:
+                self.close()
+            else:
+                self.discard()
             raise
 
     @property
@@ -161,10 +168,10 @@ class Partial:
 
     def discard(self) -> None:
         """Remove it from the disk, unless its path names another process's file by now. Raises OSError."""
-        owned = self.fd < 0 or self.owns_path or not os.path.lexists(self.path)
+        owned = self.fd < 0 or self.owns_path or not presence.exists(self.path)
         self.close()
         for path in (self.path, self.table_path) if owned else ():
-            if os.path.lexists(path):
+            if presence.exists(path):
                 os.unlink(path)
 
     def close_or_discard(self) -> None:
@@ -176,9 +183,8 @@ class Partial:
 
     def _start(self, chunking: Chunking) -> tuple[int, PieceTable]:
         for path in (self.path, self.table_path):
-            _free_path(path, self._quarantine)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(self.path, flags, 0o600), PieceTable(self.digest, self.size, chunking=chunking)
+            free_path(path, self._quarantine)
+        return os.open(self.path, NEW, 0o600), PieceTable(self.digest, self.size, chunking=chunking)
 
     def _resume(self, chunking: Chunking | None) -> tuple[int, PieceTable] | None:
         """The files of an earlier run, or None. Nothing is believed for its name: another user may have put a link, a
@@ -188,24 +194,38 @@ class Partial:
             return None
         if chunking not in (None, table.chunking):
             return None
-        try:
-            fd = open_regular(self.path, os.O_RDWR)
-        except OSError:
-            return None
-        found = os.fstat(fd)
-        # With a second link this inode may already be a blob, which must never be written to.
-        if found.st_nlink != 1 or found.st_uid != os.geteuid():
-            os.close(fd)
+        fd = take_up(self.path)
+        if fd is None:
             return None
         _drop_wrong_slots(fd, table)
         return fd, table
 
     def _open_table(self) -> None:
-        self._table_fd = os.open(self.table_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = take_up(self.table_path)
+        if fd is None:
+            free_path(self.table_path, self._quarantine)
+            fd = os.open(self.table_path, NEW, 0o600)
+        self._table_fd = fd
         write_all(self._table_fd, self.table.encode(), 0)
 
 
-def _free_path(path: str, quarantine: Path) -> None:
+def take_up(path: str) -> int | None:
+    """Open for writing what an earlier run of this user left at *path*; None where anything else is, or nothing.
+
+    With a second link it may already be a blob, or a file of the user's that somebody has linked there.
+    """
+    try:
+        fd = open_regular(path, os.O_RDWR)
+    except OSError:
+        return None
+    found = os.fstat(fd)
+    if found.st_nlink == 1 and found.st_uid == os.geteuid():
+        return fd
+    os.close(fd)
+    return None
+
+
+def free_path(path: str, quarantine: Path) -> None:
     """Free a path in ``partial/``. A folder there was not made by this package: it is moved, not deleted."""
     try:
         os.unlink(path)

@@ -12,9 +12,7 @@ xxh3-128 guards against accidents, not against attackers, and is believed only f
 from __future__ import annotations
 
 import enum
-import errno
 import os
-import stat
 import struct
 import time
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ import xxhash
 from .chunking import DEFAULT, Chunking
 from .digest import Digest
 from .durable import write_all
+from .untrusted import open_regular
 
 _MAGIC = b"MSTOWPT1"
 _MAX_PIECES = 1 << 22  # a table of 128 MiB
@@ -247,15 +246,6 @@ def read_table(path: str, digest: Digest) -> PieceTable | None:
     except OSError:
         return None
     return PieceTable.decode(raw, digest) if len(raw) <= _MAX_BYTES else None
-
-
-def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
-    """Descriptor of a regular file; no symlink is followed, and a pipe does not block. Raises OSError for anything else."""
-    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", path)
-    return fd
 
 
 def proven_table(path: str, digest: Digest, size: int) -> PieceTable | None:

@@ -11,22 +11,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import xxhash
 
 from .digest import Digest
 from .durable import UNFINISHED
 from .errors import Cause, StoreStateError
+from .untrusted import EVERYBODY, MOST_BYTES, Writers, read_state
 
-INVALID = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
+_T = TypeVar("_T")
+
+INVALID = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, MemoryError)
 """The errors of ``decode``, and of reading fields of the wrong shape."""
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _COMPRESS_FROM = 1 << 20  # below, loading the library takes longer than the bytes it saves take to write
-_MAX_BYTES = 1 << 30
 
 
 def encode(kind: str, version: int, fields: Mapping[str, object]) -> bytes:
@@ -71,7 +73,7 @@ def _decompressed(raw: bytes) -> bytes:
 
     try:
         size = zstandard.frame_content_size(raw)
-        if not 0 <= size <= _MAX_BYTES:  # the library trusts what a frame declares, whatever limit it is given
+        if not 0 <= size <= MOST_BYTES:  # the library trusts what a frame declares, whatever limit it is given
             raise ValueError(f"it declares {size:,} bytes")
         return zstandard.ZstdDecompressor().decompress(raw, allow_extra_data=False)
     except zstandard.ZstdError as error:
@@ -88,31 +90,49 @@ def join_hex(digests: Iterable[Digest]) -> str:
 
 def split_hex(hexes: str) -> list[Digest]:
     """The digests in a string of ``join_hex``. Raises ValueError for a length that is not a multiple of 64."""
+    check_hex(hexes)
+    return [Digest.of_hex(hexes[at : at + 64]) for at in range(0, len(hexes), 64)]
+
+
+def check_hex(hexes: str) -> None:
+    """Raises one of ``INVALID`` for anything but digests in a row: a path is made of them."""
     if len(hexes) % 64:
         raise ValueError("its digests are cut off")
-    return [Digest.of_hex(hexes[at : at + 64]) for at in range(0, len(hexes), 64)]
+    if hexes.encode().translate(None, b"0123456789abcdef"):
+        raise ValueError("its digests are not lower-case hex")
+
+
+def check_path(path: str) -> None:
+    """Raises one of ``INVALID`` for anything but an absolute path in its shortest form."""
+    if not path.startswith("/") or "\0" in path or os.path.normpath(path) != path:
+        raise ValueError(f"{path[:80]!a} is not an absolute path")
+    path.encode("utf-8", "surrogateescape")
 
 
 # ---- folders of records, each of which is a root for garbage collection
 
 
-def files_in(folder: Path) -> Iterator[tuple[Path, bytes]]:
-    """The record files of a folder with their content, sorted by name. Raises StoreStateError for an unreadable one."""
+def files_in(folder: Path) -> list[Path]:
+    """The record files of a folder, sorted by name. Raises OSError."""
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
-        return
-    for name in names:
-        if not name.startswith(UNFINISHED):
-            try:
-                yield folder / name, (folder / name).read_bytes()
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise StoreStateError(f"root {folder / name} cannot be read: {error.strerror}") from error
+        return []
+    return [folder / name for name in names if not name.startswith(UNFINISHED)]
 
 
-def unreadable(path: Path, error: Exception) -> StoreStateError:
-    """The error for a root that cannot be decoded: what it keeps is unknown, so nothing may be deleted."""
-    what = f"root {path} cannot be read ({error}), so nothing may be deleted"
-    return StoreStateError(what, cause=Cause.ROOT_UNREADABLE)
+def read_root(path: Path, decode: Callable[[bytes], _T], writers: Writers = EVERYBODY) -> _T | None:
+    """The root in a record file; None where the file is gone. Raises StoreStateError where it cannot be read: what it keeps
+    is unknown then, so nothing may be deleted."""
+    try:
+        return decode(read_state(path, writers))
+    except FileNotFoundError:
+        return None
+    except (OSError, *INVALID) as error:
+        what = f"root {path} cannot be read ({reason(error)}), so nothing may be deleted"
+        raise StoreStateError(what, cause=Cause.ROOT_UNREADABLE) from error
+
+
+def reason(error: BaseException) -> str:
+    """Why a record cannot be read, for a message that names the file."""
+    return str((error.strerror if isinstance(error, OSError) else "") or error or type(error).__name__)

@@ -17,7 +17,8 @@ from .chunking import DEFAULT, Chunking
 from .digest import EMPTY, Digest
 from .durable import write_file
 from .layout import TABLE_FROM
-from .pieces import PieceTable, PieceTableBuilder, TableState, hash_piece_of, open_regular, proven_table
+from .pieces import PieceTable, PieceTableBuilder, TableState, hash_piece_of, proven_table
+from .untrusted import open_regular
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

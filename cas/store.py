@@ -28,15 +28,17 @@ from . import locks
 from .blobs import Blobs
 from .cancellation import CancellationToken
 from .digest import Digest
-from .durable import Syncer, remove_temp_files, write_file
+from .durable import Syncer, fsync_folder, remove_temp_files, write_file
 from .errors import Cause, StoreFormatError
 from .ingest import Ingest
 from .inventory import TreeRecords
 from .layout import Layout, StoreConfig
 from .pieces import TableState, read_table
+from .untrusted import Writers
 
 LOCK_TIMEOUT_S = 300.0
 """Default time to wait for a lock, from its holder's last progress."""
+_LOCK_TRIES = 100  # while somebody else removes what has a lock file's name and is none
 _STRIPE_DIGITS = 3  # 4096 lock files for all blobs, never more; two digests that share one merely wait for each other
 
 
@@ -49,7 +51,8 @@ class BlobStore:
     def __init__(self, root: Path, config: StoreConfig, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> None:
         """Use ``open``, ``open_existing`` or ``open_readonly``. *lock_timeout_s* is the default for every lock."""
         self.layout, self.config, self.lock_timeout_s = Layout(root), config, lock_timeout_s
-        self.blobs, self.trees = Blobs(self.layout), TreeRecords(self.layout.inventories)
+        self.writers = Writers.of(self.layout.root, shared=config.shared)
+        self.blobs, self.trees = Blobs(self.layout), TreeRecords(self.layout.inventories, self.writers)
         self.ingest = Ingest(
             self.layout, self.blobs, lambda digest, what: self.lock_blob(digest, doing=f"{what} {digest.short}")
         )
@@ -94,7 +97,8 @@ class BlobStore:
     def make_state_dir(self, name: str) -> Path:
         """A caller's folder below ``state/``, made if it is missing. Raises OSError."""
         folder = self.layout.state_dir(name)
-        layouts.make_folder(folder, self.config.folder_mode)
+        if layouts.make_folder(folder, self.config.folder_mode):
+            fsync_folder(folder.parent)
         return folder
 
     def remove_temp_files(self, *, in_blobs: bool = False) -> None:
@@ -135,8 +139,8 @@ class BlobStore:
         on_wait: Callable[[locks.Holder | None], None] | None = None,
     ) -> locks.Lock:
         """The exclusive lock of a blob; see ``locks.acquire``. Raises LockTimeoutError, Cancelled, OSError."""
-        path, timeout_s = self.blob_lock_path(digest), self.lock_timeout_s if timeout_s is None else timeout_s
-        return locks.acquire(path, doing=doing, timeout_s=timeout_s, token=token, on_wait=on_wait, mode=self.lock_mode)
+        name = self.blob_lock_path(digest).name
+        return self.lock(name, doing=doing, timeout_s=timeout_s, token=token, on_wait=on_wait)
 
     def commits_seen(self, digest: Digest) -> str:
         """A text that changes when a process commits this blob, so that concurrent refetches of it become one."""
@@ -166,9 +170,16 @@ class BlobStore:
         Raises LockTimeoutError, Cancelled, OSError.
         """
         path, timeout_s = self.layout.locks / name, self.lock_timeout_s if timeout_s is None else timeout_s
-        return locks.acquire(
-            path, doing=doing, shared=shared, timeout_s=timeout_s, token=token, on_wait=on_wait, mode=self.lock_mode
-        )
+        for tries_left in reversed(range(_LOCK_TRIES)):
+            try:
+                return locks.acquire(
+                    path, doing=doing, shared=shared, timeout_s=timeout_s, token=token, on_wait=on_wait, mode=self.lock_mode
+                )
+            except OSError as error:
+                if error.errno not in locks.STRANGE or not tries_left:
+                    raise
+                locks.remove_strange(path)
+        raise AssertionError("the last try returns or raises")
 
 
 def lock_stripe(digest: Digest) -> str:
@@ -178,7 +189,7 @@ def lock_stripe(digest: Digest) -> str:
 
 def _create(layout: Layout, *, shared: bool) -> StoreConfig:
     config = StoreConfig(shared=shared)
-    layouts.make_folders(layout, config)
+    layouts.make_folders(layout, config, new=True)
     mode = 0o664 if shared else 0o600
     with locks.acquire(layout.locks / "store", doing="making the store", mode=mode):
         existing = layouts.read_config(layout)

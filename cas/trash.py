@@ -15,6 +15,7 @@ from .errors import FULL, StoreStateError
 from .inventory import Inventory, read_inventory
 from .layout import Layout
 from .tree import Quarantine, remove_managed
+from .untrusted import EVERYBODY, Writers
 
 _INVENTORY = ".inventory"
 
@@ -44,7 +45,7 @@ def put(layout: Layout, folder: Path, record: Inventory) -> bool:
     return True
 
 
-def content(layout: Layout) -> Iterator[tuple[Path, Inventory, float]]:
+def content(layout: Layout, writers: Writers = EVERYBODY) -> Iterator[tuple[Path, Inventory, float]]:
     """Trees in the trash: the path of the inventory, the inventory, and its age in seconds (never negative)."""
     try:
         names = sorted(os.listdir(layout.trash))
@@ -54,20 +55,20 @@ def content(layout: Layout) -> Iterator[tuple[Path, Inventory, float]]:
         if name.endswith(_INVENTORY):
             path = layout.trash / name
             try:
-                record = read_inventory(path)
+                record = read_inventory(path, writers)
             except StoreStateError:  # which files are managed is unknown: they stay, and do not stop gc
                 continue
             with suppress(FileNotFoundError):  # another process empties it too
                 if record is not None:
-                    yield path, record, max(0.0, time.time() - path.stat().st_mtime)
+                    yield path, record, max(0.0, time.time() - os.lstat(path).st_mtime)
 
 
-def empty(layout: Layout, *, older_than_s: float = 0.0, tree: str | None = None) -> None:
+def empty(layout: Layout, writers: Writers = EVERYBODY, *, older_than_s: float = 0.0, tree: str | None = None) -> None:
     """Remove trees older than *older_than_s* seconds from the trash, or only those that were *tree*.
 
     Files that are not as the inventory says go to quarantine. Raises OSError.
     """
-    for note, record, age in list(content(layout)):
+    for note, record, age in list(content(layout, writers)):
         if age < older_than_s or tree not in (None, record.tree):
             continue
         folder = note.with_name(note.name.removesuffix(_INVENTORY))

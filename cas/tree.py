@@ -19,13 +19,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from . import entries
+from . import entries, presence
 from .durable import fsync_folder
-from .inventory import InventoryEntry
-from .links import LinkKind
+from .inventory import STAGING, InventoryEntry
+from .links import LinkKind, is_left_over
 
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_STAGING = ".modelstow"
 
 
 @dataclass(slots=True)
@@ -44,7 +43,7 @@ def scan(root: Path | str) -> Scan | None:
     try:
         _scan_into(found, str(root))
     except (FileNotFoundError, NotADirectoryError):
-        if os.path.isdir(root) and not os.path.islink(root):
+        if presence.is_folder(root):
             return scan(root)  # something inside vanished while we looked
         return None
     return found
@@ -72,11 +71,18 @@ def open_below(top: int, folder: str) -> int:
     fd = os.dup(top)
     for part in PurePosixPath(folder).parts:
         try:
+            _refuse_to_leave(part)
             inner = os.open(part, OPEN_FOLDER, dir_fd=fd)
         finally:
             os.close(fd)
         fd = inner
     return fd
+
+
+def _refuse_to_leave(part: str) -> None:
+    """Raises OSError for a part of a path that leads out of the folder it is in."""
+    if part in ("", ".", "..") or part.startswith("/"):
+        raise OSError(errno.EINVAL, "not a path within a tree", part)
 
 
 @contextlib.contextmanager
@@ -85,6 +91,7 @@ def open_parent(root: Path | str, path: str) -> Iterator[tuple[int, str]]:
     top = os.open(root, OPEN_FOLDER)
     try:
         folder, _, name = path.rpartition("/")
+        _refuse_to_leave(name)
         fd = open_below(top, folder)
     finally:
         os.close(top)
@@ -105,10 +112,10 @@ def new_staging(live: Path) -> Path:
 
     Hold the tree's lock: empty ones that an earlier run made and was killed before it could announce them are removed.
     """
-    for earlier in live.parent.glob(f".{glob.escape(live.name)}.*{_STAGING}"):
+    for earlier in live.parent.glob(f".{glob.escape(live.name)}.*{STAGING}"):
         with contextlib.suppress(OSError):  # it is not empty, and so it is not ours to remove
             earlier.rmdir()
-    return live.parent / f".{live.name}.{secrets.token_hex(6)}{_STAGING}"
+    return live.parent / f".{live.name}.{secrets.token_hex(6)}{STAGING}"
 
 
 def publish(staging: Path, live: Path) -> bool:
@@ -157,7 +164,7 @@ def classify(root: Path, placed: Mapping[str, InventoryEntry]) -> Classified:
     for path in found.files:
         ours = placed.get(path)
         if ours is None:
-            result.theirs.append(path)
+            (result.ours if is_left_over(path) else result.theirs).append(path)
         elif as_placed(f"{root}/{path}", ours):
             result.ours.append(path)
         else:
@@ -224,7 +231,7 @@ def drain(old: Path, live: Path, placed: Mapping[str, InventoryEntry], quarantin
         quarantine.take(old, path)
     for path in sorted_.theirs:
         target = live / path
-        if os.path.lexists(target) or not _folders_are_real(live, path):
+        if presence.exists(target) or not _folders_are_real(live, path):
             quarantine.take(old, path)
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -233,14 +240,9 @@ def drain(old: Path, live: Path, placed: Mapping[str, InventoryEntry], quarantin
         quarantine.displaced.moved.append(path)
     listed = {str(parent) for path in placed for parent in PurePosixPath(path).parents}
     for folder in sorted(sorted_.folders - listed, reverse=True):  # the user's, and empty by now
-        if not os.path.lexists(live / folder) and _folders_are_real(live, folder):
+        if not presence.exists(live / folder) and _folders_are_real(live, folder):
             (live / folder).mkdir(parents=True, exist_ok=True)
         remove_folder(old / folder)
-
-
-def is_folder(path: Path) -> bool:
-    """Whether a folder is there, and not a symlink to one."""
-    return path.is_dir() and not path.is_symlink()
 
 
 def _folders_are_real(root: Path, path: str) -> bool:

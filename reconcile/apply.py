@@ -13,14 +13,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
-from modelstow.cas import BlobState, BlobStatus, BlobStore, CancellationToken, CasError, Digest, leases, sweep
-from modelstow.cas.inventory import read_inventory
+from modelstow.cas import (
+    EMPTY,
+    BlobState,
+    BlobStatus,
+    BlobStore,
+    CancellationToken,
+    CasError,
+    Digest,
+    StoreStateError,
+    leases,
+    sweep,
+)
 from modelstow.cas.layout import TABLE_FROM
 from modelstow.cas.leases import Lease
 
 from .checkout.publisher import Publisher
-from .errors import ApplyError, ApplyFailure, ModelstowError, as_ours
-from .events.events import BlobsReused, FetchesPlanned, Sink
+from .errors import ApplyError, ApplyFailure, FilesystemError, ModelstowError, as_ours, listing
+from .events.events import BlobsReused, FetchesPlanned, Sink, Warning
 from .planning.observer import observe
 from .planning.planner import Fetch, PendingWork, Plan, find_work
 from .planning.state import NO_TREE, Actual, Desired, DesiredTree, TreeKey
@@ -231,8 +241,19 @@ class Executor:
         except (ModelstowError, CasError, OSError) as error:
             if self.token.cancelled:
                 raise
-            self._failures.append(ApplyFailure(str(tree.key), _ours(error)))
+            self._failures.append(ApplyFailure(str(tree.key), self._swept(desired, tree, error) or _ours(error)))
             return False
+
+    def _swept(self, desired: Desired, tree: DesiredTree, error: Exception) -> ModelstowError | None:
+        """The error where blobs are gone: this process was suspended until its lease ended, and gc ran."""
+        if not isinstance(error, FileNotFoundError):
+            return None
+        blobs = self.store.blobs.stat_all({digest: desired.size(digest) for digest in {*tree.files.values()} - {EMPTY}})
+        gone = [digest.short for digest, status in blobs.items() if status.state is BlobState.ABSENT]
+        if not gone:
+            return None
+        what = f"{listing(gone)} of {tree.key} went from the store while this process slept"
+        return FilesystemError(what, hint="run the same command again: what is gone is fetched again")
 
     def _relink_others(self, desired: Desired, replaced: frozenset[Digest]) -> None:
         """Link the new inodes of repaired blobs into trees outside *desired*, which would keep the damaged ones."""
@@ -240,7 +261,11 @@ class Executor:
             return
         mine = {tree.key.tree for tree in desired.trees}
         for file in self.store.trees.files():
-            record = read_inventory(file)
+            try:
+                record = self.store.trees.read_file(file)
+            except StoreStateError as error:
+                self.emit(Warning(text=f"{error}; if it holds damaged files, they stay"))
+                continue
             if record is None or record.tree in mine or not any(f.digest in replaced for f in record.files.values()):
                 continue
             try:

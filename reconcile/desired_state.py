@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modelstow.cas import EMPTY, BlobStore, Digest, LinkMode
-from modelstow.cas.inventory import is_intent, read_inventory, tree_id
+from modelstow.cas import EMPTY, BlobStore, Digest, LinkMode, StoreStateError
+from modelstow.cas.inventory import is_intent, tree_id
 
 from .desired import selectors, validation
 from .desired.lockfile import LockedBlob, Lockfile
@@ -48,11 +49,16 @@ def build_all(settings: Settings, lock: Lockfile, options: EnsureOptions) -> Des
     desired = build(settings, lock, selectors.all_variants(lock), options)
     named = {tree_id(tree.key.tree) for tree in desired.trees}
     trees, blobs = list(desired.trees), dict(desired.blobs)
-    for file in BlobStore.open_readonly(settings.root).trees.files():
+    records = BlobStore.open_readonly(settings.root).trees
+    for file in records.files():
         if file.name in named or is_intent(file):
             continue
-        record = read_inventory(file)
+        record = None
+        with suppress(StoreStateError):  # a damaged record stops gc alone
+            record = records.read_file(file)
         if record is None or not os.path.isabs(record.tree) or record.labels.get("lockfile") != str(settings.lockfile):
+            continue
+        if not records.may_change(record):
             continue
         ids = list(dict.fromkeys(filter(None, (_locked(lock, id_) for id_ in labels_by_variant(record.labels)))))
         if ids and os.path.isdir(record.tree):  # a folder that was deleted is no tree any more

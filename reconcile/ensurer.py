@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from modelstow.backends import Registry, Source
 from modelstow.backends.registry import FACTORIES
-from modelstow.cas import BlobStore, CancellationToken
+from modelstow.cas import BlobStore, CancellationToken, presence
 from modelstow.cas.inventory import Inventory
 from modelstow.cas.scrub import Level
 
@@ -93,11 +93,8 @@ class ModelEnsurer:
         ensurer = cls(settings=settings, lock=project.lock, lock_text=project.lock_text, **more)  # type: ignore[arg-type]
         if events is not None:
             ensurer.events.subscribe(events)
-        if project.warnings:
-            from .events.events import Warning
-
-            for text in project.warnings:
-                ensurer.events.emit(Warning(text=text))
+        for text in project.warnings:
+            ensurer.events.warn(text)
         return ensurer
 
     @property
@@ -130,7 +127,8 @@ class ModelEnsurer:
         """The plan for ``apply``; *removals*: also of trees that this lockfile no longer names; *force*: fetch all."""
         desired = self._wanted(selectors, options, force=force)
         if removals:
-            desired = replace(desired, removals=registered.removals(self.settings.root, self.settings.lockfile, desired)[0])
+            found, _ = registered.removals(self.settings.root, self.settings.lockfile, desired, self.events.warn)
+            desired = replace(desired, removals=found)
         return plan(desired, self.observe(desired))
 
     def status(self, model: str, variant: str | None = None) -> VariantStatus:
@@ -189,7 +187,7 @@ class ModelEnsurer:
         """Make the disk equal the whole lockfile, then remove the trees that it put there and no longer names."""
         began_ns = time.time_ns()
         desired = self.desired(options=EnsureOptions(prune=prune))
-        removals, new_owners = registered.removals(self.settings.root, self.settings.lockfile, desired)
+        removals, new_owners = registered.removals(self.settings.root, self.settings.lockfile, desired, self.events.warn)
         actual = self.observe(desired)
         outcome = self._apply(replace(desired, removals=removals), actual, progress=progress)
         if outcome.error is None:
@@ -235,10 +233,10 @@ class ModelEnsurer:
         from .planning import verifier
 
         store = BlobStore.open_readonly(self.settings.root)
-        if selectors is not None:
-            desired, others = self.desired(selectors), {}
-        else:
-            desired, others = registered.all_trees(store, self.lock), registered.all_blobs(store, self.lock)
+        named = None if selectors is None else self.desired(selectors)
+        if repair and (left := registered.unfinished(store, named, self.events.warn)):
+            self._runtime().recover(left)
+        desired, others = (named, {}) if named else registered.everything(store, self.lock, self.events.warn)
         with Task("verifying", self.events.emit) as task:
             found = verifier.audit(store, desired, level, other_blobs=others, on_begin=task.begin, on_bytes=task.advance)
         if not repair or not found.faults:
@@ -307,8 +305,7 @@ class ModelEnsurer:
     # ---- what is wanted
 
     def _chosen(self, selectors: Selectors) -> list[VariantId]:
-        if selectors is None:
-            return list(all_variants(self.lock))
+        selectors = all_variants(self.lock) if selectors is None else selectors
         return list(dict.fromkeys(s if isinstance(s, VariantId) else select(self.lock, s) for s in selectors))
 
     def _register(self) -> None:
@@ -336,7 +333,7 @@ class ModelEnsurer:
 
         Where a tree is not there at all there is work for certain, and it is observed under the lease alone.
         """
-        absent = actual is None and any(not os.path.lexists(tree.path) for tree in desired.trees)
+        absent = actual is None and any(not presence.exists(tree.path) for tree in desired.trees)
         work = None if absent else find_work(desired, actual or self.observe(desired))
         if work is not None and not work.trees and not work.missing and not desired.removals:
             if progress is not None:

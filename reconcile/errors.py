@@ -262,6 +262,8 @@ def as_ours(error: BaseException, doing: str = "") -> ModelstowError | CasError 
     """The error as one with a code; None for a bug or an interrupt."""
     if isinstance(error, ModelstowError | CasError):
         return error
+    if isinstance(error, MemoryError):
+        return ModelstowError("there is not enough memory", hint="raise the limit of memory, or use fewer --connections")
     return from_os(error, doing) if isinstance(error, OSError) else None
 
 

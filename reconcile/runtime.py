@@ -11,7 +11,7 @@ from modelstow.backends import Registry, Source
 from modelstow.backends.file import path_of
 from modelstow.backends.registry import FACTORIES, scheme_of
 from modelstow.cas import BlobStore, CancellationToken, locks, syscalls
-from modelstow.cas.inventory import Inventory, read_inventory, tree_id
+from modelstow.cas.inventory import Inventory, tree_id
 from modelstow.cas.links import Linker
 
 from .apply import Executor
@@ -32,7 +32,7 @@ from .planning.state import Desired, DesiredTree, TreeKey
 from .retention.collector import Collector
 from .retention.preflight import Preflight
 from .retention.registered import other_locks
-from .retention.roots import LockfileRoot
+from .retention.roots import LockfileRoot, TreeRoot
 from .settings import Settings
 from .state_dirs import BAD_SOURCES
 from .transfer.concurrency import Connections
@@ -113,6 +113,14 @@ class Runtime:
             done=Pushed() if done is None else done,
         )
 
+    def recover(self, unfinished: Iterable[TreeRoot]) -> None:
+        """Finish or undo changes of trees that did not end. Raises LockTimeoutError, OSError."""
+        store = self.settings.open_store()
+        store.prepare()
+        for root in unfinished:
+            self._publisher(store, self.events.emit).recover(root.key, root.record.path(store.layout.root))
+        store.remove_temp_files()
+
     def remove_tree(self, record: Inventory, key: TreeKey) -> bool:
         """Remove one tree. Raises LockTimeoutError, OSError."""
         store = self.settings.open_store()
@@ -126,7 +134,7 @@ class Runtime:
             registry=self.registry,
             base=self._base,
             failures=self.failures,
-            bad_sources=BadSources(store.layout.state_dir(BAD_SOURCES)),
+            bad_sources=BadSources(store.layout.state_dir(BAD_SOURCES), writers=store.writers),
             emit=emit,
             mirrors=(*self.mirrors, *([PrefixMirrors(mirrors)] if (mirrors := self.settings.mirrors) else [])),
             connections=Connections(min(self.settings.useful_connections, affordable_connections())),
@@ -178,7 +186,7 @@ class Runtime:
 
     def _refuse_conflicts(self, store: BlobStore, trees: Iterable[DesiredTree]) -> None:
         """Refuse to change a tree that another registered lockfile wants with other content."""
-        others = other_locks(store, self.settings.lockfile)
+        others = other_locks(store, self.settings.lockfile, on_unreadable=lambda error: None)  # that stops gc alone
         inside = [id_ for tree in trees if not os.path.isabs(tree.key.tree) for id_ in tree.key.variants]
         for id_ in (id_ for id_ in inside if id_.model in self.lock.models):
             mine = selectors.fingerprint(self.lock.models[id_.model].variants[id_.variant])
@@ -195,7 +203,7 @@ def transfer_ownership(settings: Settings, owners: Mapping[str, LockfileRoot]) -
     store = settings.open_store()
     for id_, owner in owners.items():
         with store.lock(f"tree-{id_}", doing="transferring a tree"):
-            record = read_inventory(store.layout.inventories / id_)
+            record = store.trees.read_file(store.layout.inventories / id_)
             if record is not None:
                 store.trees.rewrite(replace(record, labels={**record.labels, "lockfile": owner.path}))
 

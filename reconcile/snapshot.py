@@ -166,7 +166,7 @@ def read(root: str, lockfile: str) -> Snapshot | None:
             return None  # another user's word is not believed
         with open(fd, "rb", closefd=False) as file:
             snapshot = decode(file.read())
-    except (OSError, ValueError, IndexError, TypeError):
+    except (OSError, ValueError, IndexError, TypeError, OverflowError, MemoryError):
         return None
     finally:
         os.close(fd)
@@ -277,7 +277,7 @@ def touch(s: Snapshot, trees: Iterable[Tree]) -> None:
         mark = f"{s.root}/state/used/{tree.id}"
         try:
             try:
-                os.utime(mark)
+                os.utime(mark, follow_symlinks=False)
             except FileNotFoundError:
                 os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
         except OSError:

@@ -6,11 +6,13 @@ import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,39 @@ def wait_until(holds: Callable[[], bool], *, running: Callable[[], bool] = lambd
         assert running(), "the work ended before the condition held"
         assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.005)
+
+
+def as_user(uid: int, work: Callable[[], object]) -> str:
+    """Do *work* in a child process of another user, and of no group but 100; the ``repr`` of its result or error."""
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            os.setgroups([])
+            os.setgid(100)
+            os.setuid(uid)
+            try:
+                text = repr(work())
+            except BaseException as error:
+                text = repr(error)
+            os.write(writing, text.encode()[:60_000])
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as file:
+        text = file.read().decode()
+    os.waitpid(child, 0)
+    return text
+
+
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """A temporary folder that every user may enter, also where those of pytest are its user's alone."""
+    folder = Path(tempfile.mkdtemp(dir=in_memory()))
+    os.chmod(folder, 0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def in_memory() -> str | None:

@@ -13,8 +13,21 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from modelstow.cas import EMPTY, BlobState, BlobStatus, BlobStore, Digest, Entry, LinkKind, leases, materialise, trash, tree
-from modelstow.cas.durable import fsync_folder
+from modelstow.cas import (
+    EMPTY,
+    BlobState,
+    BlobStatus,
+    BlobStore,
+    Digest,
+    Entry,
+    LinkKind,
+    leases,
+    materialise,
+    presence,
+    trash,
+    tree,
+)
+from modelstow.cas.durable import fsync_folder, make_folders
 from modelstow.cas.inventory import EntryColumns, Inventory, InventoryEntry
 from modelstow.cas.links import Linker, kind_of
 from modelstow.cas.locks import Lock
@@ -40,6 +53,11 @@ class Publisher:
     emit: Sink
     lock_tree: Callable[[TreeKey], Lock]
 
+    def recover(self, key: TreeKey, path: Path) -> bool:
+        """Finish or undo a change of a tree that did not end. True if there was one. Raises as ``publish``."""
+        with self.lock_tree(key):
+            return self._recovery.recover(key, path)
+
     # ---- publishing
 
     def publish(self, desired: Desired, wanted: DesiredTree, known: Mapping[Digest, BlobStatus]) -> bool:
@@ -50,7 +68,7 @@ class Publisher:
         """
         with self.lock_tree(wanted.key):
             recovered = self._recovery.recover(wanted.key, wanted.path)
-            if os.path.lexists(wanted.path) and not tree.is_folder(wanted.path):
+            if presence.exists(wanted.path) and not presence.is_folder(wanted.path):
                 self._displace_root(wanted)
             one = replace(desired, trees=(wanted,), removals=())
             if wanted.entries and not recovered and self._is_new(wanted):
@@ -75,7 +93,7 @@ class Publisher:
             return bool(work) or recovered
 
     def _is_new(self, wanted: DesiredTree) -> bool:
-        return not os.path.lexists(wanted.path) and self.store.trees.read(wanted.key.tree) is None
+        return not presence.exists(wanted.path) and self.store.trees.read(wanted.key.tree) is None
 
     def _published(self, wanted: DesiredTree, *, exchanged: bool) -> None:
         for id_ in wanted.key.variants:
@@ -83,9 +101,9 @@ class Publisher:
 
     def _by_exchange(self, wanted: DesiredTree, seen: ActualTree) -> bool:
         """Whether to exchange the folder: a new or changed tree appears in one step, drift is repaired in place."""
-        if os.path.lexists(wanted.path) and not seen.recorded:
+        if presence.exists(wanted.path) and not seen.recorded:
             return False  # a folder of the user's that becomes a tree, or a tree whose record was lost
-        if not os.path.lexists(wanted.path):
+        if not presence.exists(wanted.path):
             return True
         record = self.store.trees.read(wanted.key.tree)
         return record is not None and {p: f.entry for p, f in record.files.items()} != dict(wanted.entries)
@@ -179,13 +197,13 @@ class Publisher:
         root = wanted.path
         blocking = {str(parent) for path in place for parent in PurePosixPath(path).parents} - {"."}
         for path in sorted(blocking):
-            if os.path.lexists(root / path) and not stat.S_ISDIR(os.lstat(root / path).st_mode):
+            if presence.exists(root / path) and not stat.S_ISDIR(os.lstat(root / path).st_mode):
                 quarantine.take(root, path)
         for path in place:
-            if path in seen.foreign and os.path.lexists(root / path) and not self._is_known(root / path):
+            if path in seen.foreign and presence.exists(root / path) and not self._is_known(root / path):
                 quarantine.take(root, path)
         for path in gone:
-            if not os.path.lexists(root / path):
+            if not presence.exists(root / path):
                 continue
             pruned = path in seen.extra
             if pruned or (path in before and tree.as_placed(f"{root}/{path}", before[path])):
@@ -218,6 +236,8 @@ class Publisher:
         and False is returned. Raises LockTimeoutError, OSError.
         """
         path = record.path(self.store.layout.root)
+        if not self.store.trees.may_change(record):
+            return False
         with self.lock_tree(key):
             self._recovery.recover(key, path)
             record = self.store.trees.read(record.tree) or record
@@ -226,7 +246,7 @@ class Publisher:
                 if unless is not None and unless():
                     return False
                 self._remove_files(path, record)
-            trash.empty(self.store.layout, tree=record.tree)
+            trash.empty(self.store.layout, self.store.writers, tree=record.tree)
             if not os.path.isabs(record.tree):
                 self._remove_empty(self.store.layout.trees, str(path.relative_to(self.store.layout.trees)))
             for id_ in key.variants:
@@ -237,7 +257,7 @@ class Publisher:
         """Remove a tree's files: by one rename where only ours are in it, else file by file around the user's."""
         quarantine = Quarantine(self.store.layout.quarantine, path.name)
         content = tree.classify(path, record.files)
-        only_ours = not content.theirs and not content.edited and tree.is_folder(path)
+        only_ours = not content.theirs and not content.edited and presence.is_folder(path)
         if not (only_ours and trash.put(self.store.layout, path, record)):
             tree.remove_managed(path, record.files, quarantine)
         self.store.trees.remove(record.tree)
@@ -246,7 +266,7 @@ class Publisher:
     def relink(self, desired: Desired, record: Inventory, digests: frozenset[Digest]) -> None:
         """Put the new inode of repaired blobs into a tree outside what is desired. Raises as ``publish``."""
         path = record.path(self.store.layout.root)
-        if not path.is_dir():
+        if not path.is_dir() or not self.store.trees.may_change(record):
             return
         key = TreeKey.of(record)
         with self.lock_tree(key):
@@ -263,6 +283,7 @@ class Publisher:
             if not stale:
                 return
             wanted = DesiredTree(key=key, path=path, files=stale, labels=record.labels)
+            self.store.trees.write_intent(replace(record, staging="", staging_ino=0))
             statuses = {digest: self.store.blobs.stat(digest, desired.size(digest)) for digest in set(stale.values())}
             placed = self._populate(path, desired, stale, wanted, Actual(blobs=statuses), replacing=True)
             self.store.trees.commit(replace(record, files={**record.files, **placed}))
@@ -354,7 +375,7 @@ class Publisher:
                     os.chmod(folder, self._tree_mode)
                     fsync_folder(folder.parent)
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(path.parent)
 
     def _displace_root(self, wanted: DesiredTree) -> None:
         """Move a file or symlink at the path of the tree's folder to quarantine."""

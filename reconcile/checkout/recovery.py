@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modelstow.cas import BlobStore, links, trash, tree
+from modelstow.cas import BlobStore, links, presence, trash, tree
 from modelstow.cas.inventory import Inventory, InventoryEntry
 from modelstow.cas.tree import Quarantine
 
-from ..events.events import Displaced, Sink
+from ..events.events import Displaced, Sink, Warning
 from ..planning.state import TreeKey
 
 
@@ -28,12 +27,17 @@ class Recovery:
         announced = records.read_intent(key.tree)
         if announced is None:
             return False
+        if not records.is_mine(announced):
+            who = f"user {announced.writer} has announced a change of {key}, which did not end"
+            self.emit(Warning(text=f"{who}; it is not finished, and what it left stays"))
+            records.drop_intent(key.tree)
+            return False
         old = records.read(key.tree)
         if announced.staging:
             staging = live.parent / announced.staging
             if inode(staging) == announced.staging_ino:
                 self.discard_staging(staging, announced.files)
-            elif staging.is_dir():
+            elif presence.is_folder(staging):
                 self.drain(staging, live, old or announced)
         there = (tree.scan(live) or tree.Scan()).files  # not what a symlink of the tree leads to
         folders = {path.rpartition("/")[0] for path in (*announced.files, *(old.files if old else ()))}
@@ -75,8 +79,6 @@ def report_displaced(emit: Sink, root: Path, quarantine: Quarantine) -> None:
 
 
 def inode(path: Path) -> int:
-    """The inode at *path*; 0 where nothing is."""
-    try:
-        return os.lstat(path).st_ino
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
+    """The inode at *path*; 0 where nothing is. Raises OSError where that cannot be seen."""
+    found = presence.look(path)
+    return found.st_ino if found is not None else 0

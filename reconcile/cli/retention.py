@@ -157,7 +157,7 @@ def run_release(session: Session) -> Answer:
     known = _read_roots(ensurer)
     lines = []
     for text in session.args.folders:
-        root = _folder_of(known, text)
+        root = _folder_of(ensurer, known, text)
         if root is None:
             hint = "`modelstow gc --roots` lists them"
             raise InvalidConfigError(f"{text} is no folder that `ensure --into` made a tree", hint=hint)
@@ -168,11 +168,12 @@ def run_release(session: Session) -> Answer:
     return Answer(document={"changed": True}, lines=tuple(lines))
 
 
-def _folder_of(known: Roots | None, text: str) -> TreeRoot | None:
+def _folder_of(ensurer: ModelEnsurer, known: Roots | None, text: str) -> TreeRoot | None:
     """The tree outside the store at a path."""
     place = os.path.realpath(absolute_path(text))
-    trees = known.trees if known else ()
-    return next((root for root in trees if root.record.tree == place and not root.unfinished), None)
+    records = BlobStore.open_readonly(ensurer.settings.root).trees
+    found = [root for root in (known.trees if known else ()) if root.record.tree == place and not root.unfinished]
+    return next((root for root in found if records.may_change(root.record)), None)
 
 
 def _tree_of(ensurer: ModelEnsurer, known: Roots | None, text: str) -> TreeRoot:
@@ -180,7 +181,7 @@ def _tree_of(ensurer: ModelEnsurer, known: Roots | None, text: str) -> TreeRoot:
 
     Raises InvalidModelIdError, ModelNotFoundError, VariantNotFoundError.
     """
-    if (folder := _folder_of(known, text)) is not None:
+    if (folder := _folder_of(ensurer, known, text)) is not None:
         return folder
     inside = [r for r in (known.trees if known else ()) if not r.unfinished and not os.path.isabs(r.record.tree)]
     inside.sort(key=lambda root: -len(root.key.variants))  # a tree of this variant alone is meant before one of several

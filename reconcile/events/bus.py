@@ -64,6 +64,12 @@ class EventBus:
             finally:
                 self._delivering = False
 
+    def warn(self, what: object) -> None:
+        """Emit a warning."""
+        from .events import Warning
+
+        self.emit(Warning(text=str(what)))
+
     def call(self, listener: Sink, action: Callable[[], object]) -> None:
         """Call something else that belongs to a listener, as an event is delivered: not if it is gone, and it may raise."""
         with self._mutex:
@@ -86,9 +92,7 @@ class EventBus:
         self.unsubscribe(listener)
         text = f"a listener of events failed and is not called again ({type(error).__name__}: {error})"
         if (self._parent or self)._listeners:
-            from .events import Warning
-
-            self.emit(Warning(text=text))
+            self.warn(text)
         else:
             import logging
 

@@ -23,11 +23,11 @@ from modelstow.cas.layout import TABLE_FROM
 from modelstow.cas.pieces import (
     PieceTable,
     TableState,
-    open_regular,
     piece_hash,
     proven_table,
 )
 from modelstow.cas.scrub import hash_file
+from modelstow.cas.untrusted import open_regular
 
 from ..desired.mirrors import COMPRESSED_SUFFIX, mirrored
 from ..errors import IntegrityError, InvalidConfigError, listing

@@ -7,7 +7,6 @@ taken.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
@@ -19,9 +18,10 @@ from pathlib import Path
 from modelstow.cas import ABSENT, EMPTY, BlobState, BlobStatus, BlobStore, Digest, Entry, entries
 from modelstow.cas.entries import Other
 from modelstow.cas.inventory import Inventory, InventoryEntry, tree_id
-from modelstow.cas.links import LinkKind
+from modelstow.cas.links import LinkKind, is_left_over
 from modelstow.cas.locks import Holder
 from modelstow.cas.tree import Scan, as_placed, scan
+from modelstow.cas.untrusted import read_state
 
 from ..state_dirs import VERIFYING
 from .state import NO_TREE, Actual, ActualTree, Desired, DesiredTree, Foreign
@@ -120,7 +120,7 @@ class _Observation:
             leftover=(unfinished.staging or ".") if unfinished else "",
             placed=comparison.placed,
             foreign=comparison.foreign,
-            extra=tuple(sorted(found.files.keys() - known)),
+            extra=tuple(sorted(path for path in found.files.keys() - known if not is_left_over(path))),
             own=tuple(comparison.own),
             verifying=tree_id(tree.key.tree) in self.verifying,
         )
@@ -234,8 +234,8 @@ def verifying(store: BlobStore) -> frozenset[str]:
         return frozenset()
     found = set()
     for name in names:
-        with suppress(OSError, ValueError):
-            holder = Holder.parse(json.loads((folder / name).read_bytes()))
+        with suppress(OSError):
+            holder = Holder.read(read_state(folder / name, store.writers))
             if holder is not None and holder.alive:
                 found.add(name.partition("-")[0])
     return frozenset(found)

@@ -268,7 +268,8 @@ def _marked(store: BlobStore, trees: Sequence[DesiredTree]) -> Iterator[None]:
         for tree in trees:
             mark = store.layout.state_dir(VERIFYING) / f"{tree_id(tree.key.tree)}-{secrets.token_hex(4)}"
             with suppress(OSError):
-                mark.write_bytes(text)
+                with mark.open("xb") as file:
+                    file.write(text)
                 marks.append(mark)
         yield
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -29,6 +28,7 @@ from modelstow.cas import (
     tree,
 )
 from modelstow.cas.locks import Holder
+from modelstow.cas.untrusted import read_state
 
 from ..planning.state import TreeKey
 from ..state_dirs import HASH_CACHE, VERIFYING
@@ -109,10 +109,11 @@ class Collector:
             roots.accept_loss(self.store)
         result = GcResult(dry_run=dry_run)
         known = roots.read(self.store)
+        self._refuse_strange_intents(known)
         evicted = self._choose(known, goals) if goals.evict else []
         if not dry_run:
             evicted = [(root, freed) for root, freed in evicted if self._evict(root)]
-            trash.empty(self.store.layout, older_than_s=0.0 if goals.evict else TRASH_S)
+            trash.empty(self.store.layout, self.store.writers, older_than_s=0.0 if goals.evict else TRASH_S)
             self._forget_dead(known)
         result.evicted = [(str(root.record.path(self.store.layout.root)), freed) for root, freed in evicted]
         gone = frozenset(root.record.tree for root, _ in evicted)
@@ -143,6 +144,17 @@ class Collector:
             f"two holders can have one lock on the file system of {self.store.layout.root}, so nothing was deleted",
             hint="run gc with --exclusive while no other process uses this store",
         )
+
+    def _refuse_strange_intents(self, known: Roots) -> None:
+        """Refuse where another user's change of a tree did not end: what it announces is that user's to finish."""
+        for root in known.trees:
+            if not root.unfinished or self.store.trees.is_mine(root.record):
+                continue
+            if not locks.is_held(self.store.layout.locks / f"tree-{root.record.id}"):
+                raise StoreStateError(
+                    f"user {root.record.writer} has not finished a change of {root.record.tree}: nothing was deleted",
+                    hint=f"let that user run the command again, or run `modelstow gc --forget {root.record.id}`",
+                )
 
     # ---- eviction
 
@@ -233,7 +245,7 @@ class Collector:
         ):
             for path in paths:
                 with suppress(FileNotFoundError):
-                    if self.clock() - path.stat().st_mtime > kept_s and not locks.is_held(path):
+                    if self.clock() - os.lstat(path).st_mtime > kept_s and not locks.is_held(path):
                         path.unlink()
 
     # ---- roots
@@ -247,8 +259,8 @@ class Collector:
                 self._forget_tree(tree_root)
         leases.active(self.store, remove_expired=True)
         for path in _content(self.store.layout.state_dir(VERIFYING)):
-            with suppress(OSError, ValueError):
-                holder = Holder.parse(json.loads(path.read_bytes()))
+            with suppress(OSError):
+                holder = Holder.read(read_state(path, self.store.writers))
                 if holder is None or not holder.alive:
                     path.unlink()
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from modelstow.cas import EMPTY, BlobStore, Digest
 from modelstow.cas.durable import UNFINISHED, write_file
-from modelstow.cas.records import INVALID, decode, encode, files_in, join_hex, split_hex, unreadable
+from modelstow.cas.records import decode, encode, files_in, join_hex, read_root, split_hex
 
 from ..desired.selectors import VariantId
 
@@ -25,14 +25,16 @@ class Pin:
     digests: frozenset[Digest]
 
 
-def read(folder: Path) -> Iterator[Pin]:
-    """All pins in a folder. Raises StoreStateError for one that cannot be read."""
-    for path, raw in files_in(folder):
-        try:
-            head = decode(raw, _KIND, version=1)
-            yield Pin(id=VariantId(head["model"], head["variant"]), digests=frozenset(split_hex(head["digests"])))
-        except INVALID as error:
-            raise unreadable(path, error) from error
+def read(store: BlobStore) -> list[Pin]:
+    """All pins of a store. Raises StoreStateError for one that cannot be read."""
+    found = (read_root(path, _decode, store.writers) for path in files_in(store.layout.pins))
+    return [pin for pin in found if pin is not None]
+
+
+def _decode(raw: bytes) -> Pin:
+    head = decode(raw, _KIND, version=1)
+    id_ = VariantId.parse(head["model"] + "#" + head["variant"])
+    return Pin(id=id_, digests=frozenset(split_hex(head["digests"])))
 
 
 def pin(store: BlobStore, id_: VariantId, digests: Iterable[Digest]) -> bool:

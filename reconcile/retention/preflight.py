@@ -8,10 +8,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from modelstow.cas import BlobState, BlobStore, Digest, NoSpaceError, StoreStateError, leases
 
-from ..events.events import Info, Sink
+from ..events.events import Info, Sink, Warning
 from ..planning.observer import nearest_folder
 from ..planning.planner import Fetch, Plan
 from .collector import Collector
@@ -41,7 +42,11 @@ class Preflight:
         self._check_other_disks(plan)
         if self._fits(plan):
             return
-        self.collector.collect()
+        try:
+            self.collector.collect()
+        except StoreStateError as error:
+            self.emit(Warning(text=str(error)))
+            self._refuse(plan)
         if self._fits(plan):
             return
         if self.min_free or self.max_size is not None:
@@ -116,7 +121,7 @@ class Preflight:
                     path=str(trees[0]),
                 )
 
-    def _refuse(self, plan: Plan) -> None:
+    def _refuse(self, plan: Plan) -> NoReturn:
         new = _in_store(plan)
         needed, free, over = self._needed(plan), self.free(), self._over_quota(plan)
         root = self.store.layout.root

@@ -7,37 +7,52 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from modelstow.cas import BlobStore, Digest
-from modelstow.cas.inventory import Inventory, is_intent, read_inventory, tree_id
+from modelstow.cas import BlobStore, Digest, StoreStateError
+from modelstow.cas.inventory import Inventory, is_intent, tree_id
 from modelstow.cas.pieces import read_table
 
 from ..desired import selectors
 from ..desired.lockfile import LockedBlob, Lockfile
 from ..planning.state import Desired, DesiredTree, TreeKey
 from . import pins, roots
-from .roots import LockfileRoot, RootState
+from .roots import LockfileRoot, OnUnreadable, RootState, TreeRoot
 
 
-def unwanted(store: BlobStore, lockfile: Path | None, desired: Desired) -> Iterator[tuple[Inventory, TreeKey]]:
+def unwanted(
+    store: BlobStore, lockfile: Path | None, desired: Desired, on_unreadable: OnUnreadable
+) -> Iterator[tuple[Inventory, TreeKey]]:
     """Trees in the store that *lockfile* put there, and none of whose variants *desired* names or a user pins."""
     kept = pins.variants(store).union(*(tree.key.variants for tree in desired.trees))
     named = {tree_id(tree.key.tree) for tree in desired.trees}
     for file in store.trees.files():
         if file.name in named or is_intent(file):
             continue
-        record = read_inventory(file)
-        if record is None or os.path.isabs(record.tree) or record.labels.get("lockfile") != str(lockfile):
+        try:
+            record = store.trees.read_file(file)
+            if record is None or os.path.isabs(record.tree) or record.labels.get("lockfile") != str(lockfile):
+                continue
+            key = TreeKey.of(record)
+        except StoreStateError as error:
+            on_unreadable(error)
             continue
-        key = TreeKey.of(record)
         if kept.isdisjoint(key.variants):
             yield record, key
 
 
-def removals(root: Path, lockfile: Path | None, desired: Desired) -> tuple[tuple[TreeKey, ...], dict[str, LockfileRoot]]:
-    """Of the unwanted trees, those that no other registered lockfile names; and who names the others, by inventory."""
+def removals(
+    root: Path, lockfile: Path | None, desired: Desired, on_unreadable: OnUnreadable
+) -> tuple[tuple[TreeKey, ...], dict[str, LockfileRoot]]:
+    """Of the unwanted trees, those that no other registered lockfile names; and who names the others, by inventory.
+
+    None where another lockfile's root cannot be read, since that may name any of them.
+    """
     store = BlobStore.open_readonly(root)
-    found = list(unwanted(store, lockfile, desired))
-    others = other_locks(store, lockfile) if found else []
+    found = list(unwanted(store, lockfile, desired, on_unreadable))
+    lost: list[StoreStateError] = []
+    others = other_locks(store, lockfile, on_unreadable=lost.append) if found else []
+    if lost:
+        on_unreadable(lost[0])
+        return (), {}
     new_owners = {record.id: other for record, key in found for other in others if _names_any(other, key)}
     return tuple(sorted(key for record, key in found if record.id not in new_owners)), new_owners
 
@@ -46,9 +61,9 @@ def _names_any(root: LockfileRoot, key: TreeKey) -> bool:
     return not root.trees.keys().isdisjoint(key.variants)
 
 
-def other_locks(store: BlobStore, lockfile: Path | None) -> list[LockfileRoot]:
+def other_locks(store: BlobStore, lockfile: Path | None, *, on_unreadable: OnUnreadable) -> list[LockfileRoot]:
     """The other lockfiles that were reconciled into this store and are not known to be gone."""
-    every = roots.read_lockfile_roots(store, but=lockfile)
+    every = roots.read_lockfile_roots(store, but=lockfile, on_unreadable=on_unreadable)
     return [root for root in every if root.path != str(lockfile) and root.state is not RootState.DEAD]
 
 
@@ -67,11 +82,14 @@ def lock_root(lock: Lockfile, lockfile: Path | None, text: bytes) -> LockfileRoo
     )
 
 
-def all_trees(store: BlobStore, lock: Lockfile) -> Desired:
-    """Every tree on record as it was published, whichever lockfile names it; *lock* says how to fetch its blobs."""
+def all_trees(store: BlobStore, lock: Lockfile, on_unreadable: OnUnreadable) -> Desired:
+    """Every tree on record as it was published, whichever lockfile names it; *lock* says how to fetch its blobs.
+
+    Not what another user says of folders outside the store.
+    """
     trees, blobs = [], dict(lock.blobs)
-    for root in roots.read(store).trees:
-        if root.unfinished or root.state is not RootState.ALIVE:
+    for root in roots.read_trees(store, on_unreadable=on_unreadable):
+        if root.unfinished or root.state is not RootState.ALIVE or not store.trees.may_change(root.record):
             continue
         others = root.record.others
         files = {path: placed.digest for path, placed in root.record.files.items() if path not in others}
@@ -81,6 +99,18 @@ def all_trees(store: BlobStore, lock: Lockfile) -> Desired:
             if digest not in blobs:
                 blobs[digest] = LockedBlob(size=size_of(store, lock, digest))
     return Desired(trees=tuple(trees), blobs=blobs)
+
+
+def everything(store: BlobStore, lock: Lockfile, on_unreadable: OnUnreadable) -> tuple[Desired, dict[Digest, int]]:
+    """All trees, and all blobs."""
+    return all_trees(store, lock, on_unreadable), all_blobs(store, lock)
+
+
+def unfinished(store: BlobStore, desired: Desired | None, on_unreadable: OnUnreadable) -> list[TreeRoot]:
+    """The changes of trees that did not end, of the desired ones or of all, as far as they are this user's."""
+    named = None if desired is None else {tree.key.tree for tree in desired.trees}
+    found = [root for root in roots.read_trees(store, on_unreadable=on_unreadable) if root.unfinished]
+    return [root for root in found if store.trees.is_mine(root.record) and (named is None or root.record.tree in named)]
 
 
 def all_blobs(store: BlobStore, lock: Lockfile) -> dict[Digest, int]:

@@ -11,15 +11,16 @@ import enum
 import os
 import stat
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelstow.cas import BlobStore, Digest, leases, tree
+from modelstow.cas import BlobStore, Digest, StoreStateError, leases, presence, tree
 from modelstow.cas.durable import write_file
-from modelstow.cas.inventory import Inventory, is_intent, read_inventory, tree_id
-from modelstow.cas.records import INVALID, decode, encode, files_in, join_hex, split_hex, unreadable
+from modelstow.cas.inventory import Inventory, is_intent, tree_id
+from modelstow.cas.records import INVALID, check_path, decode, encode, files_in, join_hex, read_root, split_hex
+from modelstow.cas.untrusted import read_state
 
 from ..desired.selectors import PINNED, VariantId, labels_by_variant
 from ..planning.state import TreeKey
@@ -70,6 +71,7 @@ class LockfileRoot:
     def decode(cls, raw: bytes) -> LockfileRoot:
         """The root in a record. Raises one of ``records.INVALID``."""
         head = decode(raw, _KIND, version=_VERSION)
+        check_path(head["path"])
         return cls(
             path=head["path"],
             text=head["text"],
@@ -86,9 +88,9 @@ class LockfileRoot:
 
 
 def _root_state(path: Path, parent: tuple[int, int]) -> RootState:
-    if os.path.lexists(path):
-        return RootState.ALIVE
     try:
+        if presence.exists(path):
+            return RootState.ALIVE
         found = os.stat(path.parent)
     except OSError:
         return RootState.UNVERIFIABLE
@@ -199,28 +201,44 @@ def _state_suffix(state: RootState) -> str:
 
 def read(store: BlobStore) -> Roots:
     """All roots of a store. Raises StoreStateError where one cannot be read, OSError."""
-    layout = store.layout
-    trees = []
-    for file in store.trees.files():
-        with suppress(FileNotFoundError):
-            trees.append(read_tree(store, file))
+    layout, trees = store.layout, read_trees(store)
     recorded = {str(root.record.path(layout.root)) for root in trees}
     inodes, stamps = _below_models(layout.trees, recorded)
     return Roots(
-        lockfiles=tuple(_read_lockfiles(layout.state_dir(ROOTS))),
+        lockfiles=tuple(_read_lockfiles(store)),
         trees=tuple(trees),
-        pins=tuple(pins.read(layout.pins)),
+        pins=tuple(pins.read(store)),
         leased=tuple(record for _, record, _ in leases.active(store)),
         inodes=inodes,
         stamps=stamps,
     )
 
 
+OnUnreadable = Callable[[StoreStateError], object]
+"""Hears of a root that cannot be read, which is passed over then: that stops garbage collection, and nothing else."""
+
+
+def read_trees(store: BlobStore, *, on_unreadable: OnUnreadable | None = None) -> list[TreeRoot]:
+    """The roots of all trees. Raises StoreStateError for one that cannot be read, unless *on_unreadable* hears of it."""
+    trees = []
+    for file in store.trees.files():
+        try:
+            trees.append(read_tree(store, file))
+        except FileNotFoundError:
+            continue
+        except StoreStateError as error:
+            if on_unreadable is None:
+                raise
+            on_unreadable(error)
+    return trees
+
+
 def read_tree(store: BlobStore, file: Path) -> TreeRoot:
     """The root in an inventory file. Raises FileNotFoundError where it was removed, StoreStateError, OSError."""
-    record = read_inventory(file)
+    record = store.trees.read_file(file)
     if record is None:
         raise FileNotFoundError(file)
+    TreeKey.of(record)  # or it names no variants
     used_at = store.trees.used_at(file)
     return TreeRoot(record=record, file=file, used_at=used_at, state=_tree_state(record, store.layout.root))
 
@@ -231,17 +249,26 @@ def stamp(store: BlobStore) -> tuple[object, ...]:
     rows: list[object] = []
     for folder in (layout.state_dir(ROOTS), layout.inventories, layout.pins, layout.leases):
         try:
-            with os.scandir(folder) as entries:
-                rows += sorted((entry.path, entry.stat().st_mtime_ns, entry.inode()) for entry in entries)
+            names = sorted(os.listdir(folder))
         except FileNotFoundError:
             continue
+        for name in names:
+            if (found := presence.look(folder / name)) is not None:
+                rows.append((name, found.st_mtime_ns, found.st_ino))
     return tuple(rows)
 
 
 def _tree_state(record: Inventory, root: Path) -> RootState:
     if os.path.isabs(record.tree):
         return _root_state(Path(record.tree), record.parent)
-    return RootState.ALIVE if (root / record.tree).is_dir() else RootState.DEAD
+    path = root / record.tree
+    try:
+        while path != root and not presence.exists(path):
+            path = path.parent
+        found = os.stat(path)  # where a symlink leads to a disk that is not there now, this fails
+    except OSError:
+        return RootState.UNVERIFIABLE
+    return RootState.ALIVE if path == root / record.tree and stat.S_ISDIR(found.st_mode) else RootState.DEAD
 
 
 def _is_below(path: str, folders: Container[str]) -> bool:
@@ -271,20 +298,39 @@ def _below_models(models: Path, recorded: set[str]) -> tuple[dict[str, int], fro
     return inodes, frozenset(stamps)
 
 
-def _read_lockfiles(folder: Path, *, but: str = "") -> Iterator[LockfileRoot]:
-    for path, raw in files_in(folder):
+def _read_lockfiles(
+    store: BlobStore, *, but: str = "", on_unreadable: OnUnreadable | None = None
+) -> Iterator[LockfileRoot]:
+    for path in files_in(store.layout.state_dir(ROOTS)):
+
+        def named(raw: bytes, name: str = path.name) -> LockfileRoot:
+            root = LockfileRoot.decode(raw)
+            if root.id != name:
+                raise ValueError("it is the record of another lockfile")
+            return root
+
         if path.name == but:
             continue
         try:
-            yield LockfileRoot.decode(raw)
-        except INVALID as error:
-            raise unreadable(path, error) from error
+            root = read_root(path, named, store.writers)
+        except StoreStateError as error:
+            if on_unreadable is None:
+                raise
+            on_unreadable(error)
+        else:
+            if root is not None:
+                yield root
 
 
-def read_lockfile_roots(store: BlobStore, *, but: Path | None = None) -> list[LockfileRoot]:
-    """The registered lockfiles except the one at *but*, whose record may be torn. Raises StoreStateError, OSError."""
+def read_lockfile_roots(
+    store: BlobStore, *, but: Path | None = None, on_unreadable: OnUnreadable | None = None
+) -> list[LockfileRoot]:
+    """The registered lockfiles except the one at *but*, whose record may be torn.
+
+    Raises StoreStateError for one that cannot be read; with *on_unreadable* that is called, and the others are returned.
+    """
     skipped = "" if but is None else tree_id(str(but))
-    return list(_read_lockfiles(store.layout.state_dir(ROOTS), but=skipped))
+    return list(_read_lockfiles(store, but=skipped, on_unreadable=on_unreadable))
 
 
 # ---- writing records
@@ -293,7 +339,7 @@ def read_lockfile_roots(store: BlobStore, *, but: Path | None = None) -> list[Lo
 def read_lockfile_root(store: BlobStore, lockfile: Path) -> LockfileRoot | None:
     """The root of one lockfile; None where it is not registered or its record is torn (and so will be written again)."""
     try:
-        return LockfileRoot.decode((store.layout.state_dir(ROOTS) / tree_id(str(lockfile))).read_bytes())
+        return LockfileRoot.decode(read_state(store.layout.state_dir(ROOTS) / tree_id(str(lockfile)), store.writers))
     except (OSError, *INVALID):
         return None
 
@@ -309,7 +355,7 @@ def register_lockfile(store: BlobStore, root: LockfileRoot) -> None:
 def epoch(store: BlobStore) -> str:
     """The epoch that ``state/`` carries; empty where ``state/`` was lost."""
     try:
-        return store.layout.epoch.read_text("ascii").strip()
+        return read_state(store.layout.epoch, store.writers, most=4096).decode("ascii").strip()
     except (OSError, UnicodeDecodeError):
         return ""
 
@@ -321,9 +367,11 @@ def accept_loss(store: BlobStore) -> None:
 
 def forget(store: BlobStore, id_: str) -> bool:
     """Remove a root by its id; False where there is none."""
+    if os.path.basename(id_) != id_:
+        return False
     found = store.trees.forget(id_)
     for folder in (store.layout.state_dir(ROOTS), store.layout.pins, store.layout.leases):
-        if (folder / id_).parent == folder and (folder / id_).is_file():
-            (folder / id_).unlink()
+        with suppress(FileNotFoundError, IsADirectoryError):  # whatever has its name, but no folder
+            os.unlink(folder / id_)
             found = True
     return found

@@ -30,12 +30,12 @@ from modelstow.cas.partial import Partial
 from modelstow.cas.pieces import (
     ForeignStamp,
     PieceTable,
-    open_regular,
     piece_hash,
     proven_table,
     source_key,
 )
 from modelstow.cas.scrub import Level
+from modelstow.cas.untrusted import open_regular
 
 from ..desired.lockfile import absolute
 from ..events.events import BlobReused, BytesArrived, FetchStarted, Waiting

@@ -230,7 +230,7 @@ class Prefetcher:
     def _cached_hash(self, source: Source, locator: str) -> tuple[Digest, int] | None:
         """Digest and size, where it was fetched before, is of the same version, and is in the store still."""
         try:
-            row = decode(self._record(locator).read_bytes(), _KIND, version=1)
+            row = decode(self._store().writers.read_mine(self._record(locator)), _KIND, version=1)
             version, digest, size = str(row["file_version"]), Digest.parse(row["digest"]), int(row["size"])
         except (OSError, *INVALID):
             return None

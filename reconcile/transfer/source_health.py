@@ -16,6 +16,7 @@ from modelstow.backends import Registry, SourceError, redact
 from modelstow.cas import ChecksumError, Digest, SizeMismatchError
 from modelstow.cas.durable import write_file
 from modelstow.cas.records import INVALID, decode, encode
+from modelstow.cas.untrusted import EVERYBODY, Writers, read_state
 
 from ..errors import (
     BLOB_CODES,
@@ -113,6 +114,7 @@ class BadSources:
 
     folder: Path
     clock: Callable[[], float] = time.time
+    writers: Writers = EVERYBODY
     _known: frozenset[str] | None = None  # the files in the folder, listed once
     _mutex: Lock = field(default_factory=Lock)
 
@@ -143,7 +145,7 @@ class BadSources:
         if digest.hex not in self._known:
             return {}
         try:
-            rows = decode((self.folder / digest.hex).read_bytes(), _KIND, version=1)["sources"]
+            rows = decode(read_state(self.folder / digest.hex, self.writers), _KIND, version=1)["sources"]
             return {str(locator): float(at) for locator, at in rows.items()}
         except (OSError, *INVALID):
             return {}

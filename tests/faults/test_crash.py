@@ -121,6 +121,7 @@ STORIES = {
         {"m@1/a": NEW | MINE},
     ),
     "a repair": Story(damaged, ("ensure", "m"), {"m@1/a": (HURT, OLD)}, {"m@1/a": OLD}),
+    "a repair by verify": Story(damaged, ("verify", "--repair"), {"m@1/a": (HURT, OLD)}, {"m@1/a": OLD}),
     "a garbage collection": Story(garbage, ("gc",), {"n@1/b": (OTHER,)}, {"n@1/b": OTHER}),
 }
 
@@ -214,6 +215,35 @@ def test_a_kill_leaves_nothing_corrupt_and_running_again_finishes(tmp_path: Path
         assert not [tree for tree in gone if (cli.root / "models" / tree).exists()]
         assert leftovers(cli.root) == [], f"killed at {call} number {point}"
         assert_sound(cli.root)
+
+
+@pytest.mark.skipif(not STRACE, reason="needs strace")
+def test_a_kill_while_an_outside_folder_is_mended_leaves_no_file_of_ours(tmp_path: Path):
+    """The same command again finishes it, and none of our temporary names is taken for the user's file (B22)."""
+    template, world = tmp_path / "template", tmp_path / "world"
+    world.mkdir()
+    lock_with(Cli(world), {"m@1": {"a": OLD}})
+    (world / "out").mkdir()
+    (world / "out/config.json").write_bytes(b"the user's config")
+    (world / "out/mine.txt").write_bytes(b"the user's")
+    world.rename(template)
+    command = ("ensure", "m", "--into", "out")
+    names = ("link", "linkat", "rename", "renameat", "unlink", "unlinkat", "utimensat", "fsync", "mkdirat")
+    calls = [(name, number) for name, number in calls_of(again(template, world), command) if name in names]
+    last = [(name, number) for name, number in calls if name in names[:6]]
+    points = {*last[-12:], *random.Random("into").sample(calls, min(POINTS, len(calls)))}
+
+    for call, point in sorted(points):
+        cli = again(template, world)
+        kill_at(cli, command, call, point)
+        survivor = CalledCli(cli.folder)
+        survivor.ok(*command)
+
+        assert tree_of(world / "out") == OLD | MINE, f"killed at {call} number {point}"
+        kept = [path.read_bytes() for path in (cli.root / "quarantine").rglob("*") if path.is_file()]
+        assert kept == [b"the user's config"], f"killed at {call} number {point}"
+        assert not [path for path in world.iterdir() if path.name.startswith(".")]
+        assert leftovers(cli.root) == []
 
 
 class Publishing(Cli):

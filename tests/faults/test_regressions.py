@@ -15,7 +15,8 @@ from modelstow import ModelState
 from modelstow.backends import Body
 from modelstow.backends.memory import MemorySource
 from modelstow.cas import Digest, LinkMode, tree
-from modelstow.reconcile.events.events import Event, Warning
+from modelstow.reconcile.errors import as_ours
+from modelstow.reconcile.events.events import BlobFetched, Event, Warning
 
 pytestmark = pytest.mark.slow
 
@@ -264,3 +265,58 @@ def test_an_output_that_cannot_be_written_is_one_line_of_error(cli: Cli, options
 
     assert done.returncode == 1 and "standard output cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("selectors", [None, ["m"]], ids=["all", "one"])
+def test_a_repair_that_was_killed_is_finished_by_the_same_command(tmp_path: Path, selectors: list[str] | None):
+    """Nothing is damaged any more, but the change of the tree did not end (C4)."""
+    from modelstow.cas import BlobStore
+    from modelstow.cas.scrub import Level
+
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": OLD}}), memory(OLD))
+    models.reconcile()
+    trees = BlobStore.open(tmp_path / "root").trees
+    record = trees.read("models/m@1/v")
+    assert record is not None
+    trees.write_intent(record)
+    beside = models.local_path("m") / ".modelstow-0123456789ab"
+    beside.write_bytes(b"half")
+    assert models.status("m").state is ModelState.PARTIAL and models.status("m").extra_files == ()
+
+    models.verify(selectors, Level.FAST, repair=True)
+
+    assert models.status("m").state is ModelState.COMPLETE
+    assert tree_of(models.local_path("m")) == OLD
+
+
+def test_a_temporary_name_of_ours_does_not_move_into_the_next_tree(tmp_path: Path):
+    """A kill left it, and no record says so: an upgrade does not take it for the user's file (B22)."""
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": OLD}}), memory(OLD))
+    (models.ensure("m") / ".modelstow-0123456789ab").write_bytes(b"half")
+    assert models.status("m").extra_files == ()
+    path = ensurer_of(tmp_path, lock_of({"m@1": {"v": NEW}}), memory(NEW)).ensure("m")
+    assert tree_of(path) == NEW
+
+
+def test_blobs_that_went_while_a_process_slept_are_an_error_that_says_to_run_again(tmp_path: Path):
+    """It was stopped until its lease was removed, and gc ran (C20)."""
+    root = tmp_path / "root"
+    models = ensurer_of(tmp_path, lock_of({"m@1": {"v": OLD}}), memory(OLD))
+
+    def sweeps(event: Event) -> None:
+        if isinstance(event, BlobFetched):
+            for path in (root / "blobs").rglob("*"):
+                if path.is_file():
+                    path.unlink()
+
+    models.events.subscribe(sweeps)
+    error = models.ensure_all(["m"]).error
+
+    assert error is not None and "went from the store" in str(error) and "again" in error.hint
+    assert tree_of(ensurer_of(tmp_path, lock_of({"m@1": {"v": OLD}}), memory(OLD)).ensure("m")) == OLD
+
+
+def test_too_little_memory_is_not_called_a_bug():
+    """The user can do something about it."""
+    found = as_ours(MemoryError())
+    assert found is not None and "memory" in found.what and "bug" not in found.hint

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from store_fixtures import store_at
+from store_fixtures import MIDDLE, store_at
 
 from modelstow.cas import EMPTY, BlobState, BlobStore, Digest
-from modelstow.cas.ingest import SMALL
+from modelstow.cas.ingest import SMALL, Incoming
+from modelstow.cas.scrub import hash_file
 
 
 def intact(store: BlobStore, data: bytes) -> bool:
@@ -97,3 +98,70 @@ def test_whatever_comes_in_is_its_name(tmp_path_factory: pytest.TempPathFactory,
     assert list(store.ingest.add_small(data)) == [Digest.of(each) for each in data]
     for digest, entry in store.blobs.entries():
         assert Digest.of(Path(entry.path).read_bytes()) == digest
+
+
+def write(incoming: Incoming, data: bytes) -> None:
+    os.pwrite(incoming.fd, data, 0)
+
+
+@pytest.mark.parametrize("how", ["symlink", "dangling", "hardlink", "pipe", "folder"])
+def test_a_journal_is_never_written_through_what_has_its_name(tmp_path: Path, how: str):
+    """Another user may have laid it there for a file of this one (F10)."""
+    store, mine = store_at(tmp_path), tmp_path / "bashrc"
+    mine.write_text("alias")
+    digest = Digest.of(MIDDLE)
+    journal = Path(store.layout.journal(digest))
+    lay = {
+        "symlink": lambda: journal.symlink_to(mine),
+        "dangling": lambda: journal.symlink_to(tmp_path / "made"),
+        "hardlink": lambda: os.link(mine, journal),
+        "pipe": lambda: os.mkfifo(journal),
+        "folder": journal.mkdir,
+    }
+    for enters in ("take", "open"):
+        lay[how]()
+        if enters == "take":
+            with store.ingest.incoming() as incoming:
+                write(incoming, MIDDLE)
+                store.ingest.take(incoming, hash_file(incoming.fd, len(MIDDLE)))
+        else:
+            os.unlink(store.layout.blob(digest))
+            os.unlink(store.layout.table(digest))
+            store.ingest.add_bytes(MIDDLE)
+        assert intact(store, MIDDLE) and mine.read_text() == "alias" and not (tmp_path / "made").exists()
+    assert list(store.layout.partials.iterdir()) == []
+
+
+def test_an_incoming_file_of_ones_own_is_continued(tmp_path: Path):
+    """By its key."""
+    store = store_at(tmp_path)
+    with store.ingest.incoming("key") as incoming:
+        write(incoming, b"half")
+    with store.ingest.incoming("key") as incoming:
+        assert incoming.held == 4
+
+
+@pytest.mark.parametrize("how", ["another user's", "symlink", "hardlink", "pipe", "folder"])
+def test_an_incoming_file_that_this_user_did_not_make_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    """Its name can be guessed, and what is in it would be locked as what the source sent (M2, F10)."""
+    store, mine = store_at(tmp_path), tmp_path / "mine"
+    mine.write_text("mine")
+    with store.ingest.incoming("key") as incoming:
+        path = Path(incoming.path)
+    lay = {
+        "another user's": lambda: path.write_text("poison"),
+        "symlink": lambda: path.symlink_to(mine),
+        "hardlink": lambda: os.link(mine, path),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+    }
+    lay[how]()
+    if how == "another user's":
+        monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    with store.ingest.incoming("key") as incoming:
+        assert incoming.held == 0
+        write(incoming, b"right")
+
+    assert mine.read_text() == "mine" and list(store.layout.partials.iterdir()) == [path]

@@ -23,12 +23,14 @@ blobs = st.builds(
 )
 others = st.binary(max_size=4).map(Inline) | st.sampled_from(["a", "../é/\udcff", "/" * MAX_TARGET]).map(Symlink)
 placed = blobs | others.map(lambda other: InventoryEntry(EMPTY, kind_of(other), 5, other=other))
+names = st.text(st.characters(exclude_characters="\0/", exclude_categories=("Cs",)), min_size=1, max_size=5)
+names = names.filter(lambda name: name not in (".", ".."))
 records = st.builds(
     Inventory,
-    tree=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
+    tree=names.map("models/m@1/{}".format) | names.map("/mnt/{}".format),
     labels=st.dictionaries(st.sampled_from(["model", "variant", "with"]), st.text(max_size=5)),
-    files=st.dictionaries(st.text(min_size=1, max_size=5), placed, max_size=5),
-    staging=st.sampled_from(["", ".v.0123.modelstow"]),
+    files=st.dictionaries(names, placed, max_size=5),
+    staging=st.just(""),
     staging_ino=st.integers(0, 2**63),
     parent=st.tuples(st.integers(0, 2**63), st.integers(0, 2**63)),
 )

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from store_fixtures import SMALL, store_at
 
-from modelstow.cas import BlobStore, Digest, Layout, StoreFormatError
+from modelstow.cas import BlobStore, Digest, Layout, StoreFormatError, durable
+from modelstow.cas import store as store_module
 from modelstow.cas.errors import Cause
 from modelstow.cas.layout import StoreConfig
 
@@ -159,3 +160,30 @@ def test_a_blobs_path_is_fixed_by_its_digest():
     assert layout.blob(digest) == f"/r/blobs/sha256/{digest.hex[:2]}/{digest.hex}"
     assert layout.table(digest) == layout.blob(digest) + ".pieces"
     assert layout.partial(digest) == f"/r/partial/{digest.hex}"
+
+
+def test_the_folders_of_a_new_store_are_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each folder that was made is synced in the one above, with few syncs (C3, C7)."""
+    made: list[Path] = []
+    synced: list[Path] = []
+    mkdir, sync = Path.mkdir, durable.fsync_folder
+
+    def makes(path: Path, *args: object, **more: object) -> None:
+        mkdir(path, *args, **more)  # type: ignore[arg-type]
+        made.append(path)
+
+    def syncs(path: Path | str) -> None:
+        synced.append(Path(path))
+        sync(path)
+
+    monkeypatch.setattr(Path, "mkdir", makes)
+    for module in (durable, store_module):
+        monkeypatch.setattr(module, "fsync_folder", syncs)
+    store = BlobStore.open(tmp_path / "a/b/root")
+    store.make_state_dir("roots")
+
+    assert {path.parent for path in made} <= {*synced} and tmp_path in synced
+    assert len(made) > 270 and len(synced) < 12
+    again = len(synced)
+    BlobStore.open(tmp_path / "a/b/root").prepare()
+    assert len(synced) == again, "nothing is synced where nothing is made"
