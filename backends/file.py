@@ -67,7 +67,15 @@ class FileSource:
 
         racy = time.time() - info.st_mtime <= _RACY_S
         version = "" if racy else f"{info.st_dev}:{info.st_ino}:{info.st_mtime_ns}"
-        return Body(start=start, total=info.st_size, read_into=read_into, close=close, fd=fd, version=version)
+        return Body(
+            start=start,
+            total=info.st_size,
+            read_into=read_into,
+            close=close,
+            fd=fd,
+            version=version,
+            stat=lambda: os.fstat(fd),
+        )
 
     def size(self, locator: str) -> int | None:
         try:

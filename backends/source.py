@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -21,7 +22,8 @@ class Body:
 
     ``start`` may be less than requested: 0 if the source ignored the range. Then ``ranged`` is
     False and the body extends to the end of the object. ``total`` is the length of the whole
-    object, None if unknown. ``fd`` is an open descriptor of the whole object if it is a local file.
+    object, None if unknown. ``fd`` is an open descriptor of the whole object if it is a local file
+    that may be read as a whole; ``stat`` its status at the time of the call, None for other objects.
     ``version`` is a validator: two bodies of one locator with equal versions have the same bytes,
     as far as the source can be trusted; empty if there is none.
     """
@@ -36,8 +38,10 @@ class Body:
         fd: int | None = None,
         ranged: bool = True,
         version: str = "",
+        stat: Callable[[], os.stat_result] | None = None,
     ) -> None:
         self.start, self.total, self.fd, self.ranged, self.version = start, total, fd, ranged, version
+        self.stat = stat
         self._read_into, self._close = read_into, close
 
     def read_into(self, view: memoryview) -> int:
@@ -56,7 +60,13 @@ def replaced(body: Body, read_into: Callable[[memoryview], int], *, ranged: bool
     """*body* with another ``read_into``, for wrappers."""
     given = body.ranged and ranged
     return Body(
-        start=body.start, total=body.total, read_into=read_into, close=body.close, ranged=given, version=body.version
+        start=body.start,
+        total=body.total,
+        read_into=read_into,
+        close=body.close,
+        ranged=given,
+        version=body.version,
+        stat=body.stat,
     )
 
 

@@ -127,7 +127,8 @@ def by_index(
         known = [listed.size for listed in dropped if listed.size is not None]
         total = f", {sum(known):,} bytes" if len(known) == len(dropped) else ""
         names = ", ".join(listed.path[:80] for listed in dropped[:3]) + (", …" if len(dropped) > 3 else "")
-        what = f"{index} does not name {len(dropped)} files next to it{total}, which are left out: {names}"
+        files = "1 file" if len(dropped) == 1 else f"{len(dropped):,} files"
+        what = f"{index} does not name {files} next to it{total}; left out: {names}"
         warn(LockWarning(code="LEFT_OUT_BY_INDEX", path=index, message=what))
     return kept
 

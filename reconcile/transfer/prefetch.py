@@ -260,19 +260,19 @@ class _Watch:
     """
 
     def __init__(self, body: Body, token: CancellationToken) -> None:
-        self._fd = body.fd
-        if self._fd is not None:
-            age_ns = time.time_ns() - os.fstat(self._fd).st_mtime_ns
+        self._stat = body.stat
+        if self._stat is not None:
+            age_ns = time.time_ns() - self._stat().st_mtime_ns
             if 0 <= age_ns < _TIME_STEP_NS:
                 token.wait((_TIME_STEP_NS - age_ns) / 1e9)
             self._before = self._state()
 
     def changed(self) -> bool:
-        return self._fd is not None and self._state() != self._before
+        return self._stat is not None and self._state() != self._before
 
     def _state(self) -> tuple[int, ...]:
-        assert self._fd is not None
-        found = os.fstat(self._fd)
+        assert self._stat is not None
+        found = self._stat()
         return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 

@@ -208,8 +208,9 @@ def test_the_command_of_the_hint_is_right_the_second_time_too(cli: Cli):
 # ---- files that change while they are read
 
 
-def test_a_file_that_changes_while_it_is_read_is_read_again(cli: Cli, monkeypatch: pytest.MonkeyPatch):
-    """The digest is that of a state of the file."""
+@pytest.mark.parametrize("option", [[], ["--limit-rate", "1GB"]])
+def test_a_file_that_changes_while_it_is_read_is_read_again(cli: Cli, option: list[str], monkeypatch: pytest.MonkeyPatch):
+    """The digest is that of a state of the file, also behind a rate limit."""
     path = put(cli, c__bin=some_bytes(3 << 20, 1)) / "c.bin"
     write(cli)
     rest = [b"X", b"Y"]
@@ -220,7 +221,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(cli: Cli, monkeypatc
                 file.write(rest.pop())
 
     _on_hash(monkeypatch, meddle)
-    cli.ok("lock")
+    cli.ok("lock", *option)
     cli.ok("reconcile")
     assert (cli.folder / "root/models/m@1/v/c.bin").read_bytes() == path.read_bytes()
 
@@ -266,7 +267,7 @@ def _on_hash(monkeypatch: pytest.MonkeyPatch, meddle: object) -> None:
     changed = prefetch._Watch.changed
 
     def meddled(watch: prefetch._Watch) -> bool:
-        meddle(watch._fd)  # type: ignore[operator]
+        meddle(0)  # type: ignore[operator]
         return changed(watch)
 
     monkeypatch.setattr(prefetch._Watch, "changed", meddled)
