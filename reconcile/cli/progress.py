@@ -57,7 +57,7 @@ def _bars(session: Session) -> Iterator[Sink]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # a name may look like a tag
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

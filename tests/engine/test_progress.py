@@ -114,6 +114,15 @@ def test_small_blobs_count_in_the_total_alone():
         assert screen.rows == [("2 blobs", 20, 20)]
 
 
+@pytest.mark.parametrize("name", ["a[/x].bin", "[red]w.bin", "[/]", "[link=x]"])
+def test_a_name_that_looks_like_a_tag_is_shown_as_it_is(name: str):
+    """Legal file names hold brackets; they neither end the command nor vanish."""
+    with opened() as seen:
+        seen.start(ONE, 5_000_000, name)
+        seen.progress.refresh()
+    assert name in seen.terminal.getvalue()
+
+
 def test_bytes_that_came_twice_are_no_progress():
     """A bar never passes its end, whatever was taken over or was wrong."""
     with opened() as screen:
