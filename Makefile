@@ -11,9 +11,9 @@ unexport PYTHONDONTWRITEBYTECODE
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto
 
-# Units, conformance, laws, golden output and architecture: about a minute on two idle cores.
+# Units, conformance, laws with few examples, golden output and architecture: about a minute on two idle cores.
 test-quick: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto -m "not slow" --ignore tests/test_readme.py
+	HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest -n auto -m "not slow" --ignore tests/test_readme.py
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py

@@ -28,6 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 _RELAXED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 settings.register_profile("fast", derandomize=True, max_examples=60, deadline=None, suppress_health_check=_RELAXED)
+settings.register_profile("quick", derandomize=True, max_examples=15, deadline=None, suppress_health_check=_RELAXED)
 settings.register_profile("deep", max_examples=2_000, deadline=None, print_blob=True, suppress_health_check=_RELAXED)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 

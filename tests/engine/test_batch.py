@@ -25,6 +25,8 @@ from modelstow.reconcile.transfer.fetcher import Fetcher
 from modelstow.reconcile.transfer.source_health import BadSources, FailureTable
 from modelstow.reconcile.transfer.state import BlobRequest
 
+pytestmark = pytest.mark.slow
+
 FILES = [some_bytes(1000 + n, seed=n) for n in range(60)]
 DIGESTS = [Digest.of(data) for data in FILES]
 
@@ -162,7 +164,7 @@ def test_a_damaged_blob_is_repaired_by_itself(world: World):
     assert len(list(world.store.layout.quarantine.iterdir())) == 1
 
 
-def test_a_forced_fetch_is_none_for_batchs(world: World):
+def test_a_forced_fetch_is_none_for_batches(world: World):
     """It replaces what is there, and is shared with other processes that force it too."""
     world.fetch()
     world.groups.clear()
@@ -315,7 +317,7 @@ def test_blobs_of_several_sources_or_with_a_failure_on_record_are_fetched_one_by
     assert not batches.is_simple(world.context, request)
 
 
-def test_other_sources_are_not_asked_for_batchs(world: World):
+def test_other_sources_are_not_asked_for_batches(world: World):
     """A source that cannot pipeline gets its blobs one by one."""
     source = MemorySource({f"mem://x/{d}": data for d, data in zip(DIGESTS, FILES, strict=True)})
     context = replace(world.context, registry=Registry({"mem": lambda: source}))
@@ -326,7 +328,7 @@ def test_other_sources_are_not_asked_for_batchs(world: World):
     assert world.groups == []
 
 
-def test_batchs_leave_descriptors_to_others(world: World, monkeypatch: pytest.MonkeyPatch):
+def test_batches_leave_descriptors_to_others(world: World, monkeypatch: pytest.MonkeyPatch):
     """However few this process may have open."""
     monkeypatch.setattr(batches, "most_open", lambda: 64)
     fetcher = Fetcher(store=world.store, context=world.context)

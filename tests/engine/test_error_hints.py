@@ -64,6 +64,7 @@ def test_an_address_that_is_no_hub_is_reported_as_such(answer: bytes):
     assert "HF_ENDPOINT" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_a_source_that_cannot_be_reached_says_what_to_check(cli: Cli):
     """Also where the source itself has nothing to say."""
     manifest(cli, "http://127.0.0.1:9/m")

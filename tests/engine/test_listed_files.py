@@ -12,6 +12,8 @@ from builders import some_bytes
 from hub import Hub
 from origin import Fault, Origin
 
+pytestmark = pytest.mark.slow
+
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 SOME = "a" * 64
 

@@ -174,6 +174,7 @@ def test_a_later_version_is_refused_by_name(version):
     assert "some/models.lock" in str(refused.value) and str(version) in str(refused.value) and refused.value.hint
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_files_are_read():
     """A lockfile of this size is ordinary."""
     files = {f"shard-{n // 1000:03}/file-{n:06}.bin": DIGESTS[n % 5] for n in range(100_000)}

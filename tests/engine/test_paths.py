@@ -13,6 +13,8 @@ from builders import CalledCli
 from modelstow import InvalidConfigError, ModelEnsurer
 from modelstow.reconcile.paths import absolute_path
 
+pytestmark = pytest.mark.slow
+
 MANIFEST = 'schema = 1\n[models.m]\nversion = "1"\nsources = ["~/w"]\n[models.m.variants.v]\n'
 
 

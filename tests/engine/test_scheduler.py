@@ -742,6 +742,7 @@ def worlds(draw: st.DrawFn, *, with_steady: bool = False) -> World:
     return World(sims, pieces, draw(policies), earlier=earlier, jumps=draw(jumps), allowed=allowed, chunking=chunking)
 
 
+@pytest.mark.slow
 @given(worlds())
 @settings(max_examples=300)
 def test_a_transfer_always_ends(world):
@@ -749,6 +750,7 @@ def test_a_transfer_always_ends(world):
     world.run()
 
 
+@pytest.mark.slow
 @given(worlds())
 @settings(max_examples=300)
 def test_it_never_gives_up_while_a_correct_source_could_still_serve(world):
@@ -773,6 +775,7 @@ def test_it_ends_with_the_right_bytes_where_a_correct_source_can_be_reached(worl
     assert world.held == {piece: right(piece) for piece in range(world.pieces)}
 
 
+@pytest.mark.slow
 @given(worlds())
 @settings(max_examples=150)
 def test_no_correct_source_is_marked_corrupt(world):
@@ -783,6 +786,7 @@ def test_no_correct_source_is_marked_corrupt(world):
     assert world.marked - {EARLIER, "mem://corrupt of old"} <= world.corrupt
 
 
+@pytest.mark.slow
 @given(worlds())
 @settings(max_examples=150)
 def test_pauses_are_bounded_by_the_policy(world):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from builders import CalledCli
 
+pytestmark = pytest.mark.slow
+
 SDXL = {"sdxl.safetensors": b"sdxl weights"}
 SD15 = {"sd15.safetensors": b"sd15 weights", "sd15/config.json": b"{}"}
 SD15_NEW = {"sd15.safetensors": b"sd15 weights, new", "sd15/new.json": b"[]"}

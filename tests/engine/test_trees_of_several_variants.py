@@ -23,6 +23,8 @@ from modelstow.reconcile.planning.state import Desired, DesiredTree, TreeKey
 from modelstow.reconcile.retention import pins, roots
 from modelstow.reconcile.retention.collector import EvictionTargets
 
+pytestmark = pytest.mark.slow
+
 A, B = VariantId("a@1", "v"), VariantId("b@1", "w")
 FILES_A, FILES_B = {"a.bin": b"a" * 100, "both.txt": b"both"}, {"b/b.bin": b"b" * 200, "both.txt": b"both"}
 PLACE = "models/pair"

@@ -17,7 +17,7 @@ from modelstow.cas.inventory import INTENT, Inventory, InventoryEntry, TreeRecor
 from modelstow.cas.links import LinkKind
 from modelstow.cas.records import encode
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be two users")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be two users")]
 
 FILES = {"config.json": b"{}", "model.bin": b"weights"}
 TREE = "models/m@1/v"

@@ -16,6 +16,8 @@ from modelstow.cas import BlobStore, presence
 from modelstow.reconcile.retention import roots
 from modelstow.reconcile.retention.roots import RootState
 
+pytestmark = pytest.mark.slow
+
 FILES = {"config.json": b"{}", "model.bin": b"weights"}
 UNSEEN = [errno.EACCES, errno.EIO, errno.ESTALE, errno.ELOOP, errno.ENAMETOOLONG, errno.EPERM, errno.ENXIO]
 

@@ -253,6 +253,7 @@ def test_a_bind_mount_of_the_same_file_system_gives_a_copy(tmp_path: Path):
         assert place(tmp_path, Linker(LinkMode.AUTO), into=folder) in (LinkKind.REFLINK, LinkKind.COPY)
 
 
+@pytest.mark.slow
 @root_only
 def test_the_last_link_that_ext4_allows_is_followed_by_a_copy(tmp_path: Path):
     """EMLINK for real: 65,000 names of one inode (F5)."""
