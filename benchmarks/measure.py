@@ -75,7 +75,7 @@ class CommandFailed(Exception):
 def environment(root: Path, **more: str) -> dict[str, str]:
     """The environment of measured commands: nothing of this user's settings of modelstow, hubs, proxies or Python.
 
-    PYTHONPATH stays, so that another checkout can be measured; without compiled modules every start would compile anew.
+    PYTHONPATH stays, so that another checkout can be measured; without compiled modules every start would compile again.
     """
     drop = ("MODELSTOW", "MODELS_", "HF_", "AWS_", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PYTHONPYCACHEPREFIX")
     keep = {k: v for k, v in os.environ.items() if not k.startswith(drop) and not k.lower().endswith("_proxy")}

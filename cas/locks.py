@@ -147,7 +147,7 @@ class Lock:
         """Write *fields* into the lock file, for processes that wait for it or take it next. Not synced. Raises OSError."""
         self.note.update(fields)
         found = os.fstat(self.fd)
-        if found.st_nlink == 1:  # else it may be a file of the user's, which somebody has linked here
+        if found.st_nlink == 1:  # else it may be a file of the user's, linked here
             # One write over the whole old note: a reader without the lock sees the old note or the new.
             os.pwrite(self.fd, json.dumps(self.note).encode().ljust(min(found.st_size, _NOTE_BYTES)), 0)
 
@@ -239,7 +239,7 @@ STRANGE = (errno.EINVAL, errno.ELOOP, errno.ENXIO)
 
 
 def remove_strange(path: Path) -> None:
-    """Remove what is no lock file: nobody holds a lock on it. One process at a time, or a new lock file could go.
+    """Remove what is no lock file: no process holds a lock on it. One process at a time, or a new lock file could go.
 
     Raises OSError.
     """
@@ -282,7 +282,7 @@ def is_held(path: Path) -> bool:
     try:  # enough for a shared lock, also on a read-only disk
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):  # nothing, or what nobody can lock
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):  # nothing, or what cannot be locked
             return False
         raise
     try:

@@ -212,7 +212,7 @@ class Partial:
 def take_up(path: str) -> int | None:
     """Open for writing what an earlier run of this user left at *path*; None where anything else is, or nothing.
 
-    With a second link it may already be a blob, or a file of the user's that somebody has linked there.
+    With a second link it may already be a blob, or a file of the user's linked there.
     """
     try:
         fd = open_regular(path, os.O_RDWR)

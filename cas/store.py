@@ -38,7 +38,7 @@ from .untrusted import Writers
 
 LOCK_TIMEOUT_S = 300.0
 """Default time to wait for a lock, from its holder's last progress."""
-_LOCK_TRIES = 100  # while somebody else removes what has a lock file's name and is none
+_LOCK_TRIES = 100  # while another process removes what has a lock file's name and is none
 _STRIPE_DIGITS = 3  # 4096 lock files for all blobs, never more; two digests that share one merely wait for each other
 
 

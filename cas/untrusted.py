@@ -27,7 +27,7 @@ class Writers:
     @classmethod
     def of(cls, root: Path, *, shared: bool) -> Writers:
         """Those of the store at *root*: in a private one this user, root, and the owner of the store (behind a mount of
-        another user namespace, everybody's files belong to nobody)."""
+        another user namespace, all files belong to an unmapped user)."""
         own = frozenset({os.geteuid(), 0})
         if shared:
             return cls(mine=own)
@@ -38,7 +38,7 @@ class Writers:
         return cls(own, own)
 
     def read_mine(self, path: str | Path) -> bytes:
-        """The content of a state file that nobody but this user, or root, may have written. Raises as ``read_state``."""
+        """The content of a state file that only this user, or root, may have written. Raises as ``read_state``."""
         return read_state(path, Writers(self.mine))
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelstow.cas import EMPTY, BlobStore, Digest, LinkMode, StoreStateError
-from modelstow.cas.inventory import is_intent, tree_id
+from modelstow.cas.inventory import Inventory, is_intent, tree_id
 
 from .desired import selectors, validation
 from .desired.lockfile import LockedBlob, Lockfile
@@ -39,52 +38,67 @@ def build(settings: Settings, lock: Lockfile, variants: Iterable[VariantId], opt
     trees = tuple(_tree(settings, lock, id_, options) for id_ in variants)
     blobs = lock.blobs
     if options.into is not None and trees:
-        trees, blobs = _in_one_folder(BlobStore.open_readonly(settings.root), lock, trees)
+        tree, more = _in_one_folder(BlobStore.open_readonly(settings.root), lock, trees)
+        trees, blobs = (tree,), {**blobs, **more} if more else blobs
     copies = _needs_copies(settings) if trees else False
     return Desired(trees=trees, blobs=blobs, mirrors=settings.mirrors, needs_copies=copies, prune=options.prune)
 
 
-def build_all(settings: Settings, lock: Lockfile, options: EnsureOptions) -> Desired:
-    """The desired state of every variant of a lockfile, and of the folders outside the store that it put some into."""
+def build_all(settings: Settings, lock: Lockfile, options: EnsureOptions, warn: Callable[[object], object]) -> Desired:
+    """The desired state of every variant of a lockfile, and of the folders outside the store that it put some into.
+
+    What is the user's in such a folder stays, whatever the options. One that cannot be as the lockfile has it stays as it
+    is, and *warn* is called with the reason.
+    """
     desired = build(settings, lock, selectors.all_variants(lock), options)
     named = {tree_id(tree.key.tree) for tree in desired.trees}
-    trees, blobs = list(desired.trees), dict(desired.blobs)
-    records = BlobStore.open_readonly(settings.root).trees
-    for file in records.files():
+    store = BlobStore.open_readonly(settings.root)
+    trees, more = list(desired.trees), dict[Digest, LockedBlob]()
+    versions: dict[tuple[str, str], list[VariantId]] = {}
+    for id_ in selectors.all_variants(lock):
+        versions.setdefault(_without_version(id_), []).append(id_)
+    for file in store.trees.files():
         if file.name in named or is_intent(file):
             continue
-        record = None
-        with suppress(StoreStateError):  # a damaged record stops gc alone
-            record = records.read_file(file)
-        if record is None or not os.path.isabs(record.tree) or record.labels.get("lockfile") != str(settings.lockfile):
-            continue
-        if not records.may_change(record):
-            continue
-        ids = list(dict.fromkeys(filter(None, (_locked(lock, id_) for id_ in labels_by_variant(record.labels)))))
-        if ids and os.path.isdir(record.tree):  # a folder that was deleted is no tree any more
-            outside = build(settings, lock, ids, replace(options, into=Path(record.tree)))
-            trees += outside.trees
-            blobs |= outside.blobs
-    return replace(desired, trees=tuple(trees), blobs=blobs if len(trees) > len(desired.trees) else desired.blobs)
+        try:
+            record = store.trees.read_file(file)
+            if record is None or not _is_outside(store, record, settings.lockfile):
+                continue
+            ids = dict.fromkeys(_locked(versions, id_) for id_ in labels_by_variant(record.labels))
+            alone = replace(options, into=Path(record.tree))
+            parts = tuple(_tree(settings, lock, id_, alone) for id_ in ids if id_ is not None)
+            if parts:
+                tree, blobs = _in_one_folder(store, lock, parts)
+                trees.append(replace(tree, keeps_extra=True))
+                more |= blobs
+        except StoreStateError:
+            continue  # a damaged record stops gc alone
+        except InvalidConfigError as error:
+            warn(error)
+    return replace(desired, trees=tuple(trees), blobs={**lock.blobs, **more} if more else lock.blobs)
 
 
-def _locked(lock: Lockfile, id_: VariantId) -> VariantId | None:
+def _is_outside(store: BlobStore, record: Inventory, lockfile: Path | None) -> bool:
+    """Whether it is of a folder outside the store that this lockfile put files into, and that is there."""
+    mine = os.path.isabs(record.tree) and record.labels.get("lockfile") == str(lockfile)
+    return mine and store.trees.may_change(record) and os.path.isdir(record.tree)
+
+
+def _locked(versions: Mapping[tuple[str, str], list[VariantId]], id_: VariantId) -> VariantId | None:
     """The variant of a lockfile that takes the place of one: the same, or the only other version of it."""
-    if id_.model in lock.models and id_.variant in lock.models[id_.model].variants:
-        return id_
-    others = [other for other in selectors.all_variants(lock) if _without_version(other) == _without_version(id_)]
-    return others[0] if len(others) == 1 else None
+    found = versions.get(_without_version(id_), [])
+    return id_ if id_ in found else found[0] if len(found) == 1 else None
 
 
 def _in_one_folder(
     store: BlobStore, lock: Lockfile, trees: tuple[DesiredTree, ...]
-) -> tuple[tuple[DesiredTree], Mapping[Digest, LockedBlob]]:
+) -> tuple[DesiredTree, Mapping[Digest, LockedBlob]]:
     """One tree with the files of all, and of the variants that the folder holds already; and the blobs of these.
 
     Of a variant of the same model, an earlier version's files give way. Raises InvalidConfigError where two variants have
     a path in common.
     """
-    first, blobs = trees[0], dict(lock.blobs)
+    first, blobs = trees[0], dict[Digest, LockedBlob]()
     shares = {tree.key.variants[0]: (tree.labels, tree.files) for tree in trees}
     names = {_without_version(id_) for id_ in shares}
     record = store.trees.read(first.key.tree)
@@ -93,10 +107,10 @@ def _in_one_folder(
             continue
         theirs = {p: record.files[p].digest for p in selectors.own_paths(row, record.files) if p in record.files}
         shares[id_] = {key: value for key, value in row.items() if key != "lockfile"}, theirs
-        for digest in set(theirs.values()) - blobs.keys() - {EMPTY}:
+        for digest in set(theirs.values()) - lock.blobs.keys() - {EMPTY}:
             blobs[digest] = LockedBlob(size=size_of(store, lock, digest))
     if len(shares) == 1:
-        return (first,), lock.blobs
+        return first, {}
     owners: dict[str, VariantId] = {}
     for id_, (_, files) in sorted(shares.items()):
         for path in files:
@@ -115,7 +129,7 @@ def _in_one_folder(
         raise InvalidConfigError("\n".join(map(str, problems)), hint="put one of them into another folder")
     lockfile = {key: value for key, value in first.labels.items() if key == "lockfile"}
     key = TreeKey(tuple(sorted(shares)), first.key.tree)
-    return (replace(first, key=key, files=merged, labels={**selectors.merge_labels(rows), **lockfile}),), blobs
+    return replace(first, key=key, files=merged, labels={**selectors.merge_labels(rows), **lockfile}), blobs
 
 
 def _without_version(id_: VariantId) -> tuple[str, str]:

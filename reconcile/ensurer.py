@@ -109,7 +109,7 @@ class ModelEnsurer:
     def desired(self, selectors: Selectors = None, *, options: EnsureOptions = EnsureOptions()) -> Desired:
         """The desired state of variants (default: all). Raises the errors of selectors."""
         if selectors is None and options.into is None:
-            return build_all(self.settings, self.lock, options)
+            return build_all(self.settings, self.lock, options, self.events.warn)
         return build(self.settings, self.lock, self._chosen(selectors), options)
 
     def observe(self, desired: Desired | None = None) -> Actual:

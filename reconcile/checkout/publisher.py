@@ -70,7 +70,8 @@ class Publisher:
             recovered = self._recovery.recover(wanted.key, wanted.path)
             if presence.exists(wanted.path) and not presence.is_folder(wanted.path):
                 self._displace_root(wanted)
-            one = replace(desired, trees=(wanted,), removals=())
+            prune = desired.prune and not wanted.keeps_extra
+            one = replace(desired, trees=(wanted,), removals=(), prune=prune)
             if wanted.entries and not recovered and self._is_new(wanted):
                 statuses = {d: known.get(d) or self.store.blobs.stat(d, desired.size(d)) for d in one.digests}
                 self._exchange(one, wanted, Actual(blobs=statuses))
@@ -84,9 +85,9 @@ class Publisher:
             if not work and seen.recorded and same_choice(seen.labels, wanted.labels):
                 return recovered
             exchanged = bool(work) and self._by_exchange(wanted, seen) and self._exchange(one, wanted, actual)
-            if exchanged and desired.prune and seen.extra:  # they moved into the new tree
+            if exchanged and prune and seen.extra:  # they moved into the new tree
                 actual = observe(self.store, one)
-            if not exchanged or (desired.prune and seen.extra):
+            if not exchanged or (prune and seen.extra):
                 self._repair_in_place(one, wanted, actual)
             if work:
                 self._published(wanted, exchanged=exchanged)

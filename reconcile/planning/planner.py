@@ -113,7 +113,7 @@ def plan(desired: Desired, actual: Actual) -> Plan:
     intact = _intact(actual)
     for tree in desired.trees:
         seen = actual.trees.get(tree.key, NO_TREE)
-        for action in _tree_actions(tree, seen, actual, intact, prune=desired.prune):
+        for action in _tree_actions(tree, seen, actual, intact, prune=desired.prune and not tree.keeps_extra):
             match action:
                 case Link() | LinkTree():
                     links.append(action)

@@ -62,6 +62,7 @@ class DesiredTree:
     files: Mapping[str, Digest]  # blobs by path within the tree
     others: Mapping[str, Other] = field(default_factory=dict)  # what is no blob, by path
     labels: Mapping[str, str] = field(default_factory=dict)
+    keeps_extra: bool = False  # the user's own files stay, also where others are pruned
     other_disk: bool = False  # it is on another file system than the store, so that its files are copies
 
     def __post_init__(self) -> None:

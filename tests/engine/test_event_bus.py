@@ -50,7 +50,7 @@ def test_a_listener_that_raises_is_dropped_with_one_warning_to_the_others():
 
 
 def test_the_failure_of_the_only_listener_is_logged(caplog: pytest.LogCaptureFixture):
-    """With its traceback: somebody has to learn of it."""
+    """With its traceback: it must not go unseen."""
     bus = EventBus()
     run = EventBus(bus)
     run.subscribe(failing)

@@ -36,7 +36,7 @@ def locked(cli: Cli) -> list[str]:
     return sorted(json.loads((cli.folder / "models.lock").read_text())["models"]["m@1"]["variants"]["v"]["files"])
 
 
-# ---- what nobody wants stops nothing
+# ---- what is not wanted stops nothing
 
 
 @pytest.mark.parametrize("variant", ['include = ["c.bin"]', 'exclude = ["old.ckpt"]'])

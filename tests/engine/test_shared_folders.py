@@ -160,3 +160,38 @@ def test_a_folder_can_be_released(cli: CalledCli, folder: Path):
     cli.ok("reconcile")
     assert content(folder) == MINE and str(folder) not in cli.ok("status").out
     assert cli.run("release", folder).code == 2
+
+
+def test_reconcile_prunes_no_folder_outside_the_store(cli: CalledCli, folder: Path):
+    """The user's files in it are no leftovers of a tree; `ensure --into --prune` asks for that folder by name."""
+    cli.ok("ensure", "sdxl", "--into", folder)
+    (folder / "sdxl.safetensors").unlink()  # so that there is work in it
+
+    cli.ok("reconcile", "--prune")
+    cli.ok("ensure", "--all", "--prune")
+    assert content(folder) == {**MINE, **SDXL}
+
+    cli.ok("ensure", "sdxl", "--into", folder, "--prune")
+    assert content(folder) == SDXL
+
+
+def test_a_clash_after_an_upgrade_leaves_the_folder_as_it_is_and_is_said(cli: CalledCli, folder: Path):
+    """The other trees are reconciled, and `status` works."""
+    cli.ok("ensure", "sdxl", "sd15", "--into", folder)
+    clashing = {"sdxl.safetensors": b"now sd15 has this path too"}
+    write_project(cli, {"sdxl@1": {"v": SDXL}, "sd15@2": {"v": clashing}})
+
+    ran = cli.ok("reconcile")
+
+    assert "warning" in ran.err and "sdxl.safetensors" in ran.err and str(folder) in ran.err
+    assert content(folder) == {**MINE, **SDXL, **SD15}
+    assert (cli.root / "models/sd15@2/v/sdxl.safetensors").exists() and cli.run("status").code == 0
+
+
+def test_a_damaged_record_of_such_a_folder_does_not_stop_status(cli: CalledCli, folder: Path):
+    """It stops gc alone."""
+    cli.ok("ensure", "sdxl", "--into", folder)
+    record = next(file for file in (cli.root / "state/inventories").iterdir() if file.is_file())
+    record.write_bytes(b"torn")
+
+    assert cli.run("status").code == 0

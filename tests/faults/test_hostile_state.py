@@ -103,7 +103,7 @@ def place(cli: Cli, where: str) -> Path:
 @pytest.mark.parametrize("lay", HOSTILE, ids=lambda lay: lay.__name__)
 @pytest.mark.parametrize("where", [*ROOTS, *CACHES])
 def test_what_is_laid_in_a_store_stops_garbage_collection_at_most(cli: Cli, where: str, lay: Callable[[Path], None]):
-    """Nobody waits for a pipe, reads a device or calls it a bug; what is needed for the work is made again (M7)."""
+    """No command waits for a pipe, reads a device or calls it a bug; what is needed for the work is made again (M7)."""
     lay(place(cli, where))
     shutil.rmtree(cli.root / "models/m@1")
     commands = [("status",), ("plan",), ("ensure", "m"), ("reconcile",), ("verify",), ("verify", "--repair"), ("lock",)]

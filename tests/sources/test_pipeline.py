@@ -180,7 +180,7 @@ def test_bytes_behind_the_last_response_close_the_connection():
 
 
 def test_a_pipeline_that_is_not_read_to_its_end_closes_the_connection():
-    """Responses that nobody reads would be those of the next requests."""
+    """Unread responses would be those of the next requests."""
     with RawServer(Script()) as server:
         source = HttpSource({})
         bodies(source, server.url, 1)
